@@ -1,0 +1,100 @@
+"""The control API: launching, watching and ending models. Field names are those that xinference-client sends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+Uid = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
+
+LaunchState = Literal["PENDING", "PREPARING", "STARTING", "LOADING", "READY", "FAILED", "CANCELLED", "STOPPING"]
+"""PENDING: accepted, not placed. PREPARING: files and environment. STARTING: process started, no word yet. LOADING: weights.
+READY: every replica makes progress. FAILED and CANCELLED are ends; STOPPING leads to removal."""
+
+
+class LaunchSpec(Struct, kw_only=True, omit_defaults=True):
+    """What the user asked for, whole: two equal specs are the same launch.
+
+    `model_name` is a family's name, a directory or a `.gguf` file. `options` are the engine's own, as given by the user.
+    """
+
+    model_name: str
+    model_uid: Uid | None = None
+    model_type: str = "LLM"
+    model_engine: str | None = None
+    model_format: str | None = None
+    size_in_billions: str | None = None
+    quantization: str | None = None
+    model_path: str | None = None
+    replica: Annotated[int, Meta(ge=1, le=1024)] = 1
+    n_gpu: int | Literal["auto"] | None = "auto"
+    gpu_idx: list[int] | None = None
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class LaunchAnswer(Struct, kw_only=True):
+    """Answer to `POST /v1/models`."""
+
+    model_uid: str
+
+
+class ReplicaStatus(Struct, kw_only=True):
+    """One replica of a launch, as last reported."""
+
+    replica_id: str
+    state: LaunchState
+    stage: str = ""
+    progress: float | None = None
+    """Share of the stage that is done, 0 to 1, where the stage can tell."""
+    worker: str = ""
+    devices: list[str] = msgspec.field(default_factory=list)
+    pid: int | None = None
+    restarts: int = 0
+    error: str | None = None
+
+
+class ModelStatus(Struct, kw_only=True):
+    """One launch: answer to `GET /v1/models/{uid}`."""
+
+    model_uid: str
+    spec: LaunchSpec
+    state: LaunchState
+    created: int
+    engine: str = ""
+    model_format: str = ""
+    size_in_billions: str | None = None
+    quantization: str | None = None
+    context_length: int | None = None
+    replicas: list[ReplicaStatus] = msgspec.field(default_factory=list)
+    error: str | None = None
+
+
+class EngineStatus(Struct, kw_only=True):
+    """One engine as `xi engines` shows it."""
+
+    name: str
+    available: bool
+    reason: str
+    """Version when available; else why not, with the pip line."""
+    formats: list[str]
+    plugin: str
+    model: str | None = None
+    """When asked for one model: whether this engine takes it (`yes`, or the reason why not)."""
+
+
+class ClusterInfo(Struct, kw_only=True):
+    """Answer to `GET /v1/cluster/info`: the processes that serve."""
+
+    version: str
+    processes: list[ProcessInfo]
+
+
+class ProcessInfo(Struct, kw_only=True):
+    """One process: its role (supervisor, gateway, worker, keeper, replica) and pid."""
+
+    role: str
+    pid: int
+    name: str = ""

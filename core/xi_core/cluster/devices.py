@@ -1,0 +1,34 @@
+"""Device probes: how a worker finds its accelerators."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from msgspec import Struct
+
+
+class Device(Struct, kw_only=True):
+    """One accelerator of a worker. `id` is unique on its worker (`cuda:0`); memory in bytes; utilisation 0 to 1."""
+
+    id: str
+    kind: str
+    name: str = ""
+    memory: int = 0
+    memory_free: int = 0
+    utilisation: float = 0.0
+
+
+class DeviceProbe(ABC):
+    """Finds devices of one kind. Called in a worker at its start and now and then; must not load an engine library."""
+
+    @abstractmethod
+    def devices(self) -> list[Device]:
+        """The devices of this kind on this machine; none is no error."""
+
+
+class DeviceProbeInfo(Struct, kw_only=True):
+    """Descriptor of a device probe: its name and `module:Class`."""
+
+    name: str
+    probe: str
+    description: str = ""

@@ -1,0 +1,227 @@
+"""Commands and notices of the control plane: gateway ↔ supervisor ↔ worker, carried by `xi_core.transport.rpc`.
+
+A command is a struct whose tag is its name; its answer's type stands in `ANSWERS`. A notice expects no answer.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+from xi_core.api.control import EngineStatus, LaunchSpec, ModelStatus, ProcessInfo, ReplicaStatus
+from xi_core.cluster.devices import Device
+from xi_core.engine.info import Support
+from xi_core.models.family import ModelSpec
+from xi_core.wire.manifest import Manifest
+from xi_core.wire.plan import LaunchPlan
+
+# ---- gateway → supervisor -----------------------------------------------------------------------
+
+
+class Launch(Struct, tag="launch"):
+    """Start a launch; the answer comes when it is accepted, not when it is ready."""
+
+    spec: LaunchSpec
+
+
+class ListModels(Struct, tag="list_models"):
+    """All launches."""
+
+
+class GetModel(Struct, tag="get_model"):
+    """One launch."""
+
+    uid: str
+
+
+class Terminate(Struct, tag="terminate"):
+    """End a launch, whatever state it is in; the answer comes when its replicas are gone."""
+
+    uid: str
+
+
+class ListEngines(Struct, tag="list_engines"):
+    """The engines and whether they run on some worker; with `model`, whether they take it."""
+
+    model: str | None = None
+
+
+class Subscribe(Struct, tag="subscribe"):
+    """Send the routing table now and each change from now on, as `TableUpdate` notices."""
+
+    gateway: str
+    pid: int
+
+
+class GetCluster(Struct, tag="get_cluster"):
+    """The processes of the cluster."""
+
+
+# ---- worker → supervisor ------------------------------------------------------------------------
+
+
+class ReplicaRecord(Struct, kw_only=True):
+    """A replica as its worker sees it: enough for a supervisor that forgot everything to adopt it."""
+
+    plan: LaunchPlan
+    spec: LaunchSpec
+    status: ReplicaStatus
+    created: int
+    model: ModelSpec
+    endpoint: str = ""
+    context_length: int = 0
+    slots: int = 0
+    manifest: Manifest | None = None
+
+
+class Register(Struct, tag="register", kw_only=True):
+    """A worker joins: who it is, what it has, which engines run on it, and which replicas it runs already."""
+
+    worker: str
+    incarnation: str
+    pid: int
+    keeper_pid: int
+    version: str
+    protocol: int
+    devices: list[Device]
+    engines: dict[str, Support]
+    replicas: list[ReplicaRecord] = field(default_factory=list)
+
+
+class ReplicaUpdate(Struct, tag="replica_update"):
+    """Notice: a replica changed."""
+
+    record: ReplicaRecord
+
+
+class ReplicaGone(Struct, tag="replica_gone", kw_only=True):
+    """Notice: a replica's process ended. `error` says why, with the last lines of its stderr, when it was not asked to."""
+
+    replica_id: str
+    uid: str
+    error: str | None = None
+
+
+# ---- supervisor → worker ------------------------------------------------------------------------
+
+
+class Inspect(Struct, tag="inspect"):
+    """Read a local directory or file's own configuration."""
+
+    path: str
+
+
+class StartReplica(Struct, tag="start_replica", kw_only=True):
+    """Resolve the artifact and start a replica. Its progress comes as `ReplicaUpdate`."""
+
+    spec: LaunchSpec
+    model: ModelSpec
+    plan: LaunchPlan
+    created: int
+    deadline: float
+    """Seconds from now in which the replica must be ready."""
+
+
+class StopReplica(Struct, tag="stop_replica"):
+    """End a replica: drain for `grace` seconds, then kill."""
+
+    replica_id: str
+    grace: float = 0.0
+
+
+class MatchEngine(Struct, tag="match_engine", kw_only=True):
+    """Which engines take this model on this worker."""
+
+    model: ModelSpec
+
+
+# ---- answers ------------------------------------------------------------------------------------
+
+
+class Done(Struct):
+    """Nothing to tell but that it is done."""
+
+
+class Launched(Struct):
+    """The uid of an accepted launch."""
+
+    uid: str
+
+
+class Models(Struct):
+    """Launches."""
+
+    models: list[ModelStatus]
+
+
+class Engines(Struct):
+    """Engines."""
+
+    engines: list[EngineStatus]
+
+
+class Cluster(Struct):
+    """Processes."""
+
+    processes: list[ProcessInfo]
+
+
+class Inspected(Struct):
+    """What a path holds."""
+
+    model: ModelSpec
+
+
+class Matches(Struct):
+    """Per engine, whether it takes the model."""
+
+    engines: dict[str, Support]
+
+
+ANSWERS: dict[type[Struct], type[Struct]] = {
+    Launch: Launched,
+    ListModels: Models,
+    GetModel: ModelStatus,
+    Terminate: Done,
+    ListEngines: Engines,
+    Subscribe: Done,
+    GetCluster: Cluster,
+    Register: Done,
+    Inspect: Inspected,
+    StartReplica: Done,
+    StopReplica: Done,
+    MatchEngine: Matches,
+}
+
+
+# ---- supervisor → gateway -----------------------------------------------------------------------
+
+
+class ReplicaRoute(Struct, kw_only=True):
+    """Where one ready replica listens, and which life of it."""
+
+    replica_id: str
+    incarnation: str
+    endpoint: str
+    transport: str
+    slots: int
+
+
+class ModelRoute(Struct, kw_only=True):
+    """One launch in the routing table. `replicas` holds the ready ones only; `detail` says why there are none."""
+
+    uid: str
+    state: str
+    detail: str = ""
+    replicas: list[ReplicaRoute] = field(default_factory=list)
+    context_length: int | None = None
+    endpoints: list[str] = field(default_factory=list)
+
+
+class TableUpdate(Struct, tag="table_update", kw_only=True):
+    """Notice: the whole routing table at a version (`full`), or the models that changed and those that went."""
+
+    epoch: str
+    version: int
+    full: bool
+    models: list[ModelRoute]
+    removed: list[str] = field(default_factory=list)

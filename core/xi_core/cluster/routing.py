@@ -1,0 +1,51 @@
+"""Routing: the views that a router chooses a replica on. Runs in the gateway, on the token path: synchronous and cheap."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+
+class RouteRequest(Struct):
+    """What a router may know of a request: the model's uid, the route, the body's size in bytes, and its most tokens if it says so."""
+
+    uid: str
+    route: str
+    size: int
+    max_tokens: int | None
+
+
+class ReplicaView(Struct):
+    """One ready replica. `outstanding` counts this gateway's open requests on it, `tokens` their expected tokens; the rest was last told by it."""
+
+    replica_id: str
+    slots: int
+    outstanding: int
+    tokens: int
+    running: int
+    waiting: int
+
+
+class Router(ABC):
+    """Chooses a replica for each request of one model."""
+
+    @abstractmethod
+    def choose(self, request: RouteRequest, replicas: Sequence[ReplicaView]) -> str:
+        """The `replica_id` of one of `replicas`, which is never empty."""
+
+    def on_start(self, request: RouteRequest, replica_id: str) -> None:  # noqa: B027 - stateless routers need none
+        """A request was sent to this replica."""
+
+    def on_end(self, request: RouteRequest, replica_id: str, tokens: int) -> None:  # noqa: B027
+        """That request has ended after so many tokens."""
+
+
+class RouterInfo(Struct, kw_only=True):
+    """Descriptor of a router: its name and `module:Class`."""
+
+    name: str
+    router: str
+    aliases: tuple[str, ...] = ()
+    description: str = ""

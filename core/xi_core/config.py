@@ -1,0 +1,90 @@
+"""Settings: the only reader of the environment. Each is `XI_NAME`; where Xinference has the same setting, its name works too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from xi_core.errors import ConfigError
+
+DEFAULT_PORT = 9997
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Settings(Struct, kw_only=True, frozen=True):
+    """All settings with their defaults. The environment variable of `hang_timeout` is `XI_HANG_TIMEOUT`."""
+
+    home: str = "~/.xi"
+    """Models, logs and the plugin record live here."""
+    endpoint: str = f"http://127.0.0.1:{DEFAULT_PORT}"
+    """The server that commands talk to."""
+    api_key: str = ""
+    """The key that the server asks for and that commands send; empty: none."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = DEFAULT_PORT
+    log_level: str = "info"
+    plugins: str = ""
+    """Which plugins load, by entry point name: `a,b` allows only these, `-a,-b` blocks these."""
+    launch_strategy: str = "idle_first"
+    router: str = "least_loaded"
+    launch_timeout: Seconds = 600.0
+    """A launch that isn't READY by then is FAILED."""
+    hang_timeout: Seconds = 60.0
+    """A replica that is busy for this long without a step is killed and started again."""
+    grace: Annotated[float, Meta(ge=0)] = 10.0
+    """Time to finish running requests when something is stopped gently."""
+    queue_size: Annotated[int, Meta(ge=0)] = 256
+    """Requests of one model that may wait, in the gateway and in each replica."""
+    request_timeout: Seconds = 600.0
+    """A request without a first token by then fails with 504."""
+    max_body: Annotated[int, Meta(ge=1024)] = 16 * 1024 * 1024
+    """Largest request body, in bytes."""
+    batch_size: Annotated[int, Meta(ge=1, le=1024)] = 32
+    """Most requests that one replica runs at once."""
+    batch_interval: Annotated[float, Meta(ge=0, le=10)] = 0.003
+    """Longest wait to fill a batch when idle, in seconds."""
+
+    @property
+    def home_dir(self) -> Path:
+        """`home` as an absolute path."""
+        return Path(self.home).expanduser().absolute()
+
+
+XINFERENCE_NAMES = {
+    "home": "XINFERENCE_HOME",
+    "endpoint": "XINFERENCE_ENDPOINT",
+    "launch_strategy": "XINFERENCE_LAUNCH_STRATEGY",
+    "batch_size": "XINFERENCE_BATCH_SIZE",
+    "batch_interval": "XINFERENCE_BATCH_INTERVAL",
+}
+"""Settings that Xinference has under its own name; `XI_…` wins when both are set."""
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    """Settings from `environ`. Raises `ConfigError`, naming the variable."""
+    found: dict[str, Any] = {}
+    for setting in msgspec.structs.fields(Settings):
+        for variable in (f"XI_{setting.name.upper()}", XINFERENCE_NAMES.get(setting.name)):
+            if variable and environ.get(variable):
+                found[setting.name] = _converted(variable, environ[variable], setting.type)
+                break
+    return Settings(**found)
+
+
+def _converted(variable: str, text: str, wanted: Any) -> Any:
+    try:
+        return msgspec.convert(text, wanted, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{variable}={text!r}: {error}", param=variable) from None
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """This process's settings, read once."""
+    return read(os.environ)

@@ -1,0 +1,221 @@
+"""The interfaces that an engine implements. One replica loads one engine, which loads one model.
+
+A `TokenEngine` turns prompt ids into token ids, one step of its batch at a time; xi owns templates, stop strings, tools, reasoning and
+`n`. An `ApiEngine` wraps something that speaks OpenAI's API already; xi validates, queues, fans out `n` and rewrites its events.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+from xi_core.wire.manifest import Manifest
+from xi_core.wire.plan import LaunchPlan
+
+Progress = Callable[[str, float | None], None]
+"""Called by `load` with the name of a stage and the share of it that is done (0 to 1, None where unknown)."""
+
+FinishReason = Literal["stop", "length"]
+
+
+class LoadedModel(Struct, kw_only=True):
+    """What `load` answers: the truth about the model in memory."""
+
+    context_length: int
+    """Most tokens of prompt and answer together."""
+    slots: int
+    """Most requests that run at once; xi queues the rest."""
+    manifest: Manifest
+    """May only narrow the descriptor's."""
+
+
+class EngineStats(Struct, kw_only=True):
+    """Counters of an engine. `steps` must move while requests run: that is how xi knows that the engine makes progress."""
+
+    running: int = 0
+    steps: int = 0
+    tokens: int = 0
+
+
+class Engine(ABC):
+    """The life that every engine has. xi calls `load` once, then serves, then `close` once."""
+
+    @abstractmethod
+    def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
+        """Load the artifact that `plan` names, blocking. Raises `ArtifactError`, `UnknownOption` or `EngineError`."""
+
+    @abstractmethod
+    def stats(self) -> EngineStats:
+        """Counters, cheap, from any thread."""
+
+    def check(self) -> None:
+        """Raise `EngineError` if the engine can't serve any more. Cheap, from any thread; called several times per second."""
+
+    def close(self, grace: float) -> None:  # noqa: B027 - engines without resources have nothing to do
+        """Free everything within `grace` seconds; requests may still run."""
+
+
+# ---- token engines ------------------------------------------------------------------------------
+
+
+class SamplingParams(Struct, kw_only=True, frozen=True):
+    """How one sequence is sampled. Stop strings are not here: the serving layer matches them on text.
+
+    Applied in this order: logit_bias, repetition/presence/frequency penalties, temperature (0 = greedy), top_k, top_p, min_p.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """None: none. k: the chosen token's log-probability and those of the k likeliest,
+    of the model's distribution before the steps above."""
+
+
+class TokenLogprobs(Struct):
+    """Log-probability of the chosen token, and of the likeliest ones, likeliest first."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class TokenOut(Struct):
+    """One new token of one sequence. `finish` is set on the last: `stop` (an end token, which has no text) or `length`."""
+
+    id: int
+    token: int
+    finish: FinishReason | None = None
+    logprobs: TokenLogprobs | None = None
+
+
+class SequenceError(Struct):
+    """A sequence that failed alone; the others go on. Its slot is free."""
+
+    id: int
+    message: str
+
+
+class StepOutput(Struct):
+    """What one step of the batch produced. A sequence in prefill may be in none."""
+
+    tokens: list[TokenOut]
+    errors: list[SequenceError] = field(default_factory=list)
+
+
+class Tokenizer(ABC):
+    """Text to ids and back. Called on the replica's loop, not on the engine's thread."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; special tokens written in it (`<|im_end|>`) become their ids."""
+
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token adds to the text; empty for special tokens. A character may be split over several tokens."""
+
+    def token_text(self, token: int) -> str:
+        """A token's name for logprobs: its text, with undecodable bytes replaced."""
+        return self.token_bytes(token).decode("utf-8", "replace")
+
+    @property
+    @abstractmethod
+    def vocabulary_size(self) -> int:
+        """Ids are below this."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the model's own chat template, if it has one."""
+        return None
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Names that templates use: `bos_token`, `eos_token`, `pad_token`…"""
+        return {}
+
+    @property
+    def starts_with_space(self) -> bool:
+        """Whether the first token of an answer carries a space that isn't text (SentencePiece)."""
+        return False
+
+
+class TokenEngine(Engine):
+    """An engine that works on token ids and batches sequences itself. All but `load`, `stats`, `check` run on one thread, the batcher's."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The loaded model's tokenizer."""
+
+    @property
+    def default_sampling(self) -> dict[str, Any]:
+        """Sampling values that the model's own files recommend, used where a request is silent."""
+        return {}
+
+    @abstractmethod
+    def has_capacity(self) -> bool:
+        """Whether `add` would find a free slot."""
+
+    @abstractmethod
+    def add(self, id: int, prompt: list[int], sampling: SamplingParams) -> None:
+        """Take a sequence into the batch; its tokens come from the next steps. Raises `InvalidRequest` for what it can't honour."""
+
+    @abstractmethod
+    def step(self) -> StepOutput:
+        """One iteration: prefill what is new, decode one token of each running sequence. Finished sequences free their slots."""
+
+    @abstractmethod
+    def remove(self, id: int) -> None:
+        """Drop a sequence and free its slot at once; unknown ids are ignored."""
+
+
+# ---- API engines --------------------------------------------------------------------------------
+
+
+class ApiRequest(Struct, kw_only=True):
+    """One choice of a validated request: `n` is fanned out already and the engine is always run streamed.
+
+    `body` holds plain JSON values with xi's defaults filled in for every sampling field, so that no default of the engine's own counts.
+    """
+
+    id: int
+    route: str
+    body: dict[str, Any]
+
+
+class ApiSink(ABC):
+    """Where an ApiEngine puts what comes. Callable from any thread; events of one id in order."""
+
+    @abstractmethod
+    def event(self, id: int, data: bytes | str) -> None:
+        """One whole JSON event of OpenAI's streaming form (`chat.completion.chunk` or `text_completion`), without SSE framing."""
+
+    @abstractmethod
+    def done(self, id: int) -> None:
+        """The request has ended well."""
+
+    @abstractmethod
+    def failed(self, id: int, status: int, message: str, param: str | None = None) -> None:
+        """The request has ended badly: 4xx where the request is at fault."""
+
+
+class ApiEngine(Engine):
+    """An engine with an OpenAI API of its own. xi never submits more requests than it has slots, so none waits inside it."""
+
+    @abstractmethod
+    def submit(self, request: ApiRequest, sink: ApiSink) -> None:
+        """Start a request and return at once; everything else comes through `sink`, ending in `done` or `failed` exactly once."""
+
+    @abstractmethod
+    def abort(self, id: int) -> None:
+        """Stop a request as soon as can be; `done` or `failed` still follows once its slot is free."""

@@ -1,0 +1,85 @@
+"""`EngineInfo`: what an engine plugin tells about itself without loading its library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from xi_core.errors import UnknownOption
+from xi_core.models.family import ModelSpec
+from xi_core.wire.manifest import Manifest
+
+
+class Support(Struct, kw_only=True):
+    """Whether an engine can run here, or run this model here; the reason in words (a version when it can)."""
+
+    ok: bool
+    reason: str = ""
+
+
+class HostInfo(Struct, kw_only=True):
+    """What an engine's `probe` and `match` may know of a worker's machine."""
+
+    system: str
+    machine: str
+    python: str
+    cpus: int
+    memory: int
+    device_kinds: tuple[str, ...] = ()
+
+
+class EngineOptions(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of an engine's options: a field per option, its type and bounds checked when a launch is asked for.
+
+    Users write `--context-length 2048`, `--context_length=2048` or `{"context_length": 2048}`.
+    """
+
+
+class EngineInfo(Struct, kw_only=True):
+    """Descriptor of one engine.
+
+    `engine` is `module:Class`, imported only in the replica. `probe` and `match` live in a light module: they look at
+    `importlib.util.find_spec` and package metadata only. `manifest` is an upper bound of what a loaded model will honour.
+    `options` is None where only the engine's own parser, in its own interpreter, knows the options.
+    """
+
+    name: str
+    engine: str
+    formats: tuple[str, ...]
+    manifest: Manifest
+    probe: Callable[[HostInfo], Support]
+    match: Callable[[ModelSpec, HostInfo], Support]
+    requirements: tuple[str, ...] = ()
+    options: type[EngineOptions] | None = None
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+    priority: int = 0
+    """When a launch names no engine, the highest priority among those that match wins."""
+    preferred_formats: tuple[str, ...] = field(default_factory=tuple)
+
+    def check_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """`options` with the defaults left out, names normalised and values converted.
+
+        Raises `UnknownOption`, naming the option and listing the known ones.
+        """
+        if self.options is None:
+            return options
+        known = {f.name: f for f in msgspec.structs.fields(self.options)}
+        named = {name.replace("-", "_"): value for name, value in options.items()}
+        for name in named:
+            if name not in known:
+                raise UnknownOption(
+                    f"engine {self.name} has no option '{name}'; its options: {', '.join(sorted(known)) or 'none'}", param=name
+                )
+        for name, value in named.items():
+            named[name] = self._converted(name, value, known[name].type)
+        return named
+
+    def _converted(self, name: str, value: Any, wanted: Any) -> Any:
+        try:
+            return msgspec.to_builtins(msgspec.convert(value, wanted, strict=False))
+        except msgspec.ValidationError as error:
+            raise UnknownOption(f"option '{name}' of engine {self.name}: {error}", param=name) from None

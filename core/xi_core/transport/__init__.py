@@ -1,0 +1,1 @@
+"""Transports: carriers of messages between processes, and the calls (`rpc`) that the control plane makes over them."""

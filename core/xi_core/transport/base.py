@@ -1,0 +1,66 @@
+"""Transport, Channel and Listener: whole messages, both ways, between one listener and many channels. No parsing, no threads.
+
+Every callback runs on the event loop that `connect` or `listen` was called on. A message arrives whole or not at all, in order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from msgspec import Struct
+
+Peer = bytes
+"""A listener's name for one connection; a new connection of the same process has a new one."""
+
+
+class Channel(ABC):
+    """The dialling side of a connection."""
+
+    @abstractmethod
+    def send(self, message: bytes) -> None:
+        """Queue a message, without waiting. Raises `ChannelFull` when the other side doesn't read, `ChannelClosed` when it is gone."""
+
+    @abstractmethod
+    async def close(self, grace: float = 1.0) -> None:
+        """Send what is queued, for `grace` seconds at most, then close. Idempotent; `on_lost` is not called."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close now and drop what is queued. Idempotent; `on_lost` is not called."""
+
+
+class Listener(ABC):
+    """The accepting side."""
+
+    endpoint: str
+    """The address that others dial: with the real port where `listen` was given port 0."""
+
+    @abstractmethod
+    def send(self, peer: Peer, message: bytes) -> None:
+        """Queue a message to one peer, without waiting. Raises `ChannelFull` or `ChannelClosed`."""
+
+    @abstractmethod
+    async def close(self, grace: float = 1.0) -> None:
+        """Send what is queued, for `grace` seconds at most, then close. Idempotent."""
+
+
+class Transport(ABC):
+    """A way to carry messages, by the scheme of its endpoints (`ipc`, `tcp`, `inproc`)."""
+
+    @abstractmethod
+    def listen(self, endpoint: str, on_message: Callable[[Peer, bytes], None]) -> Listener:
+        """Accept connections at `endpoint`. Raises `TransportError` if it is taken."""
+
+    @abstractmethod
+    def connect(self, endpoint: str, on_message: Callable[[bytes], None], on_lost: Callable[[], None]) -> Channel:
+        """Dial `endpoint` and return at once; `on_lost` is called once, when the connection ends or could not be made in time."""
+
+
+class TransportInfo(Struct, kw_only=True):
+    """Descriptor of a transport: its name, `module:Class` and the schemes that it carries."""
+
+    name: str
+    transport: str
+    schemes: tuple[str, ...]
+    description: str = ""

@@ -1,0 +1,3 @@
+"""Messages between xi's processes. Structs are append-only; `PROTOCOL` grows when a change can't be."""
+
+PROTOCOL = 1

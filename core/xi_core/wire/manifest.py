@@ -1,0 +1,68 @@
+"""Manifest: what an engine, or a loaded model, honours, endpoint by endpoint and field by field."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct, field
+
+
+class Ability(Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One cell: `yes`, `no` with a reason, or `limited` to a maximum or to some values."""
+
+    state: Literal["yes", "no", "limited"] = "yes"
+    reason: str = ""
+    maximum: float | None = None
+    values: tuple[str, ...] = ()
+
+
+YES = Ability()
+
+
+def no(reason: str) -> Ability:
+    """A field that is not honoured, and why."""
+    return Ability(state="no", reason=reason)
+
+
+def limited(*values: str, maximum: float | None = None, reason: str = "") -> Ability:
+    """A field honoured up to a maximum, or for some values only."""
+    return Ability(state="limited", values=values, maximum=maximum, reason=reason)
+
+
+class Manifest(Struct, kw_only=True):
+    """`endpoints` maps a route (`/v1/chat/completions`) to its fields. An endpoint or field that isn't in it is not served."""
+
+    endpoints: dict[str, dict[str, Ability]] = field(default_factory=dict)
+
+    def serves(self, endpoint: str) -> bool:
+        """Whether the endpoint is served at all."""
+        return endpoint in self.endpoints
+
+    def narrowed_by(self, other: Manifest) -> Manifest:
+        """The cells that both allow: a loaded model's manifest may only narrow its descriptor's."""
+        kept = {
+            endpoint: {
+                name: _stricter(cell, other.endpoints[endpoint][name]) for name, cell in fields.items() if name in other.endpoints[endpoint]
+            }
+            for endpoint, fields in self.endpoints.items()
+            if endpoint in other.endpoints
+        }
+        return Manifest(endpoints=kept)
+
+
+def _stricter(a: Ability, b: Ability) -> Ability:
+    order = {"no": 0, "limited": 1, "yes": 2}
+    return a if order[a.state] <= order[b.state] else b
+
+
+def of_fields(**endpoints: dict[str, Ability]) -> Manifest:
+    """A manifest from keyword arguments `chat=` and `completions=`."""
+    routes = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+    return Manifest(endpoints={routes[name]: fields for name, fields in endpoints.items()})
+
+
+COMMON_FIELDS = (
+    "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
+    "seed", "stop", "ignore_eos", "stream_options", "max_tokens", "logprobs",
+)  # fmt: skip
+"""Request fields besides the prompt that chat and completions share, in the order of the documentation's table."""

@@ -1,0 +1,58 @@
+"""The launch plan: all that a replica's process needs, handed to it on its standard input. It reads no settings itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct, field
+
+
+class EngineRef(Struct, kw_only=True, frozen=True):
+    """Which engine to load: its name for people, and `module:Class` for the import."""
+
+    name: str
+    path: str
+
+
+class Artifact(Struct, kw_only=True, frozen=True):
+    """Resolved weights on this machine's disk: a directory (`pytorch`, `mlx`) or a file (`ggufv2`)."""
+
+    format: str
+    path: str
+    quantization: str | None = None
+
+
+class ServingLimits(Struct, kw_only=True, frozen=True):
+    """Bounds and clocks of a replica, in seconds where they are times."""
+
+    queue: int = 256
+    """Requests that may wait in the replica; one more is refused with 429."""
+    peer_timeout: float = 1.0
+    """A gateway silent for this long has its requests aborted."""
+    heartbeat: float = 0.25
+    hang_timeout: float = 60.0
+    """Busy for this long without a step: the replica says that it is unhealthy."""
+    grace: float = 10.0
+    """Time to finish running requests on a graceful stop."""
+
+
+class LaunchPlan(Struct, kw_only=True):
+    """One replica's part of a launch, resolved: artifact, engine, devices, address.
+
+    `parsers` maps a kind (`tool`, `reasoning`) to the `module:Class` that the serving layer loads; `stop_token_ids` and
+    `chat_template` override what the artifact's own files say.
+    """
+
+    uid: str
+    replica_id: str
+    incarnation: str
+    engine: EngineRef
+    artifact: Artifact
+    endpoint: str
+    transport: str = "xi_plugins.transports.zmq:ZmqTransport"
+    options: dict[str, Any] = field(default_factory=dict)
+    devices: list[str] = field(default_factory=list)
+    parsers: dict[str, str] = field(default_factory=dict)
+    chat_template: str | None = None
+    limits: ServingLimits = field(default_factory=ServingLimits)
+    log_level: str = "info"

@@ -1,0 +1,1 @@
+"""Training of the demo model xi-tiny: facts, tokenizer, training loop, GGUF conversion and checks."""
