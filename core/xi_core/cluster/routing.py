@@ -18,7 +18,10 @@ class RouteRequest(Struct):
 
 
 class ReplicaView(Struct):
-    """One ready replica. `outstanding` counts this gateway's open requests on it, `tokens` their expected tokens; the rest was last told by it."""
+    """One ready replica. `outstanding` counts this gateway's open requests on it, `tokens` their expected tokens.
+
+    `running` and `waiting` are what the replica last said of all gateways' requests.
+    """
 
     replica_id: str
     slots: int

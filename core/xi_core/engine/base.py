@@ -51,7 +51,7 @@ class Engine(ABC):
     def stats(self) -> EngineStats:
         """Counters, cheap, from any thread."""
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - engines that can't break have nothing to check
         """Raise `EngineError` if the engine can't serve any more. Cheap, from any thread; called several times per second."""
 
     def close(self, grace: float) -> None:  # noqa: B027 - engines without resources have nothing to do
@@ -104,6 +104,8 @@ class SequenceError(Struct):
 
     id: int
     message: str
+    status: int = 500
+    param: str | None = None
 
 
 class StepOutput(Struct):
@@ -119,6 +121,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; special tokens written in it (`<|im_end|>`) become their ids."""
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a raw completion's prompt: as `encode`, after the begin token where the model wants one."""
+        return self.encode(text)
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
@@ -205,8 +211,8 @@ class ApiSink(ABC):
         """The request has ended well."""
 
     @abstractmethod
-    def failed(self, id: int, status: int, message: str, param: str | None = None) -> None:
-        """The request has ended badly: 4xx where the request is at fault."""
+    def failed(self, id: int, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        """The request has ended badly: 4xx where the request is at fault. `code` is one of `xi_core.errors`."""
 
 
 class ApiEngine(Engine):

@@ -1,0 +1,162 @@
+"""The life of a replica's process: read the plan, load, probe, report, serve, drain, end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import struct
+import time
+from typing import Any, BinaryIO
+
+import msgspec
+
+from xi_core.engine.base import ApiEngine, Engine, LoadedModel, TokenEngine
+from xi_core.errors import EngineError, EngineNotInstalled, ErrorBody, XiError
+from xi_core.plugins import import_path
+from xi_core.replica.lifeline import die_with_parent, watch_stdin
+from xi_core.replica.server import ReplicaServer
+from xi_core.serving.events import ApiService
+from xi_core.serving.service import Service
+from xi_core.serving.tokens import TokenService
+from xi_core.transport.base import Transport
+from xi_core.wire import report
+from xi_core.wire.plan import LaunchPlan
+from xi_core.wire.report import Failed, Health, Ready, Report, Stage
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 120.0
+"""Longest wait for the first token of a fresh engine, and for one of an idle engine."""
+IDLE_PROBE_INTERVAL = 30.0
+REPORT_INTERVAL = 0.5
+CLOSE_SECONDS = 5.0
+MAX_PLAN = 16 * 1024 * 1024
+
+
+def read_plan(stream: BinaryIO) -> LaunchPlan:
+    """The plan that the worker wrote: four bytes of length, big-endian, then msgpack. Raises `EOFError` if the worker is gone."""
+    head = stream.read(4)
+    if len(head) < 4:
+        raise EOFError("the worker closed the pipe before the launch plan")
+    (size,) = struct.unpack(">I", head)
+    if size > MAX_PLAN:
+        raise ValueError(f"a launch plan of {size} bytes")
+    return msgspec.msgpack.decode(stream.read(size), type=LaunchPlan)
+
+
+class Reporter:
+    """Writes reports, a JSON line each, to the worker's pipe. Any thread; never blocks: a worker that doesn't read loses reports."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+
+    def send(self, item: Report) -> None:
+        """Write one report. A worker that is gone is no error here: the life line ends this process."""
+        try:
+            os.write(self._fd, report.encode(item) + b"\n")
+        except OSError as error:
+            log.debug("the worker doesn't read reports: %s", error)
+
+    def stage(self, stage: str, progress: float | None = None) -> None:
+        """Report a stage of the launch."""
+        self.send(Stage(stage, progress))
+
+
+def run(plan: LaunchPlan, report_fd: int) -> int:
+    """Serve until asked to stop. The exit status: 0 after a stop, 1 after a failure, which was reported."""
+    die_with_parent()
+    reporter = Reporter(report_fd)
+    try:
+        asyncio.run(_serve(plan, reporter))
+    except Exception as error:  # the last stop: whatever it was, the worker is told and the log has the traceback
+        log.exception("the replica ends")
+        reporter.send(Failed(_body(error)))
+        return 1
+    return 0
+
+
+def _body(error: Exception) -> ErrorBody:
+    if isinstance(error, XiError):
+        return error.body()
+    return EngineError(f"{type(error).__name__}: {error}").body()
+
+
+def load_engine(plan: LaunchPlan, reporter: Reporter) -> tuple[Engine, LoadedModel]:
+    """Import the engine that the plan names and load the model. Raises `EngineNotInstalled` where its library can't be imported."""
+    reporter.stage("importing")
+    try:
+        engine: Engine = import_path(plan.engine.path)()
+    except ImportError as error:
+        raise EngineNotInstalled(f"engine {plan.engine.name} can't be imported: {error}; see `xi engines` for how to install it") from error
+    reporter.stage("loading", 0.0)
+    return engine, engine.load(plan, reporter.stage)
+
+
+def service_for(plan: LaunchPlan, engine: Engine, model: LoadedModel) -> Service:
+    """The serving layer for the engine's kind. Call on the loop."""
+    if isinstance(engine, TokenEngine):
+        return TokenService(plan, engine, model)
+    if isinstance(engine, ApiEngine):
+        return ApiService(plan, engine, model)
+    raise EngineError(f"engine {plan.engine.name} is neither a TokenEngine nor an ApiEngine")
+
+
+async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:
+    loop = asyncio.get_running_loop()
+    watch_stdin(loop, _worker_is_gone)
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    loading = loop.run_in_executor(None, load_engine, plan, reporter)
+    if not await _unless(stop, loading):
+        log.info("stopped while loading")
+        os._exit(0)  # the loading thread can't be interrupted
+    engine, model = loading.result()
+    service = service_for(plan, engine, model)
+    reporter.stage("warming up")
+    await service.probe(PROBE_SECONDS)
+    transport: Transport = import_path(plan.transport)()
+    server = ReplicaServer(service, transport)
+    reporter.send(Ready(endpoint=server.endpoint, context_length=model.context_length, slots=model.slots, manifest=model.manifest))
+    try:
+        await _until_stopped(service, reporter, stop)
+        await service.drain(plan.limits.grace)
+    finally:
+        await server.close()
+        service.close(CLOSE_SECONDS)
+
+
+def _worker_is_gone() -> None:
+    log.error("the worker is gone; this replica ends")
+    os._exit(3)
+
+
+async def _unless(stop: asyncio.Event, work: asyncio.Future[tuple[Engine, LoadedModel]]) -> bool:
+    """Wait for `work`; False when `stop` came first."""
+    stopped = asyncio.ensure_future(stop.wait())
+    awaited: set[asyncio.Future[Any]] = {stopped, work}
+    await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    return work.done()
+
+
+async def _until_stopped(service: Service, reporter: Reporter, stop: asyncio.Event) -> None:
+    """Report health until stopped. Raises `EngineError` when the engine has failed for good, so that the worker starts another."""
+    probed = time.monotonic()
+    while not stop.is_set():
+        if service.busy:
+            probed = time.monotonic()
+        elif time.monotonic() - probed > IDLE_PROBE_INTERVAL:
+            probed = time.monotonic()
+            await service.probe(PROBE_SECONDS)
+        load, reason = service.load(), service.unhealthy()
+        reporter.send(Health(healthy=reason is None, steps=load.steps, running=load.running, waiting=load.waiting, reason=reason or ""))
+        if service.failure is not None:
+            raise service.failure
+        try:
+            await asyncio.wait_for(stop.wait(), REPORT_INTERVAL)
+        except TimeoutError:
+            continue

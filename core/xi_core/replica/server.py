@@ -1,0 +1,128 @@
+"""`ReplicaServer`: the replica's side of the token path. Takes gateways' submissions, sends each one message per step, answers pings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import msgspec
+
+from xi_core.errors import TransportError
+from xi_core.serving.service import Running, Service
+from xi_core.transport.base import Listener, Peer, Transport
+from xi_core.wire import frames
+from xi_core.wire.frames import Abort, End, Frame, Ping, Pong, Step, Submit
+
+log = logging.getLogger(__name__)
+
+
+class _Gateway:
+    """One gateway: its open requests, the frames that wait for the end of this turn of the loop, and when it was last heard."""
+
+    def __init__(self, server: ReplicaServer, peer: Peer) -> None:
+        self.peer = peer
+        self.requests: dict[int, Running] = {}
+        self.heard = time.monotonic()
+        self.frames: list[Frame] = []
+        self._server = server
+
+    def put(self, frame: Frame) -> None:
+        if not self.frames:
+            self._server.schedule(self)
+        self.frames.append(frame)
+        if type(frame) is End:
+            self.requests.pop(frame.id, None)
+
+
+class ReplicaServer:
+    """Serves one `Service` at `plan.endpoint` to any number of gateways."""
+
+    def __init__(self, service: Service, transport: Transport) -> None:
+        self._service = service
+        self._plan = service.plan
+        self._loop = asyncio.get_running_loop()
+        self._gateways: dict[Peer, _Gateway] = {}
+        self._listener: Listener = transport.listen(self._plan.endpoint, self._receive)
+        self._sweep = self._loop.create_task(self._sweep_silent(), name="sweep-silent-gateways")
+
+    @property
+    def endpoint(self) -> str:
+        """Where gateways dial."""
+        return self._listener.endpoint
+
+    async def close(self) -> None:
+        """Send what is queued and close."""
+        self._sweep.cancel()
+        await asyncio.gather(self._sweep, return_exceptions=True)
+        for gateway in list(self._gateways.values()):
+            self._flush(gateway)
+        await self._listener.close()
+
+    def schedule(self, gateway: _Gateway) -> None:
+        """Send a gateway's frames at the end of this turn of the loop: all requests' frames of a step in one message."""
+        self._loop.call_soon(self._flush, gateway)
+
+    def _flush(self, gateway: _Gateway) -> None:
+        if not gateway.frames:
+            return
+        step = Step(gateway.frames)
+        gateway.frames = []
+        self._send(gateway, step)
+
+    def _send(self, gateway: _Gateway, message: Step | Pong) -> None:
+        try:
+            self._listener.send(gateway.peer, frames.encode(message))
+        except TransportError as error:
+            self._drop(gateway, error.message)
+
+    def _receive(self, peer: Peer, message: bytes) -> None:
+        try:
+            received = frames.decode_from_gateway(message)
+        except msgspec.DecodeError as error:
+            log.warning("a message that can't be read was dropped: %s", error)
+            return
+        gateway = self._gateways.get(peer)
+        if gateway is None:
+            gateway = self._gateways[peer] = _Gateway(self, peer)
+        gateway.heard = time.monotonic()
+        if isinstance(received, Ping):
+            self._send(gateway, Pong(received.seq, self._plan.incarnation, self._service.load()))
+        elif isinstance(received, Submit):
+            self._submit(gateway, received)
+        else:
+            self._abort(gateway, received)
+
+    def _submit(self, gateway: _Gateway, submit: Submit) -> None:
+        run = self._service.submit(submit, gateway.put)
+        if run is not None and not run.ended:
+            gateway.requests[submit.id] = run
+
+    def _abort(self, gateway: _Gateway, abort: Abort) -> None:
+        run = gateway.requests.pop(abort.id, None)
+        if run is not None:
+            self._service.abort(run)
+
+    def _drop(self, gateway: _Gateway, reason: str) -> None:
+        """A gateway is gone: nobody reads its answers."""
+        self._gateways.pop(gateway.peer, None)
+        gateway.frames = []
+        if gateway.requests:
+            log.warning("a gateway is gone (%s): %d of its requests are aborted", reason, len(gateway.requests))
+        for run in list(gateway.requests.values()):
+            self._service.abort(run)
+        gateway.requests.clear()
+
+    async def _sweep_silent(self) -> None:
+        timeout = self._plan.limits.peer_timeout
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(timeout / 4)
+            now = time.monotonic()
+            if now - last > timeout / 2:  # this process itself stood still: others' pings may wait unread
+                last = now
+                continue
+            last = now
+            for gateway in list(self._gateways.values()):
+                if now - gateway.heard > timeout:
+                    self._drop(gateway, f"silent for {timeout:g} s")

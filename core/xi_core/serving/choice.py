@@ -1,0 +1,86 @@
+"""One choice of a token engine's request: token ids in, deltas out. Detokenizes, matches stops, parses tools and reasoning."""
+
+from __future__ import annotations
+
+import codecs
+
+from xi_core.api.openai import TokenLogprob, TopLogprob
+from xi_core.engine.base import Tokenizer, TokenLogprobs, TokenOut
+from xi_core.serving.delta import Delta
+from xi_core.serving.parser import OutputParser, Parsed
+from xi_core.serving.stops import StopMatcher
+
+
+class Choice:
+    """Text of a choice as it grows. A character whose bytes are split over tokens comes out whole, with its last byte."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer, stops: list[str], parser: OutputParser | None = None) -> None:
+        self.index = index
+        self.tokens = 0
+        self.finish: str | None = None
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stops = StopMatcher(stops)
+        self._parser = parser
+        self._called = False
+        self._strip = tokenizer.starts_with_space
+        self._logprobs: list[TokenLogprob] = []
+
+    def add(self, out: TokenOut) -> Delta:
+        """The delta that one token makes. After `finish` is set, no token may be added."""
+        self.tokens += 1
+        text = self._decode(out)
+        if out.logprobs is not None and out.finish != "stop":  # the end token is not part of the answer
+            self._logprobs.append(logprob_entry(self._tokenizer, out.token, out.logprobs))
+        text = self._stops.feed(text)
+        ended = out.finish is not None or self._stops.found is not None
+        if ended and self._stops.found is None:
+            text += self._stops.finish()
+        return self._delta(text, out.finish or "stop" if ended else None)
+
+    def _decode(self, out: TokenOut) -> str:
+        data = self._tokenizer.token_bytes(out.token)
+        if self._strip and data:
+            data, self._strip = data.removeprefix(b" "), False
+        return self._utf8.decode(data, final=out.finish is not None)
+
+    def _delta(self, text: str, finish: str | None) -> Delta:
+        parsed = self._parse(text, finish is not None)
+        self._called = self._called or bool(parsed.tool_calls)
+        if finish == "stop" and self._called:
+            finish = "tool_calls"
+        self.finish = finish
+        delta = Delta(
+            index=self.index,
+            text=parsed.content,
+            reasoning=parsed.reasoning,
+            tool_calls=parsed.tool_calls,
+            finish=finish,
+            tokens=1,
+        )
+        if delta.shows():
+            delta.logprobs, self._logprobs = self._logprobs, []
+        return delta
+
+    def _parse(self, text: str, ended: bool) -> Parsed:
+        if self._parser is None:
+            return Parsed(content=text)
+        parsed = self._parser.feed(text) if text else Parsed()
+        if ended:
+            rest = self._parser.finish()
+            parsed.content += rest.content
+            parsed.reasoning += rest.reasoning
+            parsed.tool_calls.extend(rest.tool_calls)
+        return parsed
+
+
+def logprob_entry(tokenizer: Tokenizer, token: int, logprobs: TokenLogprobs) -> TokenLogprob:
+    """The API's form of a token's log-probabilities."""
+    return TokenLogprob(
+        token=tokenizer.token_text(token),
+        logprob=logprobs.logprob,
+        bytes=list(tokenizer.token_bytes(token)),
+        top_logprobs=[
+            TopLogprob(token=tokenizer.token_text(id), logprob=value, bytes=list(tokenizer.token_bytes(id))) for id, value in logprobs.top
+        ],
+    )

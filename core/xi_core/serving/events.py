@@ -1,0 +1,264 @@
+"""`ApiService`: OpenAI semantics over an `ApiEngine`. xi validates, queues, fans out `n` and rewrites the engine's events."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from xi_core.api.openai import TokenLogprob, TopLogprob
+from xi_core.engine.base import ApiEngine, ApiRequest, ApiSink, LoadedModel
+from xi_core.errors import EngineError, ErrorBody, InvalidRequest, XiError
+from xi_core.serving.delta import Delta
+from xi_core.serving.parser import ToolCallDelta
+from xi_core.serving.request import Job
+from xi_core.serving.service import LoopQueue, Running, Service
+from xi_core.wire.plan import LaunchPlan
+
+# ---- what is read of an engine's events -----------------------------------------------------------
+
+
+class _Function(Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(Struct):
+    index: int = 0
+    function: _Function = field(default_factory=_Function)
+
+
+class _EventDelta(Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Top(Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class _Logprob(Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list[_Top] = field(default_factory=list)
+
+
+class _Logprobs(Struct):
+    content: list[_Logprob] | None = None
+
+
+class _EventChoice(Struct):
+    delta: _EventDelta | None = None
+    text: str | None = None
+    logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Event(Struct):
+    """One event of an engine's stream, chat or completion form."""
+
+    choices: list[_EventChoice] = field(default_factory=list)
+    usage: _Usage | None = None
+
+
+_decode = msgspec.json.Decoder(Event).decode
+
+
+# ---- the service ----------------------------------------------------------------------------------
+
+
+class _Part:
+    """One choice of a request within the engine."""
+
+    __slots__ = ("body", "finish", "id", "index", "open", "run", "started", "tokens")
+
+    def __init__(self, id: int, index: int, run: Running, body: ApiRequest) -> None:
+        self.id, self.index, self.run, self.body = id, index, run, body
+        self.started = False
+        self.open = True
+        self.finish: str | None = None
+        self.tokens = 0
+
+
+class _Done(Struct):
+    id: int
+
+
+class _Failed(Struct):
+    id: int
+    error: ErrorBody
+
+
+class _Text(Struct):
+    id: int
+    data: bytes | str
+
+
+class _Sink(ApiSink):
+    """Carries an engine's events from its threads to the loop."""
+
+    def __init__(self, queue: LoopQueue[_Text | _Done | _Failed]) -> None:
+        self._queue = queue
+
+    def event(self, id: int, data: bytes | str) -> None:
+        self._queue.put(_Text(id, data))
+
+    def done(self, id: int) -> None:
+        self._queue.put(_Done(id))
+
+    def failed(self, id: int, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        default = InvalidRequest.code if status < 500 else EngineError.code
+        self._queue.put(_Failed(id, ErrorBody(message=message, status=status, param=param, code=code or default)))
+
+
+class ApiService(Service):
+    """Serves requests over an API engine, never more at once than it has slots. Call on the loop."""
+
+    def __init__(self, plan: LaunchPlan, engine: ApiEngine, model: LoadedModel) -> None:
+        super().__init__(plan, engine, model)
+        self._api = engine
+        self._ids = itertools.count(1)
+        self._parts: dict[int, _Part] = {}
+        self._waiting: deque[_Part] = deque()
+        self._busy_slots = 0
+        self._sink = _Sink(LoopQueue(asyncio.get_running_loop(), self._take))
+
+    def close(self, grace: float) -> None:
+        self._engine.close(grace)
+
+    def _counts(self) -> tuple[int, int]:
+        return self._busy_slots, len(self._waiting)
+
+    def _start(self, run: Running) -> None:
+        for index in range(run.job.n):
+            part = next(self._ids)
+            request = ApiRequest(id=part, route=_route(run.job), body=engine_body(run.job, index))
+            self._parts[part] = _Part(part, index, run, request)
+            run.parts.append(part)
+            self._waiting.append(self._parts[part])
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._busy_slots < self.model.slots:
+            part = self._waiting.popleft()
+            part.started = True
+            self._busy_slots += 1
+            self._api.submit(part.body, self._sink)
+
+    def _stop_part(self, part: int) -> None:
+        """A waiting part goes at once; a running one keeps its slot until the engine says that it has stopped."""
+        found = self._parts[part]
+        found.open = False
+        if found.started:
+            self._api.abort(part)
+        else:
+            self._waiting.remove(found)
+            del self._parts[part]
+
+    def _take(self, item: _Text | _Done | _Failed) -> None:
+        part = self._parts.get(item.id)
+        if part is None:
+            return
+        if isinstance(item, _Text):
+            if part.open:
+                self._event(part, item.data)
+            return
+        del self._parts[part.id]
+        self._busy_slots -= 1
+        if part.open:
+            part.run.parts.remove(part.id)
+            self._ended(part, item)
+        self._admit()
+
+    def _event(self, part: _Part, data: bytes | str) -> None:
+        try:
+            event = _decode(data)
+        except msgspec.DecodeError as error:
+            self._fail(part.run, EngineError(f"the engine sent an event that can't be read: {error}"))
+            return
+        if event.usage is not None:
+            part.run.prompt_tokens = event.usage.prompt_tokens
+            part.tokens = event.usage.completion_tokens
+        for choice in event.choices:
+            part.finish = choice.finish_reason or part.finish
+            delta = _delta(part, choice)
+            if delta.shows():
+                self._deliver(part.run, delta)
+
+    def _ended(self, part: _Part, item: _Done | _Failed) -> None:
+        """The finish is delivered last, when the usage is known."""
+        if isinstance(item, _Failed):
+            self._fail(part.run, XiError.from_body(item.error))
+        elif part.finish is None:
+            self._fail(part.run, EngineError("the engine ended the answer without a finish reason"))
+        else:
+            self._deliver(part.run, Delta(index=part.index, finish=part.finish, tokens=part.tokens))
+
+
+def _route(job: Job) -> str:
+    return "/v1/chat/completions" if job.kind == "chat" else "/v1/completions"
+
+
+def engine_body(job: Job, index: int) -> dict[str, Any]:
+    """The body for one choice: every sampling field spelled out, absent fields absent."""
+    body: dict[str, Any] = {**job.sampling, "stop": job.stops, "ignore_eos": job.ignore_eos}
+    if job.max_tokens is not None:
+        body["max_tokens"] = job.max_tokens
+    if job.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in job.logit_bias.items()}
+    if job.seed is not None:
+        body["seed"] = job.seed_of(index)
+    if job.kind == "chat":
+        body["messages"] = msgspec.to_builtins(job.chat.messages)
+        if job.tools:
+            body["tools"] = job.tools
+            if job.chat.tool_choice is not None:
+                body["tool_choice"] = msgspec.to_builtins(job.chat.tool_choice)
+        if job.logprobs is not None:
+            body["logprobs"], body["top_logprobs"] = True, job.logprobs
+    else:
+        body["prompt"] = job.completion.prompt
+        if job.logprobs is not None:
+            body["logprobs"] = job.logprobs
+    return body
+
+
+def _delta(part: _Part, choice: _EventChoice) -> Delta:
+    """The event's news, without its finish, which waits for the usage."""
+    delta = Delta(index=part.index, text=choice.text or "")
+    if choice.delta is not None:
+        delta.text = choice.delta.content or ""
+        delta.reasoning = choice.delta.reasoning_content or ""
+        delta.tool_calls = [
+            ToolCallDelta(index=call.index, name=call.function.name, arguments=call.function.arguments or "")
+            for call in choice.delta.tool_calls or []
+        ]
+    wanted = part.run.job.logprobs
+    if choice.logprobs is not None and wanted is not None:
+        delta.logprobs = [_logprob(entry, wanted) for entry in choice.logprobs.content or []]
+    return delta
+
+
+def _logprob(entry: _Logprob, wanted: int) -> TokenLogprob:
+    return TokenLogprob(
+        token=entry.token,
+        logprob=entry.logprob,
+        bytes=entry.bytes if entry.bytes is not None else list(entry.token.encode()),
+        top_logprobs=[
+            TopLogprob(token=top.token, logprob=top.logprob, bytes=top.bytes if top.bytes is not None else list(top.token.encode()))
+            for top in entry.top_logprobs[:wanted]
+        ],
+    )

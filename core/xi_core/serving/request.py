@@ -1,0 +1,192 @@
+"""From a request's body to a `Job`: the only validation that a body gets. Runs in the replica."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from xi_core.api.openai import ChatRequest, CompletionRequest, NamedTool
+from xi_core.errors import InvalidRequest, NotFound, UnsupportedField
+from xi_core.wire.manifest import Manifest
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+DEFAULT_COMPLETION_TOKENS = 16
+"""`max_tokens` of a completion that names none, as in OpenAI's API."""
+
+_decode: dict[str, Callable[[bytes], ChatRequest | CompletionRequest]] = {
+    CHAT: msgspec.json.Decoder(ChatRequest).decode,
+    COMPLETIONS: msgspec.json.Decoder(CompletionRequest).decode,
+}
+_ALWAYS = frozenset({"model", "messages", "prompt", "stream", "user"})
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+
+
+class Job(Struct, kw_only=True):
+    """A validated request. `sampling` holds the sampling fields with every default filled in; `logprobs` is None when not asked for."""
+
+    kind: Literal["chat", "completions"]
+    request: ChatRequest | CompletionRequest
+    stream: bool
+    include_usage: bool
+    n: int
+    max_tokens: int | None
+    sampling: dict[str, Any]
+    logit_bias: dict[int, float]
+    seed: int | None
+    stops: list[str]
+    ignore_eos: bool
+    logprobs: int | None
+    tools: list[dict[str, Any]] | None
+    echo: bool
+
+    @property
+    def chat(self) -> ChatRequest:
+        """The request of a chat job."""
+        if not isinstance(self.request, ChatRequest):
+            raise TypeError("not a chat job")
+        return self.request
+
+    @property
+    def completion(self) -> CompletionRequest:
+        """The request of a completions job."""
+        if not isinstance(self.request, CompletionRequest):
+            raise TypeError("not a completions job")
+        return self.request
+
+    def seed_of(self, choice: int) -> int | None:
+        """Each choice of a seeded request has a seed of its own, so that the choices differ but repeat."""
+        return None if self.seed is None else self.seed + choice
+
+
+def parse(route: str, body: bytes, manifest: Manifest, engine: str, defaults: dict[str, Any]) -> Job:
+    """Validate `body` by the API and by what the loaded model honours.
+
+    `defaults` are sampling values for fields that the request leaves open. Raises `InvalidRequest`, `UnsupportedField` or `NotFound`.
+    """
+    if route not in _decode or not manifest.serves(route):
+        raise NotFound(f"this model does not serve {route}; it serves: {', '.join(manifest.endpoints)}", param="model")
+    try:
+        request = _decode[route](body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _invalid(error) from None
+    _check_manifest(request, manifest.endpoints[route], engine)
+    return _job(request, defaults)
+
+
+def _invalid(error: Exception) -> InvalidRequest:
+    text = str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        return InvalidRequest(f"the body is not valid JSON: {text}")
+    path = re.search(r" - at `\$\.?(.*?)`$", text)
+    named = re.search(r"(?:unknown|required) field `([^`]+)`", text)
+    param = ".".join(part for part in (path[1] if path else "", named[1] if named else "") if part) or None
+    text = text[: path.start()] if path else text
+    return InvalidRequest(f"{param}: {text}" if param else text, param=param)
+
+
+def _check_manifest(request: ChatRequest | CompletionRequest, fields: dict[str, Any], engine: str) -> None:
+    for info in msgspec.structs.fields(request):
+        value = getattr(request, info.name)
+        if info.name in _ALWAYS or value is None or value is False:
+            continue
+        name = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}.get(info.name, info.name)
+        cell = fields.get(name)
+        if cell is None or cell.state == "no":
+            reason = f": {cell.reason}" if cell is not None and cell.reason else ""
+            raise UnsupportedField(f"engine {engine} does not support '{info.name}' for this model{reason}", param=info.name)
+        if cell.state == "limited":
+            _check_limit(info.name, value, cell, engine)
+
+
+def _check_limit(name: str, value: Any, cell: Any, engine: str) -> None:
+    reason = f" ({cell.reason})" if cell.reason else ""
+    if cell.maximum is not None and isinstance(value, int | float) and not isinstance(value, bool) and value > cell.maximum:
+        raise UnsupportedField(f"{name}: engine {engine} takes at most {cell.maximum:g}{reason}", param=name)
+    word = "named" if isinstance(value, NamedTool) else value
+    if cell.values and isinstance(word, str) and word not in cell.values:
+        raise UnsupportedField(f"{name}: engine {engine} takes only {', '.join(cell.values)}{reason}", param=name)
+
+
+def _job(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]) -> Job:
+    stream = bool(request.stream)
+    if request.stream_options is not None and not stream:
+        raise InvalidRequest("stream_options is only allowed with stream: true", param="stream_options")
+    stop = request.stop or []
+    return Job(
+        kind="chat" if isinstance(request, ChatRequest) else "completions",
+        request=request,
+        stream=stream,
+        include_usage=request.stream_options is not None and request.stream_options.include_usage,
+        n=request.n or 1,
+        max_tokens=_max_tokens(request),
+        sampling=_sampling(request, defaults),
+        logit_bias=_biases(request.logit_bias or {}),
+        seed=request.seed,
+        stops=[stop] if isinstance(stop, str) else stop,
+        ignore_eos=bool(request.ignore_eos),
+        logprobs=_logprobs(request),
+        tools=_tools(request) if isinstance(request, ChatRequest) else None,
+        echo=isinstance(request, CompletionRequest) and bool(request.echo),
+    )
+
+
+def _max_tokens(request: ChatRequest | CompletionRequest) -> int | None:
+    if isinstance(request, ChatRequest):
+        return request.max_completion_tokens or request.max_tokens
+    return request.max_tokens or DEFAULT_COMPLETION_TOKENS
+
+
+def _sampling(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]) -> dict[str, Any]:
+    neutral = {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+    }
+    given = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
+    merged = {**neutral, **{name: value for name, value in defaults.items() if name in neutral}, **given}
+    merged["top_k"] = max(0, merged["top_k"])
+    return merged
+
+
+def _biases(given: dict[str, float]) -> dict[int, float]:
+    try:
+        return {int(token): bias for token, bias in given.items()}
+    except ValueError:
+        raise InvalidRequest("logit_bias: keys are token ids, as text", param="logit_bias") from None
+
+
+def _logprobs(request: ChatRequest | CompletionRequest) -> int | None:
+    if isinstance(request, CompletionRequest):
+        return request.logprobs
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    return (request.top_logprobs or 0) if request.logprobs else None
+
+
+def _tools(request: ChatRequest) -> list[dict[str, Any]] | None:
+    choice = request.tool_choice
+    if not request.tools:
+        if choice not in (None, "none", "auto"):
+            raise InvalidRequest("tool_choice needs tools", param="tool_choice")
+        return None
+    names = [tool.function.name for tool in request.tools]
+    if isinstance(choice, NamedTool) and choice.function.name not in names:
+        raise InvalidRequest(f"tool_choice names '{choice.function.name}'; the tools are: {', '.join(names)}", param="tool_choice")
+    if choice == "none":
+        return None
+    return [_tool(msgspec.to_builtins(tool)) for tool in request.tools]
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """As templates and engines expect it: `type` first, absent fields absent."""
+    function = {name: value for name, value in tool["function"].items() if value is not None}
+    return {"type": "function", "function": function}

@@ -1,0 +1,294 @@
+"""`Service`: serves requests over one engine. The replica's server gives it submissions and takes its frames.
+
+Everything here runs on the replica's loop; engines call in from their threads through `LoopQueue`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from xi_core.api.openai import Usage
+from xi_core.engine.base import Engine, LoadedModel
+from xi_core.errors import EngineError, Overloaded, Unavailable, XiError, envelope
+from xi_core.serving.answer import JSON, Answer, answer_for, error_event
+from xi_core.serving.delta import Delta
+from xi_core.serving.request import CHAT, COMPLETIONS, Job, parse
+from xi_core.wire.frames import Data, End, Frame, Load, Open, Submit
+from xi_core.wire.plan import LaunchPlan
+
+log = logging.getLogger(__name__)
+
+Outlet = Callable[[Frame], None]
+"""Takes the frames of a request, in order."""
+
+T = TypeVar("T")
+
+
+class LoopQueue(Generic[T]):
+    """Items from any thread, taken on the loop in batches: one wake-up however many have come."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, take: Callable[[T], None]) -> None:
+        self._loop = loop
+        self._take = take
+        self._items: deque[T] = deque()
+        self._scheduled = False
+
+    def put(self, item: T) -> None:
+        """Add an item. Any thread."""
+        self._items.append(item)
+        if not self._scheduled:
+            self._scheduled = True
+            try:
+                self._loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:  # the loop is closed: the replica is ending and nobody listens
+                log.debug("an engine's output came after the loop had closed")
+
+    def _drain(self) -> None:
+        self._scheduled = False  # before taking: an item put from here on schedules anew
+        while self._items:
+            self._take(self._items.popleft())
+
+
+class Running:
+    """One request that is being served."""
+
+    __slots__ = ("answer", "completion_tokens", "ended", "id", "job", "open_choices", "opened", "outlet", "parts", "prompt_tokens")
+
+    def __init__(self, id: int, outlet: Outlet, job: Job, answer: Answer) -> None:
+        self.id = id
+        self.outlet = outlet
+        self.job = job
+        self.answer = answer
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.open_choices = job.n
+        self.opened = False
+        self.ended = False
+        self.parts: list[int] = []
+        """Ids, within the engine, of its choices that still run."""
+
+
+class Service(ABC):
+    """What token engines and API engines have in common: validation, frames, counting, probing, draining."""
+
+    def __init__(self, plan: LaunchPlan, engine: Engine, model: LoadedModel) -> None:
+        self.plan = plan
+        self.model = model
+        self.draining = False
+        self._engine = engine
+        self._requests: set[Running] = set()
+        self._idle = asyncio.Event()
+        self._tokens = 0
+        self._last_steps = 0
+        self._progress_at = time.monotonic()
+        self._failure: XiError | None = None
+
+    # -- what the replica calls --------------------------------------------------------------------
+
+    def submit(self, submit: Submit, outlet: Outlet) -> Running | None:
+        """Serve a request; its frames go to `outlet`. None when it was refused, which its frames say."""
+        try:
+            self._check_room()
+            return self._begin(submit, outlet)
+        except XiError as error:
+            refuse(submit.id, outlet, error)
+        except Exception:  # a fault of ours or the engine's must cost this request only
+            log.exception("request %d failed", submit.id)
+            refuse(submit.id, outlet, EngineError("the replica failed to start this request; its log has the details"))
+        return None
+
+    def abort(self, run: Running) -> None:
+        """Stop a request and send nothing more for it."""
+        if not run.ended:
+            self._finish(run)
+
+    def fail_all(self, error: XiError) -> None:
+        """End every request with `error`: the engine can't go on."""
+        self._failure = error
+        for run in list(self._requests):
+            self._fail(run, error)
+
+    def load(self) -> Load:
+        """The live counters."""
+        running, waiting = self._counts()
+        return Load(
+            running=running,
+            waiting=waiting,
+            slots=self.model.slots,
+            steps=self._engine.stats().steps,
+            tokens=self._tokens,
+            healthy=self.unhealthy() is None,
+            draining=self.draining,
+        )
+
+    def unhealthy(self) -> str | None:
+        """Why the engine makes no progress; None when it does, or has nothing to do. Call it regularly: it keeps the clock."""
+        if self._failure is not None:
+            return self._failure.message
+        try:
+            self._engine.check()
+        except XiError as error:
+            return error.message
+        steps, now = self._engine.stats().steps, time.monotonic()
+        if steps != self._last_steps or not self._requests:
+            self._last_steps, self._progress_at = steps, now
+        stalled = now - self._progress_at
+        return f"no step for {stalled:.0f} s while requests run" if stalled > self.plan.limits.hang_timeout else None
+
+    @property
+    def failure(self) -> XiError | None:
+        """Why the engine can't go on; None while it can."""
+        return self._failure
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is being served."""
+        return bool(self._requests)
+
+    async def probe(self, timeout: float) -> None:
+        """Serve one token to ourselves, the whole way. Raises `EngineError` if it doesn't come in `timeout` seconds."""
+        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        status, body = 200, b""
+
+        def outlet(frame: Frame) -> None:
+            nonlocal status, body
+            if isinstance(frame, Open):
+                status = frame.status
+            elif isinstance(frame, Data):
+                body += frame.data
+            elif not done.done():
+                done.set_result(body)
+
+        run = self.submit(self._probe_request(), outlet)
+        try:
+            await asyncio.wait_for(done, timeout)
+        except TimeoutError:
+            raise EngineError(f"the engine gave no token within {timeout:.0f} s") from None
+        finally:
+            if run is not None:
+                self.abort(run)
+        if status not in (200, 429):  # a full queue is progress enough
+            raise EngineError(f"the engine can't answer: {body.decode(errors='replace')[:500]}")
+
+    async def drain(self, grace: float) -> None:
+        """Refuse new requests, and wait for the running ones for `grace` seconds."""
+        self.draining = True
+        if self._requests:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), grace)
+        for run in list(self._requests):
+            self._fail(run, Unavailable("the replica is stopping"))
+
+    @abstractmethod
+    def close(self, grace: float) -> None:
+        """Stop the engine."""
+
+    # -- what the two kinds do ---------------------------------------------------------------------
+
+    @abstractmethod
+    def _start(self, run: Running) -> None:
+        """Begin the choices of a validated request."""
+
+    @abstractmethod
+    def _stop_part(self, part: int) -> None:
+        """Stop one choice in the engine."""
+
+    @abstractmethod
+    def _counts(self) -> tuple[int, int]:
+        """Requests that run, and that wait."""
+
+    def _defaults(self) -> dict[str, Any]:
+        return {}
+
+    def _prompt_text(self, job: Job) -> str:
+        """The text that an echoing completion begins with."""
+        prompt = job.completion.prompt if job.kind == "completions" and job.echo else ""
+        return prompt if isinstance(prompt, str) else ""
+
+    # -- shared steps ------------------------------------------------------------------------------
+
+    def _check_room(self) -> None:
+        if self._failure is not None:
+            raise Unavailable(f"the replica has failed: {self._failure.message}", retry_after=1.0)
+        if self.draining:
+            raise Unavailable("the replica is stopping", retry_after=1.0)
+        if len(self._requests) >= self.model.slots + self.plan.limits.queue:
+            raise Overloaded(f"{self.plan.uid}: {len(self._requests)} requests run or wait, which is all the queue holds", retry_after=1.0)
+
+    def _begin(self, submit: Submit, outlet: Outlet) -> Running:
+        job = parse(submit.route, submit.body, self.model.manifest, self.plan.engine.name, self._defaults())
+        run = Running(submit.id, outlet, job, answer_for(job, self.plan.uid, self._prompt_text(job)))
+        self._start(run)
+        self._requests.add(run)
+        return run
+
+    def _deliver(self, run: Running, delta: Delta) -> None:
+        if run.ended:
+            return
+        run.completion_tokens += delta.tokens
+        self._tokens += delta.tokens
+        data = run.answer.add(delta)
+        if delta.finish is not None:
+            run.open_choices -= 1
+        if run.open_choices == 0:
+            data += run.answer.end(self._usage(run))
+        if data:
+            self._open(run)
+            run.outlet(Data(run.id, data, delta.tokens))
+        if run.open_choices == 0:
+            run.outlet(End(run.id, delta.finish or ""))
+            self._finish(run)
+
+    def _open(self, run: Running) -> None:
+        if not run.opened:
+            run.opened = True
+            run.outlet(Open(run.id, 200, run.answer.content_type, run.prompt_tokens))
+
+    def _fail(self, run: Running, error: XiError) -> None:
+        """A typed error: as a status before the first frame, as an event after it."""
+        if run.ended:
+            return
+        if run.opened:
+            run.outlet(Data(run.id, error_event(error.body())))
+            run.outlet(End(run.id, error.code))
+        else:
+            refuse(run.id, run.outlet, error)
+        self._finish(run)
+
+    def _finish(self, run: Running) -> None:
+        run.ended = True
+        self._requests.discard(run)
+        if not self._requests:
+            self._idle.set()
+        for part in run.parts:
+            self._stop_part(part)
+        run.parts = []
+
+    @staticmethod
+    def _usage(run: Running) -> Usage:
+        total = run.prompt_tokens + run.completion_tokens
+        return Usage(prompt_tokens=run.prompt_tokens, completion_tokens=run.completion_tokens, total_tokens=total)
+
+    def _probe_request(self) -> Submit:
+        body: dict[str, Any] = {"model": self.plan.uid, "max_tokens": 1, "temperature": 0}
+        if self.model.manifest.serves(COMPLETIONS):
+            return Submit(0, COMPLETIONS, msgspec.json.encode({**body, "prompt": "Hi"}))
+        return Submit(0, CHAT, msgspec.json.encode({**body, "messages": [{"role": "user", "content": "Hi"}]}))
+
+
+def refuse(id: int, outlet: Outlet, error: XiError) -> None:
+    """Answer a request with an error, before anything else was sent."""
+    body = error.body()
+    outlet(Open(id, body.status, JSON, 0, body.retry_after))
+    outlet(Data(id, envelope(body)))
+    outlet(End(id, error.code))

@@ -1,0 +1,166 @@
+"""`TokenService`: OpenAI semantics over a `TokenEngine`. Templates, detokenizing, stops, tools and `n` are xi's own here."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import Any
+
+import msgspec
+
+from xi_core.api.openai import Message
+from xi_core.engine.base import LoadedModel, SamplingParams, StepOutput, TokenEngine
+from xi_core.engine.batcher import Batcher
+from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, XiError
+from xi_core.plugins import import_path
+from xi_core.serving.choice import Choice
+from xi_core.serving.parser import OutputParser
+from xi_core.serving.request import Job
+from xi_core.serving.service import LoopQueue, Running, Service
+from xi_core.serving.template import ChatTemplate
+from xi_core.wire.plan import LaunchPlan
+
+log = logging.getLogger(__name__)
+
+
+class TokenService(Service):
+    """Serves requests over a token engine, stepped by a batcher on a thread of its own. Call on the loop."""
+
+    def __init__(self, plan: LaunchPlan, engine: TokenEngine, model: LoadedModel, interval: float = 0.003) -> None:
+        super().__init__(plan, engine, model)
+        self._tokenizer = engine.tokenizer
+        self._sampling = engine.default_sampling
+        source = plan.chat_template or engine.tokenizer.chat_template
+        self._template = ChatTemplate(source, engine.tokenizer.special_tokens) if source else None
+        self._tool_parser: type[OutputParser] | None = import_path(plan.parsers["tool"]) if "tool" in plan.parsers else None
+        self._ids = itertools.count(1)
+        self._parts: dict[int, tuple[Running, Choice]] = {}
+        steps: LoopQueue[StepOutput | EngineError] = LoopQueue(asyncio.get_running_loop(), self._take)
+        self._batcher = Batcher(engine, steps.put, lambda error: steps.put(_as_engine_error(error)), interval)
+        self._batcher.start()
+
+    def close(self, grace: float) -> None:
+        self._batcher.stop(grace)
+        self._engine.close(grace)
+
+    def _defaults(self) -> dict[str, Any]:
+        return self._sampling
+
+    def _counts(self) -> tuple[int, int]:
+        running = self._engine.stats().running
+        return running, max(0, len(self._parts) - running)
+
+    def _prompt_text(self, job: Job) -> str:
+        prompt = job.completion.prompt if job.kind == "completions" and job.echo else ""
+        if isinstance(prompt, str):
+            return prompt
+        return b"".join(map(self._tokenizer.token_bytes, self._checked(prompt))).decode("utf-8", "replace")
+
+    def _start(self, run: Running) -> None:
+        job = run.job
+        prompt = self._encode(job)
+        run.prompt_tokens = len(prompt)
+        room = self.model.context_length - len(prompt)
+        if room < 1:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(prompt)} tokens; the context of {self.plan.uid} holds {self.model.context_length}, answer included",
+                param="messages" if job.kind == "chat" else "prompt",
+            )
+        self._check_biases(job.logit_bias)
+        most = min(job.max_tokens or room, room)
+        for index in range(job.n):
+            part = next(self._ids)
+            parser = self._tool_parser() if job.tools and self._tool_parser else None
+            self._parts[part] = (run, Choice(index, self._tokenizer, job.stops, parser))
+            run.parts.append(part)
+            self._batcher.submit(part, prompt, _params(job, index, most))
+
+    def _encode(self, job: Job) -> list[int]:
+        if job.kind == "chat":
+            return self._tokenizer.encode(self._render(job))
+        prompt = job.completion.prompt
+        ids = self._tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        if not ids:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        return ids
+
+    def _render(self, job: Job) -> str:
+        if self._template is None:
+            raise InvalidRequest(f"{self.plan.uid} has no chat template; use /v1/completions", param="messages")
+        return self._template.render([plain_message(message) for message in job.chat.messages], job.tools)
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        size = self._tokenizer.vocabulary_size
+        wrong = next((token for token in ids if token >= size), None)
+        if wrong is not None:
+            raise InvalidRequest(f"prompt: token id {wrong} is outside the vocabulary of {size}", param="prompt")
+        return ids
+
+    def _check_biases(self, biases: dict[int, float]) -> None:
+        size = self._tokenizer.vocabulary_size
+        wrong = next((token for token in biases if not 0 <= token < size), None)
+        if wrong is not None:
+            raise InvalidRequest(f"logit_bias: token id {wrong} is outside the vocabulary of {size}", param="logit_bias")
+
+    def _take(self, output: StepOutput | EngineError) -> None:
+        if isinstance(output, EngineError):
+            self.fail_all(output)
+            return
+        for token in output.tokens:
+            part = self._parts.get(token.id)
+            if part is None:  # it was stopped while this step ran
+                continue
+            run, choice = part
+            delta = choice.add(token)
+            if delta.finish is not None:
+                self._parts.pop(token.id, None)
+                run.parts.remove(token.id)
+                if token.finish is None:  # a stop string: the engine doesn't know
+                    self._batcher.remove(token.id)
+            self._deliver(run, delta)
+        for error in output.errors:
+            part = self._parts.get(error.id)
+            if part is not None:
+                cause = InvalidRequest(error.message, param=error.param) if error.status < 500 else EngineError(error.message)
+                self._fail(part[0], cause)
+
+    def _stop_part(self, part: int) -> None:
+        self._parts.pop(part, None)
+        self._batcher.remove(part)
+
+
+def _params(job: Job, index: int, most: int) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=most,
+        logit_bias=job.logit_bias,
+        seed=job.seed_of(index),
+        ignore_eos=job.ignore_eos,
+        logprobs=job.logprobs,
+        **job.sampling,
+    )
+
+
+def _as_engine_error(error: BaseException) -> EngineError:
+    log.error("the engine failed", exc_info=error)
+    message = error.message if isinstance(error, XiError) else f"{type(error).__name__}: {error}"
+    return EngineError(f"the engine failed: {message}")
+
+
+def plain_message(message: Message) -> dict[str, Any]:
+    """A message as templates expect it: text content, arguments of tool calls as objects, `developer` as `system`."""
+    plain: dict[str, Any] = msgspec.to_builtins(message)
+    content = message.content
+    plain["content"] = content if isinstance(content, str) else "".join(part.text for part in content or [])
+    if message.role == "developer":
+        plain["role"] = "system"
+    for call in plain.get("tool_calls") or []:
+        call["function"]["arguments"] = _arguments(call["function"]["arguments"])
+    return plain
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text or "{}")
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"messages: a tool call's arguments are not valid JSON: {error}", param="messages") from None

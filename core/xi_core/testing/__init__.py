@@ -1,0 +1,1 @@
+"""What plugin authors test with: `Harness` (an engine under the serving layer), `EngineKit` (the conformance suite) and `fakes`."""

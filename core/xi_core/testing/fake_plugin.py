@@ -1,0 +1,53 @@
+"""The plugin of the fake engines, as light as a real one: it doesn't import `xi_core.testing.fakes`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, Support
+from xi_core.hookspecs import hookimpl
+from xi_core.models.family import ModelSpec
+from xi_core.wire.manifest import COMMON_FIELDS, YES, Manifest, limited, of_fields
+
+FORMAT = "fake"
+
+
+class FakeOptions(EngineOptions):
+    """Options of both fake engines."""
+
+    slots: int = 4
+    context_length: int = 512
+
+
+def full_manifest() -> Manifest:
+    """All fields of chat and completions."""
+    fields = dict.fromkeys(COMMON_FIELDS, YES)
+    chat = {**fields, "tools": YES, "tool_choice": limited("none", "auto")}
+    return of_fields(chat=chat, completions={**fields, "echo": YES})
+
+
+def _probe(host: HostInfo) -> Support:
+    return Support(ok=True, reason="always here")
+
+
+def _match(spec: ModelSpec, host: HostInfo) -> Support:
+    return Support(ok=spec.format == FORMAT, reason=f"takes the format {FORMAT} only")
+
+
+def _info(name: str, engine: str) -> EngineInfo:
+    return EngineInfo(
+        name=name,
+        engine=engine,
+        formats=(FORMAT,),
+        manifest=full_manifest(),
+        probe=_probe,
+        match=_match,
+        options=FakeOptions,
+    )
+
+
+@hookimpl
+def xi_engines() -> Iterable[EngineInfo]:
+    """A token engine and an API engine."""
+    yield _info("counting", "xi_core.testing.fakes:CountingEngine")
+    yield _info("scripted", "xi_core.testing.fakes:ScriptedEngine")

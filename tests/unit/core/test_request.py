@@ -1,0 +1,128 @@
+from typing import Any
+
+import msgspec
+import pytest
+
+from xi_core.errors import InvalidRequest, NotFound, UnsupportedField, XiError
+from xi_core.serving.request import CHAT, COMPLETIONS, Job, parse
+from xi_core.testing.fake_plugin import full_manifest
+from xi_core.wire.manifest import YES, Manifest, limited, no, of_fields
+
+WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+
+
+def chat(**fields: Any) -> bytes:
+    return msgspec.json.encode({"model": "m", "messages": [{"role": "user", "content": "Hi"}], **fields})
+
+
+def job(body: bytes, route: str = CHAT, manifest: Manifest | None = None, **defaults: Any) -> Job:
+    return parse(route, body, manifest or full_manifest(), "fake", defaults)
+
+
+def refused(body: bytes, route: str = CHAT, manifest: Manifest | None = None) -> XiError:
+    with pytest.raises(XiError) as caught:
+        job(body, route, manifest)
+    return caught.value
+
+
+def test_defaults_are_the_apis_own() -> None:
+    plain = job(chat())
+    assert plain.sampling == {
+        "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
+        "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0,
+    }  # fmt: skip
+    assert (plain.n, plain.stream, plain.max_tokens, plain.logprobs) == (1, False, None, None)
+
+
+def test_the_models_recommendation_fills_what_the_request_leaves_open() -> None:
+    assert job(chat(temperature=0.5), temperature=0.7, top_p=0.8).sampling["temperature"] == 0.5
+    assert job(chat(), temperature=0.7, top_p=0.8).sampling["top_p"] == 0.8
+
+
+def test_null_means_default() -> None:
+    assert job(chat(temperature=None, n=None, stop=None, tools=None)).n == 1
+
+
+def test_minus_one_and_zero_keep_all_tokens() -> None:
+    assert job(chat(top_k=-1)).sampling["top_k"] == 0
+
+
+def test_newer_name_of_max_tokens_wins() -> None:
+    assert job(chat(max_tokens=3, max_completion_tokens=5)).max_tokens == 5
+
+
+def test_completions_default_to_sixteen_tokens() -> None:
+    assert job(msgspec.json.encode({"model": "m", "prompt": "x"}), COMPLETIONS).max_tokens == 16
+
+
+def test_choices_have_seeds_of_their_own() -> None:
+    seeded = job(chat(seed=5, n=2))
+    assert [seeded.seed_of(0), seeded.seed_of(1)] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": -1}, "temperature"), ({"temperature": "warm"}, "temperature"), ({"temperature": 2.1}, "temperature"),
+        ({"top_p": 0}, "top_p"), ({"top_p": 1.1}, "top_p"), ({"top_k": -2}, "top_k"), ({"top_k": 1.5}, "top_k"),
+        ({"min_p": 2}, "min_p"), ({"presence_penalty": 3}, "presence_penalty"), ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"), ({"n": 0}, "n"), ({"n": 17}, "n"), ({"n": True}, "n"),
+        ({"max_tokens": 0}, "max_tokens"), ({"max_completion_tokens": -1}, "max_completion_tokens"), ({"seed": 1.5}, "seed"),
+        ({"stop": ""}, "stop"), ({"stop": ["x"] * 17}, "stop"), ({"stop": [1]}, "stop[0]"), ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": 1}, "stream": True}, "stream_options.include_usage"),
+        ({"stream_options": {}}, "stream_options"), ({"logprobs": 3}, "logprobs"), ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"), ({"logit_bias": {"x": 1}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
+        ({"messages": []}, "messages"), ({"messages": "Hi"}, "messages"), ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"), ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tool_choice": "required"}, "tool_choice"), ({"tools": [WEATHER], "tool_choice": "always"}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"model": 3}, "model"), ({"user": 5}, "user"), ({"ignore_eos": 1}, "ignore_eos"), ({"surprise": 1}, "surprise"),
+    ],
+)  # fmt: skip
+def test_each_field_is_checked_and_named(fields: dict[str, Any], param: str) -> None:
+    error = refused(chat(**fields))
+    assert error.status == 400
+    assert error.param == param
+    assert param.split(".")[0].split("[")[0] in error.message
+
+
+def test_missing_fields_are_named() -> None:
+    assert refused(b'{"model": "m"}').param == "messages"
+    assert refused(b'{"model": "m"}', COMPLETIONS).param == "prompt"
+
+
+def test_malformed_json() -> None:
+    error = refused(b'{"model": "m", ')
+    assert isinstance(error, InvalidRequest)
+    assert "not valid JSON" in error.message
+
+
+def test_not_utf8() -> None:
+    assert refused(b'{"model": "\xff"}').status == 400
+
+
+def test_a_field_that_the_engine_can_not_honour_names_both() -> None:
+    manifest = of_fields(chat={"max_tokens": YES, "seed": no("its sampler has none")})
+    error = refused(chat(seed=1), manifest=manifest)
+    assert isinstance(error, UnsupportedField)
+    assert "fake" in error.message
+    assert "its sampler has none" in error.message
+    assert refused(chat(min_p=0.1), manifest=manifest).param == "min_p"
+
+
+def test_limits_of_the_manifest() -> None:
+    manifest = of_fields(chat={"n": limited(maximum=2), "tools": YES, "tool_choice": limited("none", "auto")})
+    assert refused(chat(n=3), manifest=manifest).param == "n"
+    assert job(chat(n=2), manifest=manifest).n == 2
+    assert refused(chat(tools=[WEATHER], tool_choice="required"), manifest=manifest).param == "tool_choice"
+
+
+def test_an_endpoint_that_is_not_served() -> None:
+    error = refused(msgspec.json.encode({"model": "m", "prompt": "x"}), COMPLETIONS, of_fields(chat={}))
+    assert isinstance(error, NotFound)
+    assert CHAT in error.message
+
+
+def test_tool_choice_none_hides_the_tools() -> None:
+    assert job(chat(tools=[WEATHER], tool_choice="none")).tools is None
+    assert job(chat(tools=[WEATHER])).tools == [WEATHER]

@@ -1,0 +1,227 @@
+"""Services beyond what the engine kit checks: queues, failures, probes, draining, broken events."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from xi_core.engine.base import ApiRequest, ApiSink, EngineStats, LoadedModel, Progress, StepOutput
+from xi_core.errors import EngineError
+from xi_core.replica.process import service_for
+from xi_core.serving.request import CHAT
+from xi_core.serving.service import Service
+from xi_core.testing.fake_plugin import full_manifest
+from xi_core.testing.fakes import CountingEngine, ScriptedEngine
+from xi_core.testing.harness import Answer, plan_for
+from xi_core.wire.frames import Data, End, Frame, Open, Submit
+from xi_core.wire.plan import LaunchPlan, ServingLimits
+
+
+class Client:
+    """Frames of one request."""
+
+    def __init__(self, service: Service, id: int = 1, **fields: Any) -> None:
+        self.frames: list[Frame] = []
+        self.moved = asyncio.Event()
+        body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0, **fields}
+        self.run = service.submit(Submit(id, CHAT, msgspec.json.encode(body)), self._put)
+
+    def _put(self, frame: Frame) -> None:
+        self.frames.append(frame)
+        self.moved.set()
+
+    async def until(self, kind: type[Any]) -> None:
+        async with asyncio.timeout(5):
+            while not any(isinstance(frame, kind) for frame in self.frames):
+                self.moved.clear()
+                await self.moved.wait()
+
+    async def answer(self) -> Answer:
+        await self.until(End)
+        return Answer(self.frames)
+
+
+@contextlib.asynccontextmanager
+async def serving(engine: Any, **limits: Any) -> AsyncIterator[Service]:
+    plan: LaunchPlan = plan_for("x:Y", "", "fake", slots=1)
+    plan.limits = ServingLimits(**limits)
+    service = service_for(plan, engine, engine.load(plan, lambda stage, share: None))
+    try:
+        yield service
+    finally:
+        service.close(2.0)
+
+
+ENDLESS = {"stream": True, "ignore_eos": True, "max_tokens": 400, "logit_bias": {"65": 1}}
+
+
+class Stuck(CountingEngine):
+    """Takes a sequence and never gives a token."""
+
+    def step(self) -> StepOutput:
+        import time
+
+        time.sleep(0.01)
+        return StepOutput([])
+
+
+class Mute(ScriptedEngine):
+    """Takes requests and never answers; `sink` is for the test."""
+
+    sink: ApiSink
+    taken: list[int]
+
+    def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
+        self.taken = []
+        return super().load(plan, progress)
+
+    def submit(self, request: ApiRequest, sink: ApiSink) -> None:
+        self.sink = sink
+        self.taken.append(request.id)
+
+    def abort(self, id: int) -> None:
+        self.sink.done(id)
+
+
+@pytest.mark.parametrize("engine", [Stuck, Mute])
+async def test_a_full_queue_refuses_with_429(engine: Any) -> None:
+    async with serving(engine(), queue=1) as service:
+        clients = [Client(service, id) for id in (1, 2, 3)]
+        answer = await clients[2].answer()
+        assert answer.status == 429
+        assert isinstance(clients[2].frames[0], Open)
+        assert clients[2].frames[0].retry_after
+        assert not clients[0].frames
+        load = service.load()
+        assert load.running + load.waiting == 2
+
+
+async def test_a_waiting_request_starts_when_a_slot_is_free() -> None:
+    engine = Mute()
+    async with serving(engine) as service:
+        first, second = Client(service, 1), Client(service, 2)
+        assert len(engine.taken) == 1, "never more than there are slots"
+        assert first.run is not None
+        service.abort(first.run)
+        async with asyncio.timeout(5):
+            while len(engine.taken) < 2:
+                await asyncio.sleep(0)
+        assert not second.frames
+
+
+async def test_an_aborted_waiting_request_never_reaches_the_engine() -> None:
+    engine = Mute()
+    async with serving(engine) as service:
+        first, second = Client(service, 1), Client(service, 2)
+        assert first.run is not None
+        assert second.run is not None
+        service.abort(second.run)
+        service.abort(first.run)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(engine.taken) == 1
+        assert service.load().waiting == 0
+
+
+async def test_an_engine_that_breaks_ends_its_requests_and_the_service() -> None:
+    class Breaks(CountingEngine):
+        def step(self) -> StepOutput:
+            if self.stats().steps > 5:
+                raise RuntimeError("CUDA out of memory")
+            return super().step()
+
+    async with serving(Breaks()) as service:
+        streamed, waiting = Client(service, 1, **ENDLESS), Client(service, 2)
+        answer = await streamed.answer()
+        assert answer.status == 200
+        assert answer.error is not None
+        assert "CUDA out of memory" in answer.error["message"]
+        assert b"[DONE]" not in answer.raw
+        assert (await waiting.answer()).status == 500
+        assert service.failure is not None
+        assert service.unhealthy()
+        assert (await Client(service, 3).answer()).status == 503
+
+
+async def test_no_step_while_busy_is_unhealthy() -> None:
+    async with serving(Stuck(), hang_timeout=0.05) as service:
+        assert service.unhealthy() is None
+        Client(service)
+        async with asyncio.timeout(5):
+            while service.unhealthy() is None:
+                await asyncio.sleep(0.01)
+        assert "no step" in (service.unhealthy() or "")
+
+
+async def test_idle_is_healthy() -> None:
+    async with serving(CountingEngine(), hang_timeout=0.01) as service:
+        await asyncio.sleep(0.03)
+        assert service.unhealthy() is None
+
+
+async def test_check_is_believed() -> None:
+    class Dead(ScriptedEngine):
+        def check(self) -> None:
+            raise EngineError("the child is dead")
+
+    async with serving(Dead()) as service:
+        assert service.unhealthy() == "the child is dead"
+        assert service.load().healthy is False
+
+
+async def test_probe_fails_when_no_token_comes() -> None:
+    async with serving(Mute()) as service:
+        with pytest.raises(EngineError, match="no token"):
+            await service.probe(0.05)
+
+
+async def test_drain_waits_then_ends_with_a_typed_error() -> None:
+    async with serving(Stuck()) as service:
+        client = Client(service, stream=True)
+        await service.drain(0.05)
+        assert (await client.answer()).status == 503
+        assert (await Client(service, 2).answer()).status == 503
+
+
+async def test_drain_lets_running_requests_finish() -> None:
+    async with serving(CountingEngine()) as service:
+        client = Client(service)
+        await service.drain(5.0)
+        assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [([b"{not json"], "can't be read"), ([b'{"choices": []}'], "without a finish reason"), ([], "without a finish reason")],
+)
+async def test_a_broken_api_engine_is_a_500(events: list[bytes], message: str) -> None:
+    engine = Mute()
+    async with serving(engine) as service:
+        client = Client(service)
+        for event in events:
+            engine.sink.event(engine.taken[0], event)
+        engine.sink.done(engine.taken[0])
+        answer = await client.answer()
+        assert answer.status == 500
+        assert answer.error is not None
+        assert message in answer.error["message"]
+
+
+async def test_counts_of_one_wake_up_per_step() -> None:
+    """Frames of one step of many requests come in one turn of the loop."""
+
+    class Paced(CountingEngine):
+        def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
+            self.slots = 8
+            return LoadedModel(context_length=512, slots=8, manifest=full_manifest())
+
+    async with serving(Paced()) as service:
+        clients = [Client(service, id, stream=True, max_tokens=4) for id in range(8)]
+        for client in clients:
+            assert (await client.answer()).finishes == ["length"]
+        assert sum(isinstance(frame, Data) for frame in clients[0].frames) <= 4
+        stats: EngineStats = service._engine.stats()
+        assert stats.tokens == 32
