@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -53,6 +54,8 @@ class EngineInfo(Struct, kw_only=True):
     probe: Callable[[HostInfo], Support]
     match: Callable[[ModelSpec, HostInfo], Support]
     requirements: tuple[str, ...] = ()
+    inspect: Callable[[Path], ModelSpec | None] | None = None
+    """Reads a local path in a format that only this engine knows; None for any other path. xi itself reads Hugging Face and GGUF."""
     options: type[EngineOptions] | None = None
     aliases: tuple[str, ...] = ()
     description: str = ""

@@ -17,6 +17,8 @@ class FakeOptions(EngineOptions):
 
     slots: int = 4
     context_length: int = 512
+    pace: float = 0.0
+    """Seconds that a step of the counting engine takes."""
 
 
 def full_manifest() -> Manifest:

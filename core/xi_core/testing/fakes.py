@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
+import time
 from typing import Any
 
 import msgspec
@@ -66,7 +67,7 @@ class CountingEngine(TokenEngine):
         self._running: dict[int, _Sequence] = {}
         self._stats = EngineStats()
         self.slots = 4
-        self.pause: threading.Event | None = None
+        self.pace = 0.0
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -75,6 +76,7 @@ class CountingEngine(TokenEngine):
     def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
         progress("loading", 1.0)
         self.slots = int(plan.options.get("slots", 4))
+        self.pace = float(plan.options.get("pace", 0.0))
         return LoadedModel(context_length=int(plan.options.get("context_length", CONTEXT)), slots=self.slots, manifest=full_manifest())
 
     def stats(self) -> EngineStats:
@@ -90,6 +92,7 @@ class CountingEngine(TokenEngine):
         self._running.pop(id, None)
 
     def step(self) -> StepOutput:
+        time.sleep(self.pace)
         self._stats.steps += 1
         outs = [self._next(id, sequence) for id, sequence in list(self._running.items())]
         for out in outs:
