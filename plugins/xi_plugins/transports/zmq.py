@@ -1,0 +1,378 @@
+"""The `zmq` transport: DEALER and ROUTER sockets over `ipc` and `tcp`, drained from the event loop. One ZeroMQ context per process.
+
+Why it is written as it is:
+
+* `zmq.asyncio` costs many times more per message, so each socket's descriptor has one readable callback that reads all there is,
+  bounded so that the loop is not starved.
+* The descriptor is edge-triggered and a send may swallow its edge: `_Reader.look_soon` looks once after every batch of sends.
+* ZeroMQ hides disconnects and would resume on another listener. The dialling side watches its socket's monitor, never reconnects
+  once a connection stood, and hands no message to ZeroMQ before that.
+* ZeroMQ's own `ipc` bind silently takes over a path in use, and removes the file at some later time. So the local socket is bound
+  here and given to ZeroMQ, and its file is removed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+from xi_core.errors import ChannelClosed, ChannelFull, TransportError
+from xi_core.transport.base import Channel, Listener, Peer, Transport
+
+from xi_plugins.transports.socket_file import SocketFile
+
+HIGH_WATER = 1000
+"""Messages that may wait on either side of a connection, besides what the kernel holds."""
+BATCH = 512
+"""Messages read in one callback of the loop."""
+CONNECT_TIMEOUT = 2.0
+"""Seconds in which a connection must stand."""
+RETRY = 0.05
+"""Seconds between attempts to connect."""
+MAX_MESSAGE = 64 * 1024 * 1024
+"""Largest message, in bytes; who sends a larger one is disconnected."""
+MAX_SOCKETS = 8192
+NEVER_MS = 3_600_000
+"""Reconnect interval in milliseconds. Not -1: that makes ZeroMQ drop what was received but not yet read when a connection ends."""
+
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+_FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_NOBLOCK = zmq.NOBLOCK
+_MORE = zmq.NOBLOCK | zmq.SNDMORE
+
+_open_sockets = 0
+
+
+class ZmqTransport(Transport):
+    """Endpoints `ipc://PATH` and `tcp://HOST:PORT` (port 0: a free one). `high_water` bounds each queue, in messages."""
+
+    def __init__(self, high_water: int = HIGH_WATER) -> None:
+        self._high_water = high_water
+
+    def listen(self, endpoint: str, on_message: Callable[[Peer, bytes], None]) -> Listener:
+        return ZmqListener(endpoint, on_message, self._high_water)
+
+    def connect(self, endpoint: str, on_message: Callable[[bytes], None], on_lost: Callable[[], None]) -> Channel:
+        return ZmqChannel(endpoint, on_message, on_lost, self._high_water)
+
+
+class _Reader:
+    """Reads a ZeroMQ socket from the loop. `take(limit)` reads up to so many messages and tells whether there are no more."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: zmq.Socket[bytes], take: Callable[[int], bool]) -> None:
+        self.looking = False
+        """A look is due or under way, so that no other needs to be scheduled."""
+        self._loop = loop
+        self._take = take
+        self._stopped = False
+        self._fd: int = sock.FD
+        try:
+            loop.add_reader(self._fd, self._ready)
+        except NotImplementedError:
+            raise TransportError(
+                f"the zmq transport needs a loop with add_reader, which {type(loop).__name__} lacks; on Windows use SelectorEventLoop"
+            ) from None
+
+    def look_soon(self) -> None:
+        """Look for messages in the loop's next round."""
+        if not self.looking:
+            self.looking = True
+            self._loop.call_soon(self._run)
+
+    def stop(self) -> None:
+        """Read no more. Must come before the socket is closed."""
+        self._stopped = True
+        self._loop.remove_reader(self._fd)
+
+    def _ready(self) -> None:
+        if not self.looking:
+            self._run()
+
+    def _run(self) -> None:
+        self.looking, empty = True, False
+        try:
+            empty = self._stopped or self._take(BATCH)
+        finally:  # also after an error of who was told of a message: the rest must not wait for another edge
+            if empty or self._stopped:
+                self.looking = False
+            else:
+                self._loop.call_soon(self._run)
+
+
+class ZmqChannel(Channel):
+    """Dialling side: a DEALER socket. Until the connection stands, messages wait here, not in ZeroMQ."""
+
+    def __init__(self, endpoint: str, on_message: Callable[[bytes], None], on_lost: Callable[[], None], high_water: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._endpoint = endpoint
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._open = False
+        self._closed = False
+        self._settled = asyncio.Event()
+        self._outbox: deque[bytes] = deque()
+        self._high_water = high_water
+        self._sock = _socket(zmq.DEALER, high_water)
+        self._readers: list[_Reader] = []
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        try:
+            self._monitor = self._sock.get_monitor_socket(_EVENTS | _FAILURES)
+            self._monitor.setsockopt(zmq.LINGER, 0)
+            self._readers.append(_Reader(self._loop, self._monitor, self._take_events))
+            self._reader = _Reader(self._loop, self._sock, self._take)
+            self._readers.append(self._reader)
+            self._sock.connect(endpoint)
+        except (TransportError, zmq.ZMQError) as error:
+            self._shut(0)
+            raise _dial_error(endpoint, error) from None
+        for reader in self._readers:
+            reader.look_soon()  # connecting may have swallowed the first edge
+        self._deadline = self._loop.call_later(CONNECT_TIMEOUT, self._give_up)
+
+    def send(self, message: bytes) -> None:
+        if len(message) > MAX_MESSAGE:
+            raise _too_large(message)
+        if not self._open:
+            self._keep(message)
+            return
+        try:
+            self._sock.send(message, _NOBLOCK)
+        except zmq.Again:
+            raise ChannelFull(f"{self._endpoint} doesn't read: its queue is full and nothing was sent") from None
+        except zmq.ZMQError as error:
+            raise ChannelClosed(f"{self._endpoint}: {error}") from None
+        if not self._reader.looking:
+            self._reader.look_soon()
+
+    async def close(self, grace: float = 1.0) -> None:
+        if self._closed:
+            return
+        if self._outbox:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), grace)
+        self._shut(grace)
+
+    def abort(self) -> None:
+        self._shut(0)
+
+    def _keep(self, message: bytes) -> None:
+        if self._closed:
+            raise ChannelClosed(f"the channel to {self._endpoint} is closed")
+        if len(self._outbox) >= self._high_water:
+            raise ChannelFull(f"{self._endpoint} isn't connected yet and {self._high_water} messages wait for it; nothing was sent")
+        self._outbox.append(message)
+
+    def _take(self, limit: int) -> bool:
+        recv, on_message = self._sock.recv, self._on_message
+        for _ in range(limit):
+            try:
+                message = recv(_NOBLOCK)
+            except zmq.Again:
+                return True
+            on_message(message)
+            if self._closed:
+                return True
+        return False
+
+    def _take_events(self, limit: int) -> bool:
+        monitor = self._monitor
+        if monitor is None:
+            return True
+        for _ in range(limit):
+            try:
+                event = monitor.recv_multipart(_NOBLOCK)
+            except zmq.Again:
+                return True
+            self._on_event(int.from_bytes(event[0][:2], "little"))
+            if self._closed:
+                return True
+        return False
+
+    def _on_event(self, event: int) -> None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._connected()
+        elif self._open:
+            self._lose()
+        elif self._retry is None:
+            self._retry = self._loop.call_later(RETRY, self._dial_again)
+
+    def _connected(self) -> None:
+        self._open = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        for message in self._outbox:
+            self._sock.send(message, _NOBLOCK)  # never more than the high-water mark
+        self._outbox.clear()
+        self._settled.set()
+        self._reader.look_soon()
+
+    def _dial_again(self) -> None:
+        self._retry = None
+        if self._open or self._closed:
+            return
+        with contextlib.suppress(zmq.ZMQError):  # ENOENT: ZeroMQ has given the endpoint up itself
+            self._sock.disconnect(self._endpoint)
+        self._sock.connect(self._endpoint)
+        self._reader.look_soon()
+
+    def _give_up(self) -> None:
+        if not self._open:
+            self._lose()
+
+    def _lose(self) -> None:
+        """The connection has ended: hand over what had come before, then tell."""
+        if self._closed:
+            return
+        try:
+            while not self._take(BATCH):
+                pass
+        finally:
+            told = self._closed
+            self._shut(0)
+            if not told:
+                self._on_lost()
+
+    def _shut(self, linger: float) -> None:
+        if self._closed:
+            return
+        self._closed, self._open = True, False
+        self._outbox.clear()
+        self._settled.set()
+        for timer in (self._deadline, self._retry):
+            if timer is not None:
+                timer.cancel()
+        for reader in self._readers:
+            reader.stop()
+        if self._monitor is not None:
+            self._sock.disable_monitor()
+            self._monitor.close()
+        _close(self._sock, linger)
+
+
+class ZmqListener(Listener):
+    """Accepting side: a ROUTER socket, which names each connection by bytes of its own."""
+
+    def __init__(self, endpoint: str, on_message: Callable[[Peer, bytes], None], high_water: int) -> None:
+        self._on_message = on_message
+        self._closed = False
+        self._file: SocketFile | None = None
+        self._sock = _socket(zmq.ROUTER, high_water)
+        self._sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        try:
+            self._bind(endpoint)
+            self._reader = _Reader(asyncio.get_running_loop(), self._sock, self._take)
+        except (TransportError, zmq.ZMQError) as error:
+            self._remove_file()
+            _close(self._sock, 0)
+            raise _listen_error(endpoint, error) from None
+        self._reader.look_soon()
+
+    def send(self, peer: Peer, message: bytes) -> None:
+        if len(message) > MAX_MESSAGE:
+            raise _too_large(message)
+        if self._closed:
+            raise ChannelClosed(f"{self.endpoint} is closed")
+        send = self._sock.send
+        try:
+            send(peer, _MORE)
+            send(message, _NOBLOCK)
+        except zmq.Again:
+            raise ChannelFull(f"{self.endpoint}: peer {peer.hex()} doesn't read; nothing was sent") from None
+        except zmq.ZMQError:
+            raise ChannelClosed(f"{self.endpoint}: peer {peer.hex()} is gone") from None
+        if not self._reader.looking:
+            self._reader.look_soon()
+
+    async def close(self, grace: float = 1.0) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._reader.stop()
+        self._remove_file()
+        _close(self._sock, grace)
+
+    def _bind(self, endpoint: str) -> None:
+        if endpoint.startswith("ipc://"):
+            self._file = SocketFile(endpoint.removeprefix("ipc://"))
+            self._sock.setsockopt(zmq.USE_FD, self._file.detach())
+        self._sock.bind(endpoint)
+        self.endpoint = endpoint if self._file else self._sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    def _remove_file(self) -> None:
+        if self._file is not None:
+            self._file.remove()
+
+    def _take(self, limit: int) -> bool:
+        recv, getsockopt, on_message = self._sock.recv, self._sock.getsockopt, self._on_message
+        for _ in range(limit):
+            try:
+                peer = recv(_NOBLOCK)
+            except zmq.Again:
+                return True
+            message = recv(_NOBLOCK)
+            while getsockopt(zmq.RCVMORE):  # no channel of ours sends several parts; what joined them is not for us to guess
+                message = recv(_NOBLOCK)
+            on_message(peer, message)
+            if self._closed:
+                return True
+        return False
+
+
+def _socket(kind: int, high_water: int) -> zmq.Socket[bytes]:
+    global _open_sockets
+    context: zmq.Context[Any] = zmq.Context.instance()
+    if _open_sockets == 0:
+        with contextlib.suppress(zmq.ZMQError):  # too late when another library has made a socket; then its limit holds
+            context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
+    try:
+        sock: zmq.Socket[bytes] = context.socket(kind)
+    except zmq.ZMQError as error:
+        raise TransportError(f"no socket can be made: {error}; the process may have too many open files (ulimit -n)") from None
+    _open_sockets += 1
+    for option, value in (
+        (zmq.SNDHWM, high_water),
+        (zmq.RCVHWM, high_water),
+        (zmq.LINGER, 0),
+        (zmq.MAXMSGSIZE, MAX_MESSAGE),
+        (zmq.BACKLOG, 512),
+        (zmq.RECONNECT_IVL, NEVER_MS),
+        (zmq.HANDSHAKE_IVL, round(CONNECT_TIMEOUT * 1000)),
+    ):
+        sock.setsockopt(option, value)
+    return sock
+
+
+def _close(sock: zmq.Socket[bytes], linger: float) -> None:
+    """Close a socket; ZeroMQ goes on sending what is queued for `linger` seconds, also while the process exits."""
+    global _open_sockets
+    _open_sockets -= 1
+    sock.close(linger=round(linger * 1000))
+
+
+def _flush_at_exit(pid: int) -> None:
+    """Let closed sockets send what they still hold. Not with an open one, which would block for ever, nor in a fork."""
+    if _open_sockets == 0 and os.getpid() == pid:
+        zmq.Context.instance().term()
+
+
+atexit.register(_flush_at_exit, os.getpid())
+
+
+def _too_large(message: bytes) -> TransportError:
+    return TransportError(f"a message of {len(message)} bytes is over the limit of {MAX_MESSAGE}")
+
+
+def _dial_error(endpoint: str, error: TransportError | zmq.ZMQError) -> TransportError:
+    return error if isinstance(error, TransportError) else TransportError(f"can't dial {endpoint}: {error}")
+
+
+def _listen_error(endpoint: str, error: TransportError | zmq.ZMQError) -> TransportError:
+    return error if isinstance(error, TransportError) else TransportError(f"can't listen at {endpoint}: {error}")
