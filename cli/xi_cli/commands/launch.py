@@ -1,0 +1,196 @@
+"""`xi launch`: ask for a model, show how it comes up, end with READY or the reason why not."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from xi_core.errors import LaunchFailed, ModelNotFound, UnknownModel, UnknownOption, XiError
+
+from xi_cli import engine_options
+from xi_cli.group import INTERRUPTED, Failure
+from xi_cli.options import client_options, connect, json_option, one_of, print_json, say
+
+if TYPE_CHECKING:
+    from xi_core.api.control import LaunchSpec, ModelStatus
+    from xi_core.client import Client
+
+
+class LaunchCommand(click.Command):
+    """A command that leaves options which it doesn't know in `ctx.meta["options"]`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known, ctx.meta["options"] = engine_options.part(self.params, args)
+        return super().parse_args(ctx, known)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "[--ENGINE-OPTION VALUE]..."]
+
+
+def _n_gpu(_ctx: click.Context, _param: click.Parameter, value: str) -> int | str | None:
+    if value.lower() in ("auto", "none"):
+        return "auto" if value.lower() == "auto" else None
+    if value.isdecimal():
+        return int(value)
+    raise click.BadParameter(f"'{value}' is neither 'auto', 'none' nor a number")
+
+
+def _gpu_idx(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    words = value.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise click.BadParameter(f"'{value}' is no list of numbers, such as 0,1")
+    return [int(word) for word in words]
+
+
+@click.command(cls=LaunchCommand)
+@click.argument("model", required=False)
+@click.option("-n", "--model-name", metavar="NAME", help="A model's name, its directory or a .gguf file; as MODEL.")
+@click.option("-t", "--model-type", default="LLM", show_default=True, help="The kind of model.")
+@click.option("-en", "--model-engine", metavar="ENGINE", help="The engine that serves it; default: the best that can. See `xi engines`.")
+@click.option("-u", "--model-uid", metavar="UID", help="What the launch is called; default: the model's name.")
+@click.option("-s", "--size-in-billions", metavar="SIZE", help="Which size, in billions of parameters: 7, 0.5 or 0_5.")
+@click.option("-f", "--model-format", metavar="FORMAT", help="Which format: pytorch, ggufv2, mlx.")
+@click.option("-q", "--quantization", metavar="NAME", help="Which quantization, such as q4_k_m.")
+@click.option("-r", "--replica", type=click.IntRange(1, 1024), default=1, show_default=True, help="How many copies to serve with.")
+@click.option("--n-gpu", default="auto", show_default=True, callback=_n_gpu, help="Devices per replica: auto, none or a number.")
+@click.option("--gpu-idx", metavar="LIST", callback=_gpu_idx, help="The devices to choose from: 0,1.")
+@click.option("-mp", "--model-path", metavar="PATH", help="Weights to take instead of the model's own.")
+@click.option("--env", nargs=2, multiple=True, metavar="NAME VALUE", help="An environment variable of the replicas; repeatable.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the model is ready.")
+@json_option
+@client_options
+@click.pass_context
+def launch(
+    ctx: click.Context,
+    /,
+    model: str | None,
+    model_name: str | None,
+    env: tuple[tuple[str, str], ...],
+    wait: bool,
+    as_json: bool,
+    endpoint: str | None,
+    api_key: str | None,
+    **fields: Any,
+) -> None:
+    """Launch a model and wait until it is ready.
+
+    MODEL is a model's name, a directory with weights or a .gguf file. Options that are not listed here go to the engine, which checks
+    them: --context-length 2048, --context_length=2048, bare --flags, and JSON values. Ctrl-C cancels the launch.
+
+    \b
+    Examples:
+      xi launch xi-tiny
+      xi launch xi-tiny -en transformers -u tiny -r 2
+      xi launch ./my-model --context-length 2048
+      xi launch model.Q4_K_M.gguf --no-wait
+    """
+    from xi_core.api.control import LaunchSpec
+
+    name = one_of(model_name, model, "model")
+    if name is None:
+        raise click.UsageError("no model: give its name before the engine's options (xi launch NAME --option VALUE) or with -n", ctx)
+    fields["model_path"] = _absolute(fields["model_path"]) if fields["model_path"] else None
+    spec = LaunchSpec(model_name=_named(name), env=dict(env), options=ctx.meta["options"], **fields)
+    client = connect(endpoint, api_key)
+    uid = _start(ctx, client, spec, name)
+    if not wait:
+        print_json({"model_uid": uid}) if as_json else click.echo(f"Model uid: {uid}")
+        return
+    status = _watch(ctx, client, uid)
+    say(f"{uid}: READY{f' on {status.engine}' if status.engine else ''}. Talk with it: xi chat {uid}")
+    print_json(status) if as_json else click.echo(f"Model uid: {uid}")
+
+
+def _named(name: str) -> str:
+    """The name, made an absolute path if it is one: a file, or a directory that is written as a path or holds a model."""
+    path = Path(name).expanduser()
+    written = os.sep in name or name.startswith((".", "~"))
+    if path.is_file() or (path.is_dir() and (written or (path / "config.json").is_file())):
+        return str(path.absolute())
+    if name.startswith((".", "~")) or (name.endswith(".gguf") and not path.is_absolute()):
+        raise click.BadParameter(f"there is no file or directory '{name}'", param_hint="'MODEL'")
+    return name
+
+
+def _absolute(text: str) -> str:
+    path = Path(text).expanduser()
+    return str(path.absolute()) if path.exists() else text
+
+
+def _start(ctx: click.Context, client: Client, spec: LaunchSpec, name: str) -> str:
+    """Send the launch. Ctrl-C waits for the answer, because without the uid nothing could be cancelled."""
+    with _held_interrupt() as interrupted:
+        try:
+            uid = client.start(spec)
+        except UnknownOption as error:
+            raise _with_hint(error, _meant_flag(ctx, error.param)) from error
+        except UnknownModel as error:
+            raise _with_hint(error, f"'{name}' is a directory here: write ./{name} to launch it" if Path(name).is_dir() else "") from error
+    if interrupted:
+        _cancel(ctx, client, uid)
+    return uid
+
+
+def _watch(ctx: click.Context, client: Client, uid: str) -> ModelStatus:
+    from xi_cli.progress import LaunchProgress
+
+    try:
+        with LaunchProgress() as progress:
+            return client.wait_ready(uid, progress)
+    except KeyboardInterrupt:
+        _cancel(ctx, client, uid)
+        raise
+    except LaunchFailed as error:
+        say(f"{uid}: FAILED")
+        raise Failure(error.message) from error
+
+
+def _cancel(ctx: click.Context, client: Client, uid: str) -> None:
+    """Take the launch back after Ctrl-C, say so and exit."""
+    say(f"\nCancelling the launch of {uid}…")
+    try:
+        client.terminate(uid)
+    except ModelNotFound:
+        pass  # somebody else ended it: the same outcome
+    except XiError as error:
+        raise Failure(f"the launch of {uid} could not be cancelled: {error.message}. Try `xi terminate {uid}`") from error
+    say(f"The launch of {uid} is cancelled.")
+    ctx.exit(INTERRUPTED)
+
+
+@contextmanager
+def _held_interrupt() -> Iterator[list[int]]:
+    """Ctrl-C is noted in the list; the second one interrupts."""
+    noted: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+        say("\nInterrupted: waiting for the server's answer, to cancel the launch. Once more leaves at once.")
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _meant_flag(ctx: click.Context, option: str | None) -> str:
+    """A hint where an engine's option looks like a misspelt flag of this command."""
+    from difflib import get_close_matches
+
+    flags = [flag for param in ctx.command.params for flag in param.opts if flag.startswith("--")]
+    close = get_close_matches(f"--{(option or '').replace('_', '-')}", flags, n=1, cutoff=0.8)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def _with_hint(error: XiError, hint: str) -> Failure:
+    return Failure(f"{error.message}; {hint}" if hint else error.message)

@@ -1,0 +1,45 @@
+"""`xi list`: the launches."""
+
+from __future__ import annotations
+
+import click
+
+from xi_cli.options import client_options, connect, json_option, print_json, say
+
+
+@click.command("list")
+@json_option
+@client_options
+def list_(as_json: bool, endpoint: str | None, api_key: str | None) -> None:
+    """List the models that are launched.
+
+    \b
+    Examples:
+      xi list
+      xi list --json
+    """
+    models = connect(endpoint, api_key).models()
+    if as_json:
+        print_json(models)
+    elif not models:
+        say("No model is launched. Launch one: xi launch xi-tiny")
+    else:
+        from xi_cli.draw import table
+
+        table(
+            ("UID", "STATE", "MODEL", "ENGINE", "FORMAT", "SIZE (B)", "QUANTIZATION", "REPLICAS", "CONTEXT"),
+            [
+                (
+                    m.id,
+                    m.state,
+                    m.model_name,
+                    m.model_engine,
+                    m.model_format,
+                    m.size_in_billions,
+                    m.quantization,
+                    m.replica,
+                    m.context_length,
+                )
+                for m in models
+            ],
+        )

@@ -1,0 +1,88 @@
+"""`xi serve`: check what was asked for, then become the launcher. The servers' code is not imported here."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+from xi_core.config import settings
+from xi_core.errors import ConfigError
+
+from xi_cli.group import LOG_LEVELS
+from xi_cli.options import common, verbose_option
+
+LAUNCHER = "xi_core.cluster.launcher"
+
+
+@click.command()
+@click.option("-H", "--host", metavar="HOST", help="The address to listen on. [env: XI_HOST; default: 127.0.0.1]")
+@click.option(
+    "-p", "--port", type=click.IntRange(0, 65535), metavar="PORT", help="The port; 0: any free one. [env: XI_PORT; default: 9997]"
+)
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="How much to log. [env: XI_LOG_LEVEL; default: info]")
+@click.option(
+    "-ak", "--api-key", metavar="KEY", help="Ask clients for this key. [env: XI_API_KEY, which keeps it out of the shell's history]"
+)
+@click.option("--no-auth", is_flag=True, help="Listen on other addresses than loopback without a key: whoever reaches the port may use it.")
+@verbose_option
+@click.pass_context
+def serve(ctx: click.Context, host: str | None, port: int | None, log_level: str | None, api_key: str | None, no_auth: bool) -> None:
+    """Start xi on this machine: supervisor, worker and gateway.
+
+    Prints each process and the endpoint, and runs until Ctrl-C, which ends the models too. Only this machine can reach it unless -H
+    names another address; that needs an API key, or --no-auth.
+
+    \b
+    Examples:
+      xi serve
+      xi serve -p 8000 --log-level debug
+      XI_API_KEY=a-long-secret xi serve -H 0.0.0.0
+    """
+    ours, group = settings(), common(ctx)
+    host = host or group.host or ours.host
+    port = next(p for p in (port, group.port, ours.port) if p is not None)
+    log_level = log_level or group.log_level or ("debug" if group.verbose else ours.log_level)
+    if log_level not in LOG_LEVELS:
+        raise ConfigError(f"XI_LOG_LEVEL={log_level!r} is none of {', '.join(LOG_LEVELS)}", param="XI_LOG_LEVEL")
+    key = api_key or ours.api_key
+    _check_access(host, key, no_auth)
+    command = [sys.executable, "-m", LAUNCHER, "--host", host, "--port", str(port), "--log-level", log_level]
+    environment = {**os.environ, "XI_API_KEY": key} if key else dict(os.environ)
+    become(command, environment)
+
+
+def _check_access(host: str, key: str, no_auth: bool) -> None:
+    """Refuse an open server off loopback, and keys that can't be. Raises `click.UsageError`."""
+    if key and no_auth:
+        raise click.UsageError("an API key is given (--api-key or XI_API_KEY) and --no-auth too; leave one out")
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise click.UsageError("the API key must be printable ASCII without spaces: it travels in an HTTP header")
+    if not key and not no_auth and not is_loopback(host):
+        raise click.UsageError(
+            f"{host} can be reached from other machines: set a key with XI_API_KEY (or --api-key), "
+            f"or say --no-auth to let everybody in who reaches the port"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on `host`."""
+    import ipaddress
+
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def become(command: list[str], environment: dict[str, str]) -> None:
+    """Replace this process by `command`, so that signals reach the launcher itself. Windows can't: there it runs as a child."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if sys.platform == "win32":
+        import subprocess
+
+        raise SystemExit(subprocess.call(command, env=environment))
+    os.execve(command[0], command, environment)  # noqa: S606 - no shell is wanted

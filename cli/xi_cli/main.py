@@ -1,0 +1,46 @@
+"""`xi`: the group of commands. The console script calls `main`."""
+
+from __future__ import annotations
+
+import click
+from xi_core import __version__
+
+from xi_cli.group import LOG_LEVELS, BuiltIn, Commands
+
+BUILT_IN = {
+    "serve": BuiltIn("xi_cli.commands.serve:serve", "Start xi on this machine: supervisor, worker and gateway."),
+    "launch": BuiltIn("xi_cli.commands.launch:launch", "Launch a model and wait until it is ready."),
+    "list": BuiltIn("xi_cli.commands.list:list_", "List the models that are launched."),
+    "terminate": BuiltIn("xi_cli.commands.terminate:terminate", "End a model and free what it holds."),
+    "chat": BuiltIn("xi_cli.commands.chat:chat", "Talk with a model."),
+    "generate": BuiltIn("xi_cli.commands.generate:generate", "Let a model continue a text."),
+    "engines": BuiltIn("xi_cli.commands.engines:engines", "Show the engines, and which can run."),
+    "plugins": BuiltIn("xi_cli.commands.plugins:plugins", "Show the installed plugins, and what is wrong with any."),
+}
+"""Commands of this distribution, in the order of the help. The help stands here too so that showing it imports no command."""
+
+
+@click.group(cls=Commands, built_in=BUILT_IN, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "--version", prog_name="xi")
+@click.option("-H", "--host", metavar="HOST", help="Where xi listens (serve), or where it is (other commands).")
+@click.option("-p", "--port", type=click.IntRange(0, 65535), metavar="PORT", help="Port of xi; 9997 where nothing else is said.")
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="How much the server's processes say.")
+@click.option("-v", "--verbose", is_flag=True, help="Show tracebacks; the server's processes say all.")
+def cli(**_common: object) -> None:
+    """xi launches language models and serves them through the OpenAI API.
+
+    \b
+    First steps:
+      xi serve                # in one terminal
+      xi launch xi-tiny       # in another
+      xi chat xi-tiny
+    """
+
+
+def main() -> None:
+    """Run `xi` with the process's arguments."""
+    cli(prog_name="xi")
+
+
+if __name__ == "__main__":
+    main()

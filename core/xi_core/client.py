@@ -1,0 +1,393 @@
+"""The Python client of a running xi: launch models, watch them, talk to them. Called by the CLI and by users' programs.
+
+    from xi_core.client import Client
+
+    client = Client("http://127.0.0.1:9997")
+    client.launch("xi-tiny")
+    for delta in client.chat("xi-tiny", [{"role": "user", "content": "Hello!"}], stream=True):
+        print(delta.text, end="")
+
+Synchronous, over the standard library. Each call has a connection of its own, so that a client may be shared between threads, no idle
+connection goes stale, and leaving a call early (Ctrl-C, closing a stream) closes the connection, which makes the server stop generating.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
+from typing import Any, Literal, NamedTuple, TypeVar, overload
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from xi_core.api.control import ClusterInfo, EngineStatus, LaunchAnswer, LaunchSpec, ModelStatus
+from xi_core.api.openai import ChatCompletion, Completion, Model, ModelList, Usage
+from xi_core.errors import (
+    ChannelClosed,
+    ConfigError,
+    DeadlineExceeded,
+    ErrorBody,
+    LaunchCancelled,
+    LaunchFailed,
+    ModelNotFound,
+    ProtocolMismatch,
+    Unavailable,
+    XiError,
+)
+
+CONNECT_TIMEOUT = 5.0
+CONTROL_TIMEOUT = 60.0
+"""Longest silence of the server on anything but generation, in seconds."""
+POLL_INTERVAL = 0.2
+POLL_PATIENCE = 15.0
+"""While a launch is watched, a server that doesn't answer for so long is given up: less than this and it may be restarting."""
+
+SETTLE = 2.0
+"""Most seconds for the gateway's routing table to follow a launch that is READY."""
+
+T = TypeVar("T")
+Progress = Callable[[ModelStatus], None]
+"""Called with the launch's status at every poll while `launch` waits."""
+
+
+class Delta(Struct, kw_only=True):
+    """One piece of a streamed answer. `finish_reason` comes with the last piece of a choice, `usage` after all (where asked for)."""
+
+    text: str = ""
+    reasoning: str = ""
+    index: int = 0
+    tool_calls: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    finish_reason: str | None = None
+    usage: Usage | None = None
+
+
+Deltas = Generator[Delta, None, None]
+
+
+class _Answer(NamedTuple):
+    """A response whose head is read. Closing only one of the two would leave the socket open, and the server at work."""
+
+    connection: HTTPConnection
+    response: HTTPResponse
+
+    def close(self) -> None:
+        self.response.close()
+        self.connection.close()
+
+
+class Client:
+    """A client of the xi server at `endpoint` (`http://host:port`). `timeout`: longest silence while it generates, in seconds.
+
+    Every method raises the server's own error by its class (`ModelNotFound`, `InvalidRequest`, …), `Unavailable` if nobody answers at the
+    endpoint, `ProtocolMismatch` if something answers that isn't xi, and `DeadlineExceeded` after the timeout.
+    """
+
+    def __init__(self, endpoint: str, api_key: str | None = None, timeout: float = 600.0) -> None:
+        self.endpoint = endpoint.rstrip("/").removesuffix("/v1")
+        self.timeout = timeout
+        self._secure, self._host, self._port, self._prefix = _parsed(self.endpoint)
+        self._headers = {"Accept": "application/json, text/event-stream", "User-Agent": "xi-client", "Connection": "close"}
+        if api_key:
+            if not (api_key.isascii() and api_key.isprintable()):
+                raise ConfigError("the API key holds characters that can't stand in a header; use printable ASCII", param="api_key")
+            self._headers["Authorization"] = f"Bearer {api_key}"
+
+    # ---- control ----------------------------------------------------------------------------------
+
+    def launch(self, spec: LaunchSpec | str, *, wait: bool = True, on_progress: Progress | None = None, **fields: Any) -> ModelStatus:
+        """Launch a model; with `wait`, until it is READY.
+
+        `spec` is a whole `LaunchSpec`, or the model's name, directory or `.gguf` file with `fields` of `LaunchSpec` beside it; other fields
+        are the engine's options. Raises `LaunchError` as the server says, `LaunchFailed` or `LaunchCancelled` while it waits.
+        """
+        uid = self.start(spec if isinstance(spec, LaunchSpec) else _spec(spec, fields))
+        return self.wait_ready(uid, on_progress) if wait else self.model(uid)
+
+    def start(self, spec: LaunchSpec) -> str:
+        """Ask for a launch and return its uid as soon as it is accepted."""
+        return self._call(LaunchAnswer, "POST", "/v1/models?wait_ready=false", _launch_body(spec)).model_uid
+
+    def wait_ready(self, uid: str, on_progress: Progress | None = None) -> ModelStatus:
+        """Wait until the launch is READY. Raises `LaunchFailed` with the reason, or `LaunchCancelled`. The server bounds the wait."""
+        answered = time.monotonic()
+        while True:
+            try:
+                status = self.model(uid)
+            except ModelNotFound:
+                raise LaunchCancelled(f"model '{uid}' was terminated before it was ready") from None
+            except (Unavailable, ChannelClosed):
+                if time.monotonic() - answered > POLL_PATIENCE:
+                    raise
+            else:
+                answered = time.monotonic()
+                if on_progress is not None:
+                    on_progress(status)
+                if _is_ready(status):
+                    self._settle(uid)
+                    return status
+            time.sleep(POLL_INTERVAL)
+
+    def _settle(self, uid: str) -> None:
+        """Wait until the gateway names the model's endpoints and `/ready` isn't 503, so that the next request finds the model."""
+        deadline = time.monotonic() + SETTLE
+        while time.monotonic() < deadline:
+            with suppress(Unavailable, ChannelClosed):  # the model is READY, whatever happens to the gateway now
+                served = self._call(_Served, "GET", f"/v1/models/{quote(uid, safe='')}").endpoints
+                if served != [] and self._status("/ready") != 503:
+                    return
+            time.sleep(POLL_INTERVAL / 4)
+
+    def models(self) -> list[Model]:
+        """All launches, in whatever state."""
+        return self._call(ModelList, "GET", "/v1/models").data
+
+    def model(self, uid: str) -> ModelStatus:
+        """One launch with its replicas. Raises `ModelNotFound`."""
+        return self._call(ModelStatus, "GET", f"/v1/models/{quote(uid, safe='')}")
+
+    def terminate(self, uid: str) -> None:
+        """End a launch and wait until its replicas are gone. Raises `ModelNotFound`."""
+        self._call(msgspec.Raw, "DELETE", f"/v1/models/{quote(uid, safe='')}", timeout=self.timeout)
+
+    def engines(self, model: str | None = None) -> list[EngineStatus]:
+        """The engines, and whether they run on the server's workers; with `model`, also whether they take it."""
+        query = f"?{urlencode({'model': model})}" if model else ""
+        return self._call(list[EngineStatus], "GET", f"/v1/engines{query}")
+
+    def cluster(self) -> ClusterInfo:
+        """The server's version and processes."""
+        return self._call(ClusterInfo, "GET", "/v1/cluster/info")
+
+    def health(self) -> bool:
+        """Whether the server says that it is well. Raises `Unavailable` only if nobody answers."""
+        return self._status("/health") == 200
+
+    def _status(self, path: str) -> int:
+        with closing(self._send("GET", path, None, min(self.timeout, CONTROL_TIMEOUT))) as answer:
+            return answer.response.status
+
+    # ---- generation -------------------------------------------------------------------------------
+
+    @overload
+    def chat(
+        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[False] = False, **fields: Any
+    ) -> ChatCompletion: ...
+
+    @overload
+    def chat(self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[True], **fields: Any) -> Deltas: ...
+
+    def chat(self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: bool = False, **fields: Any) -> ChatCompletion | Deltas:
+        """A chat completion, or with `stream` its deltas as they come. `fields` are those of the API (`temperature`, `max_tokens`, …)."""
+        body = {"model": model, "messages": list(messages), "stream": stream, **fields}
+        if stream:
+            return self._stream("/v1/chat/completions", body)
+        return self._call(ChatCompletion, "POST", "/v1/chat/completions", body, self.timeout)
+
+    @overload
+    def complete(self, model: str, prompt: str | list[int], *, stream: Literal[False] = False, **fields: Any) -> Completion: ...
+
+    @overload
+    def complete(self, model: str, prompt: str | list[int], *, stream: Literal[True], **fields: Any) -> Deltas: ...
+
+    def complete(self, model: str, prompt: str | list[int], *, stream: bool = False, **fields: Any) -> Completion | Deltas:
+        """The completion of a text or of token ids, or with `stream` its deltas."""
+        body = {"model": model, "prompt": prompt, "stream": stream, **fields}
+        if stream:
+            return self._stream("/v1/completions", body)
+        return self._call(Completion, "POST", "/v1/completions", body, self.timeout)
+
+    # ---- the wire ---------------------------------------------------------------------------------
+
+    def _call(self, wanted: type[T], method: str, path: str, body: Any = None, timeout: float | None = None) -> T:
+        """Send a request and decode its answer as `wanted`."""
+        with closing(self._open(method, path, body, timeout or min(self.timeout, CONTROL_TIMEOUT))) as answer:
+            try:
+                return msgspec.json.decode(answer.response.read() or b"null", type=wanted)
+            except (msgspec.DecodeError, msgspec.ValidationError) as error:
+                raise _not_xi(self.endpoint, answer.response, str(error)) from None
+            except (OSError, HTTPException) as error:
+                raise _cut(self.endpoint, error) from None
+
+    def _stream(self, path: str, body: dict[str, Any]) -> Deltas:
+        """Open a stream at once, so that errors come here, and return the generator of its deltas."""
+        answer = self._open("POST", path, body, self.timeout)
+        if not (answer.response.getheader("Content-Type") or "").startswith("text/event-stream"):
+            answer.close()
+            raise _not_xi(self.endpoint, answer.response, "it doesn't stream")
+        return self._deltas(answer)
+
+    def _deltas(self, answer: _Answer) -> Deltas:
+        try:
+            for line in answer.response:
+                name, _, data = line.strip().partition(b":")
+                if name != b"data":
+                    continue
+                if data.strip() == b"[DONE]":
+                    return
+                yield from _read(_decoded_event(data))
+        except (OSError, HTTPException) as error:
+            raise _cut(self.endpoint, error) from None
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise _not_xi(self.endpoint, answer.response, str(error)) from None
+        finally:
+            answer.close()
+        raise ChannelClosed(f"{self.endpoint} closed the connection in the middle of its answer; ask again")
+
+    def _open(self, method: str, path: str, body: Any, timeout: float) -> _Answer:
+        """Send a request; the response has status 2xx. The caller closes the answer."""
+        answer = self._send(method, path, body, timeout)
+        if 200 <= answer.response.status < 300:
+            return answer
+        with closing(answer):
+            raise _refusal(self.endpoint, answer.response)
+
+    def _send(self, method: str, path: str, body: Any, timeout: float) -> _Answer:
+        connection = (HTTPSConnection if self._secure else HTTPConnection)(self._host, self._port, timeout=CONNECT_TIMEOUT)
+        try:
+            self._connect(connection)
+            connection.sock.settimeout(timeout)
+            headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
+            connection.request(method, self._prefix + path, None if body is None else msgspec.json.encode(body), headers)
+            return _Answer(connection, connection.getresponse())
+        except (OSError, HTTPException) as error:
+            connection.close()
+            raise _cut(self.endpoint, error) from None
+        except BaseException:
+            connection.close()
+            raise
+
+    def _connect(self, connection: HTTPConnection) -> None:
+        try:
+            connection.connect()
+        except OSError as error:
+            why = "" if isinstance(error, ConnectionRefusedError) else f" ({error.strerror or error})"
+            raise Unavailable(
+                f"no xi server answers at {self.endpoint}{why}: start one with `xi serve`, "
+                f"or name another with -e/--endpoint or XI_ENDPOINT"
+            ) from None
+
+
+def _parsed(endpoint: str) -> tuple[bool, str, int | None, str]:
+    """Whether it is https, host, port and path of an endpoint."""
+    try:
+        url = urlsplit(endpoint)
+        port = url.port
+    except ValueError as error:
+        raise ConfigError(f"endpoint '{endpoint}': {error}; write it like http://127.0.0.1:9997", param="endpoint") from None
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or not endpoint.isascii():
+        raise ConfigError(f"endpoint '{endpoint}' is no address of a server; write it like http://127.0.0.1:9997", param="endpoint")
+    return url.scheme == "https", url.hostname, port, url.path.rstrip("/")
+
+
+def _spec(name: str, fields: dict[str, Any]) -> LaunchSpec:
+    known = {f.name for f in msgspec.structs.fields(LaunchSpec)}
+    options = {**fields.pop("options", {}), **{key: value for key, value in fields.items() if key not in known}}
+    return LaunchSpec(model_name=name, options=options, **{key: value for key, value in fields.items() if key in known})
+
+
+def _launch_body(spec: LaunchSpec) -> dict[str, Any]:
+    """The body of `POST /v1/models`: the spec's fields as xinference-client names them, the engine's options beside them."""
+    body: dict[str, Any] = msgspec.to_builtins(spec)
+    options = {name.replace("-", "_"): value for name, value in body.pop("options", {}).items()}
+    if "env" in body:
+        body["envs"] = body.pop("env")
+    for name in options:
+        if name in body or name in LaunchSpec.__struct_fields__:
+            raise ConfigError(f"'{name}' is a field of the launch; it can't be an engine option too", param=name)
+    return {**options, **body}
+
+
+def _is_ready(status: ModelStatus) -> bool:
+    """Whether a launch is READY. Raises if it ended otherwise."""
+    if status.state == "FAILED":
+        reasons = [status.error, *(replica.error for replica in status.replicas)]
+        raise LaunchFailed(next((reason for reason in reasons if reason), f"model '{status.model_uid}' failed; the replica's log says why"))
+    if status.state in ("CANCELLED", "STOPPING"):
+        raise LaunchCancelled(f"model '{status.model_uid}' was terminated before it was ready")
+    return status.state == "READY"
+
+
+# ---- errors ---------------------------------------------------------------------------------------
+
+
+def _refusal(endpoint: str, response: HTTPResponse) -> XiError:
+    """The error that a response of another status than 2xx carries."""
+    try:
+        body = msgspec.json.decode(response.read(), type=_Failure).error
+    except (msgspec.DecodeError, msgspec.ValidationError, OSError, HTTPException):
+        return _not_xi(endpoint, response, "its error isn't in OpenAI's envelope")
+    body.status = response.status
+    retry_after = response.getheader("Retry-After") or ""
+    body.retry_after = float(retry_after) if retry_after.isdigit() else None
+    return XiError.from_body(body)
+
+
+def _not_xi(endpoint: str, response: HTTPResponse, detail: str) -> ProtocolMismatch:
+    kind = response.getheader("Content-Type") or "no content type"
+    return ProtocolMismatch(
+        f"{endpoint} answers, but not as xi does (HTTP {response.status}, {kind}; {detail}): "
+        f"is it another service, or another version of xi? Name xi's endpoint with -e/--endpoint or XI_ENDPOINT"
+    )
+
+
+def _cut(endpoint: str, error: OSError | HTTPException) -> XiError:
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded(f"{endpoint} did not answer in time; its log says what it is busy with")
+    if isinstance(error, HTTPException) and not isinstance(error, OSError | IncompleteRead):
+        return ProtocolMismatch(f"{endpoint} does not speak HTTP as xi does ({type(error).__name__}): is it another service?")
+    return ChannelClosed(f"{endpoint} closed the connection before its answer was complete ({error}); is xi being stopped?")
+
+
+# ---- answers --------------------------------------------------------------------------------------
+
+
+class _Served(Struct):
+    """What the gateway adds to a launch's status: the routes that it serves the model on. None: it doesn't say."""
+
+    endpoints: list[str] | None = None
+
+
+class _Failure(Struct):
+    error: ErrorBody
+
+
+class _Piece(Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class _Choice(Struct):
+    index: int = 0
+    text: str | None = None
+    delta: _Piece = msgspec.field(default_factory=_Piece)
+    finish_reason: str | None = None
+
+
+class _Event(Struct):
+    choices: list[_Choice] = msgspec.field(default_factory=list)
+    usage: Usage | None = None
+    error: ErrorBody | None = None
+
+
+_decoded_event = msgspec.json.Decoder(_Event).decode
+
+
+def _read(event: _Event) -> Deltas:
+    """The deltas of one event. Raises the error that it carries."""
+    if event.error is not None:
+        raise XiError.from_body(event.error)
+    for choice in event.choices:
+        piece = choice.delta
+        yield Delta(
+            text=choice.text or piece.content or "",
+            reasoning=piece.reasoning_content or "",
+            index=choice.index,
+            tool_calls=piece.tool_calls or [],
+            finish_reason=choice.finish_reason,
+        )
+    if event.usage is not None:
+        yield Delta(usage=event.usage)
