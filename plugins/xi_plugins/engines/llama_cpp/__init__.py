@@ -1,0 +1,1 @@
+"""The engine `llama.cpp`: llama.cpp's own server inside the replica, by the xllamacpp package."""

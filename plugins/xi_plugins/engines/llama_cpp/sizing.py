@@ -1,0 +1,57 @@
+"""How long a context and how many slots a model gets, and whether they fit in memory. Pure; called by `engine.py` at load."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from xi_core.errors import EngineError, UnknownOption
+from xi_plugins.engines.llama_cpp.gguf import Header
+from xi_plugins.engines.llama_cpp.options import LlamaCppOptions
+
+DEFAULT_CONTEXT = 8192
+DEFAULT_SLOTS = 32
+_CACHE_SHARE = 0.25
+"""Part of the memory that the cache may take when `slots` is not given."""
+_SMALL_MODEL = 16 * 1024 * 1024
+_BYTES = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 1.0625,
+    "q5_1": 0.75,
+    "q5_0": 0.6875,
+    "q4_1": 0.625,
+    "q4_0": 0.5625,
+    "iq4_nl": 0.5625,
+}
+"""Bytes per cache value."""
+_GIB = 1024**3
+
+
+class Size(Struct, kw_only=True, frozen=True):
+    """Tokens of context for each slot, and the number of slots."""
+
+    context_length: int
+    slots: int
+
+
+def size_for(header: Header, options: LlamaCppOptions, memory: int) -> Size:
+    """Context and slots within `memory` bytes. Raises `UnknownOption` for too long a context, `EngineError` for too little memory."""
+    trained = header.context_length or DEFAULT_CONTEXT
+    context = options.context_length or min(trained, DEFAULT_CONTEXT)
+    if context > trained:
+        raise UnknownOption(f"context_length {context} is more than this model's {trained}", param="context_length")
+    per_slot = max(1.0, context * header.kv_values * (_BYTES[options.cache_type_k] + _BYTES[options.cache_type_v]) / 2)
+    slots = options.slots or max(1, min(DEFAULT_SLOTS, int(memory * _CACHE_SHARE / per_slot)))
+    needed = header.size + slots * per_slot
+    if needed > memory:
+        raise EngineError(
+            f"the model needs about {needed / _GIB:.1f} GiB with a context_length of {context} and {slots} slots, and there are "
+            f"{memory / _GIB:.1f} GiB; choose fewer slots, a shorter context_length, a quantized cache_type_k or a smaller quantization"
+        )
+    return Size(context_length=context, slots=slots)
+
+
+def threads_for(header: Header, options: LlamaCppOptions) -> int | None:
+    """CPU threads for decoding; None leaves it to llama.cpp. Threads cost more than they bring where a step takes microseconds."""
+    return options.threads or (1 if header.size < _SMALL_MODEL else None)

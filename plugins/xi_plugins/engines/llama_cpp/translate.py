@@ -1,0 +1,183 @@
+"""From xi's request body to the fields of llama.cpp's server, and from its errors to xi's. Pure; called by `engine.py` per request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from xi_core.engine.base import ApiRequest
+from xi_core.errors import ContextLengthExceeded, InvalidRequest
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+_ORDER = ["penalties", "temperature", "top_k", "top_p", "min_p"]
+"""xi's order of samplers; llama.cpp applies `logit_bias` before all of them."""
+_RANDOM_SEED = 0xFFFFFFFF
+"""llama.cpp takes this seed for "none given"."""
+
+
+class Limits(Struct, kw_only=True, frozen=True):
+    """What the loaded model allows."""
+
+    context_length: int
+    vocabulary_size: int
+
+
+def to_llama(request: ApiRequest, limits: Limits, *, cache_prompt: bool = True) -> dict[str, Any]:
+    """The body for llama.cpp's server. Raises `InvalidRequest` for what the model can't take."""
+    body = request.body
+    asked = {
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_progress": True,
+        "timings_per_token": False,
+        "post_sampling_probs": False,
+        "cache_prompt": cache_prompt and body.get("seed") is None,
+        "max_tokens": min(body.get("max_tokens") or limits.context_length, limits.context_length),
+        "stop": body.get("stop") or [],
+        "ignore_eos": bool(body.get("ignore_eos")),
+        **_sampling(body, limits),
+    }
+    if body.get("seed") is not None:
+        asked["seed"] = _seed(body["seed"])
+    if body.get("logit_bias"):
+        asked["logit_bias"] = _biases(body["logit_bias"], limits)
+    return asked | (_chat(body) if request.route == CHAT else _completion(body))
+
+
+def wants_logprobs(body: dict[str, Any]) -> bool:
+    """Whether the answer's tokens are to carry their log-probabilities: chat says `true`, completions a number that may be 0."""
+    return body.get("logprobs") is not None and body["logprobs"] is not False
+
+
+def _sampling(body: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    asked: dict[str, Any] = {
+        "presence_penalty": body.get("presence_penalty", 0.0),
+        "frequency_penalty": body.get("frequency_penalty", 0.0),
+        "repeat_penalty": body.get("repetition_penalty", 1.0),
+        "repeat_last_n": limits.context_length,
+    }
+    temperature = body.get("temperature", 1.0)
+    if temperature <= 0:  # greedy: the likeliest token, without sorting the vocabulary
+        return asked | {"samplers": ["penalties", "top_k"], "top_k": 1, "temperature": 1.0, "top_p": 1.0, "min_p": 0.0}
+    return asked | {
+        "samplers": _ORDER,
+        "temperature": temperature,
+        "top_k": min(max(0, body.get("top_k", 0)), limits.vocabulary_size),
+        "top_p": body.get("top_p", 1.0),
+        "min_p": body.get("min_p", 0.0),
+    }
+
+
+def _seed(seed: int) -> int:
+    """Any 64-bit seed as one of llama.cpp's 32-bit seeds."""
+    folded = (seed ^ (seed >> 32)) & 0xFFFFFFFF
+    return folded if folded != _RANDOM_SEED else _RANDOM_SEED - 1
+
+
+def _biases(given: dict[str, float], limits: Limits) -> list[list[float]]:
+    biases = [[int(token), bias] for token, bias in given.items()]
+    for token, _ in biases:
+        if not 0 <= token < limits.vocabulary_size:
+            raise InvalidRequest(
+                f"logit_bias: {token:.0f} is no token of this model; ids are below {limits.vocabulary_size}", param="logit_bias"
+            )
+    return biases
+
+
+def _chat(body: dict[str, Any]) -> dict[str, Any]:
+    asked: dict[str, Any] = {"messages": [_message(message) for message in body["messages"]]}
+    if wants_logprobs(body):  # 0 alternatives would turn them off; the serving layer cuts what wasn't asked for
+        asked |= {"logprobs": True, "top_logprobs": max(1, body.get("top_logprobs") or 0)}
+    return asked | _tools(body)
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    """`developer` is OpenAI's newer name of the system role; chat templates know only the old one."""
+    return message | {"role": "system"} if message.get("role") == "developer" else message
+
+
+def _tools(body: dict[str, Any]) -> dict[str, Any]:
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if not tools or choice == "none":
+        return {}
+    if isinstance(choice, dict):  # llama.cpp reads a named choice as "auto": offer that tool alone, and require it
+        name = choice["function"]["name"]
+        tools, choice = [tool for tool in tools if tool["function"]["name"] == name], "required"
+    return {"tools": tools, "tool_choice": choice or "auto", "parallel_tool_calls": True}
+
+
+def _completion(body: dict[str, Any]) -> dict[str, Any]:
+    if not body["prompt"]:
+        raise InvalidRequest("prompt is empty; it needs at least one token", param="prompt")
+    asked: dict[str, Any] = {"prompt": body["prompt"]}
+    if wants_logprobs(body):
+        asked["logprobs"] = max(1, body["logprobs"])
+    return asked
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+
+class _Error(Struct):
+    message: str = ""
+    code: int = 500
+    type: str = ""
+    n_prompt_tokens: int = 0
+    n_ctx: int = 0
+
+
+class _Failure(Struct):
+    error: _Error = field(default_factory=_Error)
+
+
+class Refusal(Struct, kw_only=True):
+    """Why a request failed, as `ApiSink.failed` takes it."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+_NO_GRAMMAR = "the tools can't be compiled to a grammar: {}"
+_decode = msgspec.json.Decoder(_Failure).decode
+
+
+def refusal(data: str, route: str) -> Refusal:
+    """llama.cpp's error object in xi's words."""
+    error = _decode(data).error
+    prompt = "messages" if route == CHAT else "prompt"
+    if error.type == "exceed_context_size_error":
+        return Refusal(
+            status=400,
+            message=f"the prompt has {error.n_prompt_tokens} tokens, but this model's context holds {error.n_ctx}, answer included; "
+            "shorten the prompt, or launch the model with a larger context_length",
+            param=prompt,
+            code=ContextLengthExceeded.code,
+        )
+    if "invalid tokens" in error.message:
+        return Refusal(status=400, message="the prompt holds ids that are no tokens of this model", param=prompt)
+    if "grammar" in error.message:
+        return Refusal(status=400, message=_NO_GRAMMAR.format(error.message), param="tools")
+    if 400 <= error.code < 500:
+        return Refusal(status=400, message=f"llama.cpp refused the request: {error.message}")
+    return Refusal(status=500, message=f"llama.cpp failed: {error.message}")
+
+
+def refusal_of(error: Exception, route: str) -> Refusal:
+    """What llama.cpp raised before the request had a slot: while it rendered the template or compiled the tools' grammar."""
+    text = str(error)
+    if isinstance(error, RecursionError):
+        return Refusal(status=400, message="the request is nested too deeply", param="tools" if route == CHAT else None)
+    if "schema" in text or "grammar" in text:
+        return Refusal(status=400, message=_NO_GRAMMAR.format(text), param="tools")
+    if "tool call arguments" in text:
+        return Refusal(status=400, message="a tool call in the messages has arguments that are not JSON", param="messages")
+    if isinstance(error, ValueError) or "template" in text.lower() or "jinja" in text.lower():
+        param = "messages" if route == CHAT else "prompt"
+        return Refusal(status=400, message=f"llama.cpp refused the request: {text}", param=param)
+    return Refusal(status=500, message=f"llama.cpp failed: {text}")
