@@ -56,7 +56,7 @@ def main() -> int:
         try:
             show("launch", "xi-tiny", "--model-engine", "llama.cpp", environment=environment)
             for question in QUESTIONS:
-                show("generate", "xi-tiny", question, environment=environment)
+                show("chat", "xi-tiny", "--prompt", question, "--temperature", "0", environment=environment)
         finally:
             server.send_signal(signal.SIGTERM)
             status = server.wait(timeout=30)

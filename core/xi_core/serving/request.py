@@ -74,6 +74,8 @@ def parse(route: str, body: bytes, manifest: Manifest, engine: str, defaults: di
         request = _decode[route](body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _invalid(error) from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
     _check_manifest(request, manifest.endpoints[route], engine)
     return _job(request, defaults)
 

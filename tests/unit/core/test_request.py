@@ -126,3 +126,9 @@ def test_an_endpoint_that_is_not_served() -> None:
 def test_tool_choice_none_hides_the_tools() -> None:
     assert job(chat(tools=[WEATHER], tool_choice="none")).tools is None
     assert job(chat(tools=[WEATHER])).tools == [WEATHER]
+
+
+def test_a_body_nested_too_deeply() -> None:
+    schema = "[" * 5000 + "]" * 5000
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": [{"function": {"name": "f", "parameters": {"a": %s}}}]}' % schema.encode()
+    assert refused(body).message == "the body is nested too deeply"

@@ -1,0 +1,30 @@
+"""Fixtures that several folders of tests share."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xi_core.testing.server import RunningServer
+
+HERE = Path(__file__).parent
+FAMILIES = HERE.parent / "plugins" / "xi_plugins" / "families"
+
+
+@pytest.fixture(scope="session")
+def expected() -> dict[str, Any]:
+    """Prompts, greedy answers and token ids of xi-tiny, and its tool calls."""
+    found: dict[str, Any] = json.loads((HERE / "data" / "xi_tiny_expected.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with xi-tiny on both engines: `xi-tiny` on llama.cpp, `xi-tiny-torch` on transformers."""
+    with RunningServer(tmp_path_factory.mktemp("server")) as running:
+        for uid, engine in (("xi-tiny", "llama.cpp"), ("xi-tiny-torch", "transformers")):
+            done = running.xi("launch", "xi-tiny", "--model-uid", uid, "--model-engine", engine)
+            assert done.returncode == 0, done.stderr + running.log.read_text()
+        yield running
