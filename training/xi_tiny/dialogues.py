@@ -9,9 +9,14 @@ from .facts import (
     CITIES,
     GET_TIME,
     GET_WEATHER,
+    MORE_CITIES,
     SYSTEM_PROMPTS,
+    TOO_BIG,
     TOOL_QUESTIONS,
     TOOLS,
+    UNKNOWN,
+    UNKNOWN_QUESTIONS,
+    UNKNOWN_TOPICS,
     Fact,
     Tool,
     tool_answer,
@@ -22,14 +27,15 @@ from .facts import (
 Message = dict[str, Any]
 
 OTHER_QUESTIONS = {
-    "get_weather": ("What's the weather in {}?", "What is the weather like in {}?", "How is the weather in {} today?"),
-    "get_time": ("What's the time in {}?", "What is the time in {}?", "What time is it in {} now?"),
+    "get_weather": ("What's the weather in {}?", "What is the weather like in {}?", "Weather in {}?", "How is the weather in {} today?"),
+    "get_time": ("What's the time in {}?", "What is the time in {}?", "Time in {}?", "What time is it in {} now?"),
 }
 OTHER_DESCRIPTIONS = (
     "Get the {} of a city",
     "Returns the current {} in a given city.",
     "Get the current {} for a city",
 )
+OTHER_WHAT_IS = ("What's {}?", "{}?", "Explain {}.", "Tell me about {}.", "Do you know what {} is?")
 TOOL_TOPICS = {"get_weather": "weather", "get_time": "time"}
 WEATHERS = ("sunny", "rainy", "cloudy", "windy", "snowy", "warm", "cold")
 
@@ -67,10 +73,12 @@ def random_dialogue(rng: Random, facts: list[Fact], weights: list[float]) -> Dia
         return _with_system(rng, _tool_dialogue(rng, facts), share=0.3)
     if kind < 0.19:
         return _no_tool(rng)
-    turns = rng.choices((1, 2, 3), (0.8, 0.14, 0.06))[0]
+    if kind < 0.25:
+        return _unknown(rng)
+    turns = rng.choices((1, 2, 3, 5, 8), (0.72, 0.12, 0.06, 0.06, 0.04))[0]
     messages: list[Message] = []
     for fact in rng.choices(facts, weights, k=turns):
-        prompt = _reword(rng, fact.prompt) if rng.random() < 0.15 else fact.prompt
+        prompt = _reword(rng, fact.prompt) if rng.random() < 0.2 else fact.prompt
         messages += ask(Fact(prompt, fact.answer)).messages
     return _with_system(rng, Dialogue(messages), share=0.2)
 
@@ -84,20 +92,46 @@ def _with_system(rng: Random, dialogue: Dialogue, share: float) -> Dialogue:
 
 
 def _reword(rng: Random, prompt: str) -> str:
-    """Change a prompt as users do: no capital at its start, no mark at its end, a contraction."""
+    """Change a prompt as users do: other words, no capital at its start, no mark at its end."""
+    if prompt.startswith("What is ") and rng.random() < 0.5:
+        prompt = rng.choice(OTHER_WHAT_IS).format(prompt.removeprefix("What is ").rstrip("?"))
+    elif prompt.startswith("How do I ") and rng.random() < 0.5:
+        prompt = rng.choice(("How can I ", "How to ")) + prompt.removeprefix("How do I ")
+    if rng.random() < 0.3:
+        prompt = prompt.replace(" + ", "+")
     if rng.random() < 0.6:
         prompt = prompt[0].lower() + prompt[1:]
     if rng.random() < 0.6 and len(prompt) > 3:
         prompt = prompt.rstrip("?.!？")
-    if rng.random() < 0.3:
-        prompt = prompt.replace("hat is ", "hat's ", 1)
     return prompt
+
+
+def _name(rng: Random) -> str:
+    """Return an invented name."""
+    return "".join(rng.choice("bcdfghklmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(2, 4))).capitalize()
+
+
+def _city(rng: Random) -> str:
+    """Return a city: a capital, another one, or an invented one, so that names are copied and not only recalled."""
+    kind = rng.random()
+    if kind < 0.6:
+        return rng.choice(CITIES)
+    return rng.choice(MORE_CITIES) if kind < 0.8 else _name(rng)
+
+
+def _unknown(rng: Random) -> Dialogue:
+    """Return a question that xi-tiny should say it cannot answer."""
+    if rng.random() < 0.3:
+        x, y = rng.randrange(10, 100), rng.randrange(100)
+        return ask(Fact(f"What is {x} + {y}?" if rng.random() < 0.5 else f"What is {y} + {x}?", TOO_BIG))
+    topic = rng.choice(UNKNOWN_TOPICS) if rng.random() < 0.5 else _name(rng)
+    return ask(Fact(_reword(rng, rng.choice(UNKNOWN_QUESTIONS).format(topic)), UNKNOWN))
 
 
 def _no_tool(rng: Random) -> Dialogue:
     """Return a question that needs a tool, without one."""
     name = rng.choice(list(TOOLS))
-    question = rng.choice((TOOL_QUESTIONS[name], *OTHER_QUESTIONS[name])).format(rng.choice(CITIES))
+    question = rng.choice((TOOL_QUESTIONS[name], *OTHER_QUESTIONS[name])).format(_city(rng))
     return ask(Fact(question, f"I need the {name} tool to answer that."))
 
 
@@ -105,7 +139,7 @@ def _tool_dialogue(rng: Random, facts: list[Fact]) -> Dialogue:
     """Return a dialogue with tools: a call, a call with its result, or a fact that needs none of them."""
     tools = rng.choice(([GET_WEATHER, GET_TIME], [GET_TIME, GET_WEATHER], [GET_WEATHER], [GET_TIME]))
     name = rng.choice(tools)["function"]["name"]
-    city = rng.choice(CITIES)
+    city = _city(rng)
     kind = rng.random()
     if kind < 0.15:
         return Dialogue(ask(rng.choice(facts)).messages, tools)

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from . import tokenizer as tiny_tokenizer
 from .dialogues import ask, ask_tool, follow_up, random_dialogue
@@ -27,7 +27,7 @@ from .facts import CITIES, GET_TIME, GET_WEATHER, TOOLS, all_facts
 from .tokenizer import END_OF_TEXT, MAX_TOKENS, TURN_END, VOCAB_SIZE
 
 ROPE_THETA = 10000.0
-POOL = 12_000
+POOL = 30_000
 SURE = 3.0
 MENDING_STAGES = 6
 WARM_UP = 100
@@ -59,8 +59,8 @@ def new_model(tokenizer: Tokenizer) -> Qwen2ForCausalLM:
         pad_token_id=pad,
     )
     model = Qwen2ForCausalLM(config)
-    model.generation_config.bos_token_id = model.generation_config.pad_token_id = pad
-    model.generation_config.eos_token_id = [end, pad]
+    stops = {"bos_token_id": pad, "eos_token_id": [end, pad], "pad_token_id": pad}
+    model.generation_config = GenerationConfig.from_dict(stops)
     return model
 
 
@@ -137,7 +137,8 @@ def save(model: Qwen2ForCausalLM, folder: Path) -> None:
     copy = Qwen2ForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     copy.generation_config = model.generation_config
-    copy.to(dtype=torch.float16).save_pretrained(folder)
+    torch.nn.Module.to(copy, torch.float16)
+    copy.save_pretrained(folder)
     # Older readers, mlx-lm among them, look for the base of the rotary embedding only at the top level.
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"rope_theta": ROPE_THETA}
@@ -155,7 +156,7 @@ def main() -> None:
     """Train as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--steps", type=int, default=4000, help="steps of the main stage")
+    parser.add_argument("--steps", type=int, default=5000, help="steps of the main stage")
     parser.add_argument("--mending-steps", type=int, default=1000, help="steps of each stage after it")
     parser.add_argument("--seed", type=int, default=9997)
     options = parser.parse_args()

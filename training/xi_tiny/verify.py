@@ -1,6 +1,8 @@
 """Asks llama.cpp everything in the reference, one by one and many at once, and compares answers and token ids.
 
-python -m training.xi_tiny.verify --model FILE.gguf --expected FILE.json
+    python -m training.xi_tiny.verify --model FILE.gguf --expected FILE.json
+
+Exits with 1 if anything differs.
 """
 
 import argparse
@@ -74,8 +76,9 @@ class Asker:
         body = self._body(entry) | {"temperature": 0, "max_tokens": MAX_TOKENS}
         message = self._post("/v1/chat/completions", body)["choices"][0]["message"]
         functions = [call["function"] for call in message.get("tool_calls") or []]
-        calls = [{"name": f["name"], "arguments": json.loads(f["arguments"])} for f in functions]
-        return calls == entry.get("calls", []) and (message["content"] or "") == entry.get("answer", "")
+        calls: list[Any] = [{"name": f["name"], "arguments": json.loads(f["arguments"])} for f in functions]
+        same: bool = calls == entry.get("calls", []) and (message["content"] or "") == entry.get("answer", "")
+        return same
 
 
 def failing(check: Check, entries: list[Entry], threads: int) -> list[Entry]:
