@@ -1,0 +1,129 @@
+"""Loads a checkpoint as a model that `SlotCache` can serve, or says why not. Used by engine.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as library_logging
+
+from xi_core.errors import ArtifactError, EngineError, LaunchFailed, UnknownOption
+from xi_plugins.engines.transformers import checkpoint
+
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_device(option: str, devices: list[str]) -> torch.device:
+    """The device to load on. Raises `UnknownOption` for one that torch doesn't see."""
+    given = [name for name in devices if name.startswith("cuda")]
+    if len(given) > 1:
+        raise UnknownOption(f"engine transformers runs on one device, {len(given)} were given: use --n-gpu 1, or --replica {len(given)}")
+    name = option if option != "auto" else given[0] if given else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UnknownOption(f"device {name}: torch {torch.__version__} finds no CUDA device here", param="device")
+    index = int(name.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():  # the process sees only the devices that it was given, numbered from 0
+        index = 0
+    return torch.device("cuda", index)
+
+
+def choose_dtype(option: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The type of weights and cache. `auto` keeps the checkpoint's, but float16 on a CPU, which is slow there, becomes float32."""
+    if option != "auto":
+        found: torch.dtype = getattr(torch, option)
+        return found
+    if stored not in (torch.float32, torch.bfloat16, torch.float16):
+        return torch.float32
+    return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
+
+
+def load_config(directory: Path) -> Any:
+    """The model's configuration object. Raises `ArtifactError` for what isn't a text generation model that the library knows."""
+    checkpoint.read_config(directory)
+    try:
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises many kinds; each means that it can't use this directory
+        raise ArtifactError(f"{directory}: transformers {transformers.__version__} can't load this model: {error}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ArtifactError(f"{directory}: a model of type {config.model_type} is not a text generation model")
+    return config
+
+
+def context_length(config: Any, wanted: int | None) -> int:
+    """Most tokens of prompt and answer together. Raises `UnknownOption` if more is wanted than the model was made for."""
+    text = config.get_text_config(decoder=True)
+    made_for = next((getattr(text, name) for name in _LENGTHS if isinstance(getattr(text, name, None), int)), None)
+    if wanted is not None and made_for is not None and wanted > made_for:
+        raise UnknownOption(f"context_length {wanted} is more than the {made_for} that this model was made for", param="context_length")
+    return wanted or made_for or 4096
+
+
+def check_attention(config: Any, length: int) -> None:
+    """Raises `EngineError` for a model whose cache is more, or less, than the keys and values of all tokens of a sequence."""
+    text = config.get_text_config(decoder=True)
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    others = kinds - {"full_attention", "sliding_attention"}
+    if others or getattr(config, "is_encoder_decoder", False):
+        what = ", ".join(sorted(others)) or "an encoder"
+        raise EngineError(f"engine transformers serves decoder models with full attention; this {config.model_type} model has {what}")
+    window = getattr(text, "sliding_window", None)
+    uses_window = "sliding_attention" in kinds or not getattr(text, "layer_types", None)
+    if isinstance(window, int) and uses_window and window < length:
+        raise _too_long(f"this {config.model_type} model attends to a sliding window of {window} tokens", window)
+    rope = getattr(text, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+    if rope.get("rope_type") in ("dynamic", "longrope") and isinstance(original, int) and original < length:
+        # the library would change the positions of all rows as soon as one is longer
+        raise _too_long(f"this {config.model_type} model reads positions otherwise beyond {original} tokens", original)
+
+
+def _too_long(reason: str, length: int) -> EngineError:
+    return EngineError(f"{reason}, which engine transformers serves only up to that length: launch it with --context-length {length}")
+
+
+def _attention(config: Any) -> str:
+    """`sdpa` where the model's class has it (some, such as Gemma 2, cap their scores and don't), else `eager`."""
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    classes = found if isinstance(found, tuple) else (found,)
+    return "sdpa" if all(getattr(cls, "_supports_sdpa", False) for cls in classes) else "eager"
+
+
+def load_model(directory: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model in memory, in evaluation mode. Raises `ArtifactError`, `LaunchFailed`."""
+    checkpoint.check_weights(directory)
+    library: Any = AutoModelForCausalLM  # its annotations leave out what `output_loading_info` returns
+    library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model, info = library.from_pretrained(
+            str(directory),
+            config=config,
+            dtype=dtype,
+            attn_implementation=_attention(config),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        missing = sorted(info["missing_keys"])
+        model = model.to(device).eval()
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise LaunchFailed(f"{directory}: not enough memory on {device} for the weights: {error}") from error
+    except Exception as error:  # as above
+        raise ArtifactError(f"{directory}: the weights can't be loaded: {error}") from error
+    if missing:
+        raise ArtifactError(f"{directory}: the checkpoint lacks {len(missing)} weights of the model, the first is {missing[0]}")
+    if getattr(model, "_is_stateful", False):
+        raise EngineError(f"engine transformers serves models with full attention; this {config.model_type} model keeps a recurrent state")
+    return model

@@ -1,0 +1,91 @@
+"""The engine `transformers`: what it offers, without importing torch or transformers. Loaded by the plugin hub in every process."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, Support
+from xi_core.hookspecs import hookimpl
+from xi_core.models.family import ModelSpec
+from xi_core.wire.manifest import COMMON_FIELDS, YES, Ability, Manifest, limited, of_fields
+
+INSTALL = "pip install 'xi-inference[transformers]'"
+LOGPROBS = 20
+"""Most alternatives per token."""
+
+
+class TransformersOptions(EngineOptions, kw_only=True, forbid_unknown_fields=True):
+    """Options of `xi launch --model-engine transformers`."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of weights and cache. `auto`: the checkpoint's own; on a CPU float16 becomes float32."""
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """`auto`: the device that the launch was given, else the CPU."""
+    batch_size: Annotated[int, Meta(ge=1, le=1024)] = 32
+    """Slots: most requests that run at once."""
+    context_length: Annotated[int, Meta(ge=2)] | None = None
+    """Most tokens of prompt and answer together; at most, and by default, what the model was made for."""
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    """CPU threads of torch; by default one per CPU that the process may use."""
+    prefill_chunk: Annotated[int, Meta(ge=16, le=65536)] = 512
+    """Most prompt tokens per step: a longer prompt is read in chunks between the steps of the requests that already run."""
+
+
+def full_manifest() -> Manifest:
+    """What every model in this engine honours, with or without a chat template."""
+    common: dict[str, Ability] = dict.fromkeys(COMMON_FIELDS, YES)
+    common["logprobs"] = limited(maximum=LOGPROBS)
+    return of_fields(
+        chat={**common, "tools": YES, "tool_choice": limited("none", "auto", reason="answers are not constrained by a grammar")},
+        completions={**common, "echo": YES},
+    )
+
+
+def probe(host: HostInfo) -> Support:
+    """Whether torch and transformers are installed, by metadata only."""
+    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    if missing:
+        return Support(ok=False, reason=f"{' and '.join(missing)} not installed: {INSTALL}")
+    try:
+        found = version("transformers")
+    except PackageNotFoundError:
+        return Support(ok=False, reason=f"transformers is there without its package metadata; install it again: {INSTALL}")
+    major, minor = (int(part) for part in found.split(".")[:2])
+    if not (5, 20) <= (major, minor) < (6, 0):
+        return Support(ok=False, reason=f"transformers {found} is installed, 5.20 or later (below 6) is needed: {INSTALL}")
+    return Support(ok=True, reason=f"transformers {found}")
+
+
+def match(spec: ModelSpec, host: HostInfo) -> Support:
+    """Whether `spec` is a Hugging Face directory of a language model."""
+    if spec.format != "pytorch":
+        return Support(ok=False, reason=f"format {spec.format} is not pytorch")
+    if spec.source.id.lower().endswith(".gguf"):
+        return Support(ok=False, reason="a GGUF file; the engine llama.cpp runs those")
+    if spec.model_type != "LLM":
+        return Support(ok=False, reason=f"model type {spec.model_type} is not LLM")
+    return Support(ok=True)
+
+
+@hookimpl
+def xi_engines() -> list[EngineInfo]:
+    """The engine `transformers`."""
+    return [
+        EngineInfo(
+            name="transformers",
+            engine="xi_plugins.engines.transformers.engine:TransformersEngine",
+            formats=("pytorch",),
+            preferred_formats=("pytorch",),
+            manifest=full_manifest(),
+            probe=probe,
+            match=match,
+            requirements=("xi-inference[transformers]",),
+            options=TransformersOptions,
+            description="Hugging Face models on CPU or GPU, with continuous batching of xi's own.",
+            priority=10,
+        )
+    ]
