@@ -99,6 +99,9 @@ class ReplicaGone(Struct, tag="replica_gone", kw_only=True):
     replica_id: str
     uid: str
     error: str | None = None
+    incarnation: str = ""
+    final: bool = False
+    """The replica said itself why it can't be loaded: trying again would end the same way."""
 
 
 # ---- supervisor → worker ------------------------------------------------------------------------
@@ -122,10 +125,11 @@ class StartReplica(Struct, tag="start_replica", kw_only=True):
 
 
 class StopReplica(Struct, tag="stop_replica"):
-    """End a replica: drain for `grace` seconds, then kill."""
+    """End a replica: drain for `grace` seconds, then kill. With an incarnation, only that life of it."""
 
     replica_id: str
     grace: float = 0.0
+    incarnation: str = ""
 
 
 class MatchEngine(Struct, tag="match_engine", kw_only=True):
@@ -225,3 +229,7 @@ class TableUpdate(Struct, tag="table_update", kw_only=True):
     full: bool
     models: list[ModelRoute]
     removed: list[str] = field(default_factory=list)
+
+
+NOTICES: tuple[type[Struct], ...] = (ReplicaUpdate, ReplicaGone, TableUpdate)
+"""Every notice; with `ANSWERS` it makes the vocabulary of each link."""

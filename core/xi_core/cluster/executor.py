@@ -1,0 +1,146 @@
+"""The executor: carries out what the pure `lifecycle` decides, keeps its clock, and tells gateways what changed. Part of the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from xi_core.api.control import ProcessInfo
+from xi_core.cluster.launches import Action, Start, Stop, Wanted
+from xi_core.cluster.lifecycle import Lifecycle
+from xi_core.cluster.messages import StartReplica, StopReplica
+from xi_core.cluster.resolve import Resolver, WorkerLink
+from xi_core.cluster.table import RoutingTable
+from xi_core.config import Settings
+from xi_core.errors import DeadlineExceeded, TransportError, Unavailable, XiError
+from xi_core.plugins import PluginHub
+from xi_core.transport.rpc import Link
+from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan, ServingLimits
+
+log = logging.getLogger(__name__)
+
+JOIN_TIMEOUT = 5.0
+"""Seconds for which a launch waits for a worker to join."""
+
+
+class Executor:
+    """The links to workers and gateways, and the timer of the lifecycle."""
+
+    def __init__(self, hub: PluginHub, config: Settings, lifecycle: Lifecycle, table: RoutingTable, replica_transport: str) -> None:
+        """`replica_transport` is the `module:Class` that replicas listen with."""
+        self.workers: dict[str, WorkerLink] = {}
+        self.gateways: dict[Link, ProcessInfo] = {}
+        self.table = table
+        self._hub, self._settings, self._lifecycle, self._replica_transport = hub, config, lifecycle, replica_transport
+        self.resolver = Resolver(hub, self.any_workers)
+        self._moved = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def do(self, actions: list[Action]) -> None:
+        """Carry out what the lifecycle decided, and tell everybody what changed."""
+        for action in actions:
+            if isinstance(action, Start):
+                self._spawn(self._start_replica(action))
+            else:
+                self._spawn(self._stop_replica(action))
+        self._publish()
+        self._moved.set()
+        self._moved = asyncio.Event()
+        if self._timer is not None:
+            self._timer.cancel()
+        wake = self._lifecycle.next_wake()
+        if wake is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.01, wake - time.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self.do(self._lifecycle.tick(time.monotonic()))
+
+    def _publish(self) -> None:
+        update = self.table.change(launch.route() for launch in self._lifecycle.listed())
+        if update is None:
+            return
+        for link in list(self.gateways):
+            try:
+                link.notify(update)
+            except TransportError as error:
+                log.warning("a gateway doesn't take the routing table: %s", error)
+
+    async def _start_replica(self, action: Start) -> None:
+        launch, worker = self._lifecycle.find(action.uid), self.workers.get(action.worker)
+        if launch is None or worker is None:
+            self.do(self._lifecycle.replica_gone(time.monotonic(), action.incarnation, f"worker {action.worker} is away"))
+            return
+        command = StartReplica(
+            spec=launch.wanted.spec,
+            model=launch.wanted.model,
+            plan=self._plan(action, launch.wanted),
+            created=launch.wanted.created,
+            deadline=action.deadline,
+        )
+        try:
+            await worker.link.call(command)
+        except TransportError:
+            return  # its next registration tells whether the command came through
+        except XiError as error:
+            self.do(self._lifecycle.replica_gone(time.monotonic(), action.incarnation, error.message))
+
+    async def _stop_replica(self, action: Stop) -> None:
+        worker = self.workers.get(action.worker)
+        if worker is None:
+            return  # when it comes back and still has it, it is told again
+        try:
+            await worker.link.call(StopReplica(action.replica_id, action.grace, action.incarnation))
+        except XiError as error:
+            log.warning("worker %s was asked to stop %s: %s", action.worker, action.replica_id, error)
+
+    def _plan(self, action: Start, wanted: Wanted) -> LaunchPlan:
+        """The plan of one replica; its worker fills in the artifact's path and the endpoint."""
+        engine, model, config = self._hub.engines.get(wanted.engine), wanted.model, self._settings
+        return LaunchPlan(
+            uid=wanted.uid,
+            replica_id=action.replica_id,
+            incarnation=action.incarnation,
+            engine=EngineRef(name=engine.name, path=engine.engine),
+            artifact=Artifact(format=model.format, path="", quantization=model.quantization),
+            endpoint="",
+            transport=self._replica_transport,
+            options=wanted.spec.options,
+            devices=list(action.devices),
+            parsers=self.resolver.parsers(model),
+            chat_template=model.chat_template,
+            limits=ServingLimits(queue=config.queue_size, hang_timeout=config.hang_timeout, grace=config.grace),
+            log_level=config.log_level,
+        )
+
+    async def any_workers(self) -> Mapping[str, WorkerLink]:
+        """The connected workers, at least one. Raises `Unavailable` when none joins in time."""
+        try:
+            await self.until(lambda: bool(self.workers), JOIN_TIMEOUT, "")
+        except DeadlineExceeded:
+            raise Unavailable("no worker is connected yet; try again in a moment", retry_after=1.0) from None
+        return dict(self.workers)
+
+    async def until(self, true: Callable[[], bool], timeout: float, late: str) -> None:
+        """Wait until something holds; it is looked at after each event. Raises `DeadlineExceeded` with the message `late`."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not true():
+                    await self._moved.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(late) from None
+
+    def close(self) -> None:
+        """Do nothing more. What runs, runs on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,204 @@
+"""Launcher: `xi serve`. `python -m xi_core.cluster.launcher`: a small parent of supervisor, worker and gateway, which are siblings.
+
+It holds the HTTP port, so that a gateway that dies loses no connection that waits. A sibling that dies is started again, alone. When
+the launcher is told to stop, they stop in order; when it is killed, each sees the end of its stdin and stops by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+
+from xi_core.cluster.runtime import RuntimeFolder, sweep
+from xi_core.cluster.siblings import Sibling
+from xi_core.config import settings
+from xi_core.errors import ConfigError, XiError
+
+BACKLOG = 2048
+MARGIN = 4.0
+"""Seconds beyond the grace in which everything must have stopped."""
+TRIES = 3
+"""So many deaths of a sibling before all were ready once end the launcher."""
+
+
+class Launcher:
+    """The three siblings, the listening socket and the runtime folder."""
+
+    def __init__(self, listening: socket.socket, runtime: RuntimeFolder, grace: float) -> None:
+        self._grace = grace
+        self._started = False
+        self._signals = 0
+        self._listening = listening
+        endpoint = f"ipc://{runtime.path}/supervisor.sock"
+        self._supervisor = Sibling(
+            "supervisor", ["xi_core.cluster.supervisor", "--endpoint", endpoint], first=["--settle", "0"], secret=False
+        )
+        self._worker = Sibling("worker", ["xi_core.cluster.worker", "--supervisor", endpoint, "--runtime", str(runtime.path)], secret=False)
+        fd = listening.fileno()
+        self._gateway = Sibling("gateway", ["xi_server", "--supervisor", endpoint, "--fd", str(fd)], pass_fds=(fd,), secret=True)
+        self._siblings = (self._supervisor, self._worker, self._gateway)
+        self._selector = selectors.DefaultSelector()
+        self._wake = self._catch_signals()
+
+    def run(self) -> int:
+        """Start all, keep them running until a signal, stop all. Answers the exit status."""
+        status = 0
+        try:
+            for sibling in self._siblings:
+                self._start(sibling)
+            while not self._signals and not status:
+                self._wait(self._next_start())
+                status = self._look()
+        finally:
+            self._stop()
+        return status
+
+    # ---- running --------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> socket.socket:
+        """Let signals wake the selector: the handlers only count."""
+        reading, writing = socket.socketpair()
+        for end in (reading, writing):
+            end.setblocking(False)
+        signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        self._writing = writing
+        self._selector.register(reading, selectors.EVENT_READ, None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._count_signal)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        return reading
+
+    def _count_signal(self, *_: object) -> None:
+        self._signals += 1
+
+    def _start(self, sibling: Sibling) -> None:
+        sibling.start()
+        self._selector.register(sibling.stdout, selectors.EVENT_READ, sibling)
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait for a signal, a word or the end of a sibling, or the time to start one."""
+        for key, _ in self._selector.select(timeout):
+            if key.data is None:
+                self._wake.recv(4096)
+            elif not key.data.hear():
+                self._selector.unregister(key.fileobj)
+                key.data.mute()
+
+    def _look(self) -> int:
+        """Tell who is ready, and start again who has died. Answers an exit status if that is of no use."""
+        for sibling in self._siblings:
+            if sibling.fresh:
+                sibling.fresh = False
+                say(f"{sibling.role:<11} pid {sibling.pid}  ready")
+            if sibling.has_ended():
+                if not self._started and (sibling.hopeless or sibling.deaths_in_row >= TRIES):
+                    say(f"{sibling.role} could not be started: it {sibling.end}; the lines above say why")
+                    return 1
+                say(f"{sibling.role:<11} {sibling.end}; starting it again")
+            elif sibling.due():
+                self._start(sibling)
+        if not self._started and all(s.ready for s in self._siblings):
+            self._started = True
+            self._say_endpoint()
+        return 0
+
+    def _say_endpoint(self) -> None:
+        url = url_of(self._listening)
+        say(f"xi serves at {url}  (docs: {url}/docs)")
+
+    def _next_start(self) -> float | None:
+        times = [s.start_at for s in self._siblings if s.start_at is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    # ---- stopping -------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        """Gateway first, which drains; then worker and supervisor. Another signal kills at once, and so does the end of the grace."""
+        asked, until = self._signals, time.monotonic() + self._grace + MARGIN
+        if asked:
+            say("stopping; once more to stop at once")
+        self._listening.close()
+        for sibling in (self._gateway, self._worker, self._supervisor):
+            sibling.terminate()
+            while sibling.runs() and self._signals <= max(1, asked) and time.monotonic() < until:
+                self._wait(min(0.5, max(0.0, until - time.monotonic())))
+        for sibling in self._siblings:
+            sibling.kill()
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+        self._wake.close()
+        self._writing.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The HTTP socket, listening. Raises `ConfigError` where the address can't be had, with what to do."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise ConfigError(f"host '{host}' is no address of this machine: {error.strerror or error}; try --host 127.0.0.1") from None
+    found = socket.socket(family, kind, protocol)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(BACKLOG)
+    except OSError as error:
+        found.close()
+        raise ConfigError(_why_not(host, port, error)) from None
+    return found
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    import errno
+
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is in use: another xi or another program listens there; stop it, or choose another port with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} of {host} needs more rights; choose a port from 1024 on with --port"
+    return f"can't listen at {host}:{port}: {error.strerror or error}; choose others with --host and --port"
+
+
+def url_of(listening: socket.socket) -> str:
+    """The address as a client writes it."""
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The process's entry. Answers its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m xi_core.cluster.launcher", description="Serve models on this machine.")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--log-level", help="how much all processes log; default: XI_LOG_LEVEL")
+    given = parser.parse_args(arguments)
+    if given.log_level:
+        os.environ["XI_LOG_LEVEL"] = given.log_level
+    try:
+        config = settings()
+        listening = listen(given.host or config.host, config.port if given.port is None else given.port)
+    except XiError as error:
+        say(f"Error: {error.message}")
+        return 1
+    sweep()
+    runtime = RuntimeFolder()
+    try:
+        return Launcher(listening, runtime, config.grace).run()
+    finally:
+        listening.close()
+        runtime.remove()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

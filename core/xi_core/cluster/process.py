@@ -1,0 +1,146 @@
+"""A replica's process as its worker holds it: spawned in its own process group, its reports read, its end noticed, its group killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+import msgspec
+
+from xi_core.cluster import keeper
+from xi_core.wire import report as wire
+from xi_core.wire.plan import LaunchPlan
+
+log = logging.getLogger(__name__)
+
+REPLICA_COMMAND = (sys.executable, "-m", "xi_core.replica")
+LONGEST_REPORT = 4 * 1024 * 1024
+SECRETS = ("XI_API_KEY",)
+"""Settings that are no business of a replica."""
+
+
+def environment(base: Mapping[str, str], plan: LaunchPlan, extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a replica: the worker's, less its secrets, with the launch's own variables, its devices and the tag.
+
+    CUDA shows a replica its own devices only, numbered from 0; a CPU replica sees none.
+    """
+    found = {name: value for name, value in base.items() if name not in SECRETS}
+    found.update(extra)
+    found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver's own tools number them
+    found["CUDA_VISIBLE_DEVICES"] = ",".join(name.partition(":")[2] for name in plan.devices if name.startswith("cuda:"))
+    found["PYTHONUNBUFFERED"] = "1"
+    found[keeper.TAG] = tag(plan)
+    return found
+
+
+def tag(plan: LaunchPlan) -> str:
+    """The value of XI_REPLICA_ID: unique over all servers of a machine."""
+    return f"{plan.replica_id}@{plan.incarnation}"
+
+
+class ReplicaProcess:
+    """One process group. Made on the worker's main thread: the kernel's parent-death signal follows the thread that spawned."""
+
+    def __init__(self, command: Sequence[str], plan: LaunchPlan, env: Mapping[str, str], log_to: IO[bytes]) -> None:
+        """Raises `OSError` where the command can't be run."""
+        self.reports: asyncio.Queue[wire.Report | None] = asyncio.Queue()
+        """What the replica tells; None when it has closed the pipe."""
+        self._loop = asyncio.get_running_loop()
+        self._buffer = b""
+        self._reader, writer = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [*command, "--report-fd", str(writer)],
+                stdin=subprocess.PIPE,
+                stdout=log_to,
+                stderr=log_to,
+                env=dict(env),
+                pass_fds=(writer,),
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(self._reader)
+            raise
+        finally:
+            os.close(writer)
+        self.pid = self._process.pid
+        self._loop.add_reader(self._reader, self._readable)
+        self._send_plan(msgspec.msgpack.encode(plan))
+
+    @property
+    def returncode(self) -> int | None:
+        """None while the process runs; then its exit status, or minus the signal that killed it."""
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """Ask the replica to drain and exit."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to all of its process group."""
+        keeper.kill_group(self.pid)
+
+    def close(self) -> None:
+        """Free the pipes, once the process has ended or was killed."""
+        self._close_reader()
+        if self._process.stdin is not None:
+            self._loop.remove_writer(self._process.stdin.fileno())
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+
+    def _send_plan(self, data: bytes) -> None:
+        """Write the plan without waiting for the reader; the pipe then stays open as the replica's life line."""
+        pipe = self._process.stdin
+        if pipe is None:
+            return
+        os.set_blocking(pipe.fileno(), False)
+        left = memoryview(struct.pack(">I", len(data)) + data)
+
+        def writable() -> None:
+            nonlocal left
+            try:
+                left = left[os.write(pipe.fileno(), left) :]
+            except BlockingIOError:
+                return
+            except OSError:  # it died before it read its plan, which its end tells
+                left = left[:0]
+            if not left:
+                self._loop.remove_writer(pipe.fileno())
+
+        self._loop.add_writer(pipe.fileno(), writable)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._reader, 65536)
+        except InterruptedError:
+            return
+        except OSError:
+            data = b""
+        if not data or len(self._buffer) > LONGEST_REPORT:
+            self._close_reader()
+            self.reports.put_nowait(None)
+            return
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            self.reports.put_nowait(wire.decode(line))
+        except msgspec.DecodeError as error:
+            log.warning("a report of process %d can't be read and is ignored: %s", self.pid, error)
+
+    def _close_reader(self) -> None:
+        if self._reader >= 0:
+            self._loop.remove_reader(self._reader)
+            os.close(self._reader)
+            self._reader = -1

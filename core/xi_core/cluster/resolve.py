@@ -1,0 +1,216 @@
+"""Resolving: from what the user asked for to a model spec and an engine that takes it. The supervisor calls it; workers are asked.
+
+Errors name the thing and what to do, and reach the caller of the launch before anything is started.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+import msgspec
+from msgspec import Struct
+
+from xi_core.api.control import EngineStatus, LaunchSpec
+from xi_core.cluster.envrules import check_env
+from xi_core.cluster.launches import Wanted
+from xi_core.cluster.messages import Inspect, MatchEngine, Register
+from xi_core.engine.info import EngineInfo, Support
+from xi_core.errors import EngineNotInstalled, InvalidRequest, LaunchError, XiError
+from xi_core.models import catalog
+from xi_core.models.family import ModelSpec
+from xi_core.plugins import DISTRIBUTION, PluginHub
+from xi_core.transport.rpc import Link
+
+MODEL_TYPES = ("llm",)
+
+
+class WorkerLink(Struct, frozen=True):
+    """A connected worker: what it told of itself, and the link to it."""
+
+    register: Register
+    link: Link
+
+
+class Choice(Struct, frozen=True):
+    """A model spec and the engine that will run it."""
+
+    model: ModelSpec
+    engine: EngineInfo
+
+
+class Resolver:
+    """Resolves launch specs with the hub's engines and families. `workers` waits until there is one, or raises `Unavailable`."""
+
+    def __init__(self, hub: PluginHub, workers: Callable[[], Awaitable[Mapping[str, WorkerLink]]]) -> None:
+        self._hub = hub
+        self._workers = workers
+
+    async def resolve(self, spec: LaunchSpec) -> Wanted:
+        """What `spec`, which is normalised, means. Raises `LaunchError` and its kinds, `InvalidRequest`, `Unavailable`."""
+        self._check(spec)
+        given = self._hub.engines.get(spec.model_engine, param="model_engine") if spec.model_engine else None
+        if given is not None:
+            given.check_options(spec.options)
+        choice = await self._choose(spec, given)
+        self._check_parsers(choice.model)
+        spec = msgspec.structs.replace(
+            spec, options=choice.engine.check_options(spec.options), model_engine=choice.engine.name if given else None
+        )
+        return Wanted(
+            uid=spec.model_uid or "",
+            spec=spec,
+            model=choice.model,
+            engine=choice.engine.name,
+            n_gpu=await self._n_gpu(spec),
+            created=int(time.time()),
+        )
+
+    async def engines(self, model: str | None) -> list[EngineStatus]:
+        """Every engine, and with `model` whether it takes that one. Raises as `resolve`."""
+        workers = await self._workers()
+        matches: dict[str, list[Support]] = {}
+        if model is not None:
+            for candidate in await self._candidates(catalog.normalised(LaunchSpec(model_name=model))):
+                for name, support in (await self._match(candidate)).items():
+                    matches.setdefault(name, []).append(support)
+        return [self._status(info, workers, matches) for info in self._hub.engines]
+
+    def parsers(self, model: ModelSpec) -> dict[str, str]:
+        """The parsers that a model's answers need: kind → `module:Class`."""
+        named = {"tool": model.tool_parser, "reasoning": model.reasoning_parser}
+        return {kind: self._hub.parsers.get(name).parser for kind, name in named.items() if name}
+
+    # ---- choosing -------------------------------------------------------------------------------
+
+    async def _choose(self, spec: LaunchSpec, given: EngineInfo | None) -> Choice:
+        found = await self._candidates(spec)
+        engines = [given] if given else sorted(self._hub.engines, key=lambda e: -e.priority)
+        if given is not None:
+            self._check_given(given, found, await self._workers())
+        matches = [(model, await self._match(model)) for model in found]
+        refusals: dict[str, str] = {}
+        for engine in engines:
+            for model, supports in sorted(matches, key=lambda m: _preference(engine, m[0])):
+                support = supports.get(engine.name, Support(ok=False, reason="not known to any worker"))
+                if support.ok:
+                    return Choice(model, engine)
+                refusals.setdefault(engine.name, f"{model.describe()}: {support.reason}" if len(found) > 1 else support.reason)
+        if given is not None:
+            raise LaunchError(f"engine {given.name} can't run '{spec.model_name}': {refusals[given.name]}", param="model_engine")
+        raise self._none_takes(spec, found, refusals, await self._workers())
+
+    def _check_given(self, engine: EngineInfo, found: list[ModelSpec], workers: Mapping[str, WorkerLink]) -> None:
+        probes = [w.register.engines.get(engine.name, Support(ok=False, reason="unknown there")) for w in workers.values()]
+        if not any(probe.ok for probe in probes):
+            raise EngineNotInstalled(
+                f"engine {engine.name} can't run here: {self._with_pip(engine, probes[0].reason)}", param="model_engine"
+            )
+        formats = list(dict.fromkeys(model.format for model in found))
+        if not set(formats) & set(engine.formats):
+            able = [e.name for e in self._hub.engines if set(e.formats) & set(formats)]
+            raise LaunchError(
+                f"engine {engine.name} can't load {found[0].name} as {' or '.join(formats)}: it loads {', '.join(engine.formats)}; "
+                f"engines that can: {', '.join(able) or 'none'}",
+                param="model_engine",
+            )
+
+    def _none_takes(
+        self, spec: LaunchSpec, found: list[ModelSpec], refusals: Mapping[str, str], workers: Mapping[str, WorkerLink]
+    ) -> LaunchError:
+        formats = {model.format for model in found}
+        missing = [
+            engine
+            for engine in self._hub.engines
+            if formats & set(engine.formats)
+            and not any(w.register.engines.get(engine.name, Support(ok=False)).ok for w in workers.values())
+        ]
+        if missing:
+            ways = "; or ".join(f"{e.name}: {self._with_pip(e, _probe_reason(e, workers))}" for e in missing)
+            return EngineNotInstalled(f"no engine that is installed takes '{spec.model_name}' ({', '.join(sorted(formats))}); {ways}")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items()) or "no engine is installed"
+        return LaunchError(f"no engine takes '{spec.model_name}' ({', '.join(sorted(formats))}): {reasons}")
+
+    async def _candidates(self, spec: LaunchSpec) -> list[ModelSpec]:
+        path = catalog.path_of(spec, self._hub.families)
+        inspected = await self._inspect(path) if path else None
+        return catalog.candidates(spec, self._hub.families, inspected)
+
+    async def _inspect(self, path: str) -> ModelSpec:
+        errors: list[XiError] = []
+        for worker in (await self._workers()).values():
+            try:
+                found: ModelSpec = (await worker.link.call(Inspect(path))).model
+                return found
+            except LaunchError as error:
+                errors.append(error)
+        raise errors[0]
+
+    async def _match(self, model: ModelSpec) -> dict[str, Support]:
+        """Per engine the best answer of any worker."""
+        best: dict[str, Support] = {}
+        for worker in (await self._workers()).values():
+            answers: dict[str, Support] = (await worker.link.call(MatchEngine(model=model))).engines
+            for name, support in answers.items():
+                if name not in best or (support.ok and not best[name].ok):
+                    best[name] = support
+        return best
+
+    # ---- checks ---------------------------------------------------------------------------------
+
+    def _check(self, spec: LaunchSpec) -> None:
+        if spec.model_type.lower() not in MODEL_TYPES:
+            raise InvalidRequest(f"model type '{spec.model_type}' can't be launched; types: LLM", param="model_type")
+        if isinstance(spec.n_gpu, int) and spec.n_gpu < 0:
+            raise InvalidRequest(f"n_gpu is {spec.n_gpu}; it is 'auto', a number from 0 on, or null for CPU", param="n_gpu")
+        check_env(spec.env)
+
+    def _check_parsers(self, model: ModelSpec) -> None:
+        for kind, name in (("tool", model.tool_parser), ("reasoning", model.reasoning_parser)):
+            info = self._hub.parsers.find(name) if name else None
+            if name and (info is None or info.kind != kind):
+                raise LaunchError(f"model {model.name} needs the {kind} parser '{name}', which no plugin offers; see `xi plugins`")
+
+    async def _n_gpu(self, spec: LaunchSpec) -> int:
+        if spec.n_gpu == "auto":
+            return int(any(w.register.devices for w in (await self._workers()).values()))
+        return spec.n_gpu or 0
+
+    def _with_pip(self, engine: EngineInfo, reason: str) -> str:
+        if "pip install" in reason:
+            return reason
+        return f"{reason or 'its library is not installed'}; install it: {self._pip_line(engine)}"
+
+    def _pip_line(self, engine: EngineInfo) -> str:
+        plugin = self._hub.engines.plugin_of.get(engine.name.lower(), "")
+        record = next((r for r in self._hub.records if r.name == plugin), None)
+        if record is not None and record.distribution == DISTRIBUTION:
+            return f"pip install '{DISTRIBUTION}[{engine.name.replace('.', '-')}]'"
+        return "pip install " + " ".join(f"'{r}'" for r in engine.requirements or (engine.name,))
+
+    def _status(self, info: EngineInfo, workers: Mapping[str, WorkerLink], matches: Mapping[str, list[Support]]) -> EngineStatus:
+        probes = [w.register.engines.get(info.name, Support(ok=False, reason="unknown there")) for w in workers.values()]
+        good = next((p for p in probes if p.ok), None)
+        answers = matches.get(info.name, [])
+        return EngineStatus(
+            name=info.name,
+            available=good is not None,
+            reason=good.reason if good else self._with_pip(info, probes[0].reason if probes else ""),
+            formats=list(info.formats),
+            plugin=self._hub.engines.plugin_of.get(info.name.lower(), ""),
+            model=_verdict(answers) if answers else None,
+        )
+
+
+def _preference(engine: EngineInfo, model: ModelSpec) -> int:
+    order = [*engine.preferred_formats, *engine.formats]
+    return order.index(model.format) if model.format in order else len(order)
+
+
+def _probe_reason(engine: EngineInfo, workers: Mapping[str, WorkerLink]) -> str:
+    return next((w.register.engines[engine.name].reason for w in workers.values() if engine.name in w.register.engines), "")
+
+
+def _verdict(answers: Iterable[Support]) -> str:
+    answers = list(answers)
+    return "yes" if any(a.ok for a in answers) else answers[0].reason

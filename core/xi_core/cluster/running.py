@@ -1,0 +1,299 @@
+"""One replica on its worker, from the artifact's download to the end of its process. The worker holds one `RunningReplica` for each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from xi_core.api.control import LaunchState, ReplicaStatus
+from xi_core.cluster import keeper, logs
+from xi_core.cluster.guard import Guard
+from xi_core.cluster.messages import ReplicaRecord, StartReplica
+from xi_core.cluster.process import REPLICA_COMMAND, ReplicaProcess, environment, tag
+from xi_core.errors import ArtifactError, LaunchCancelled, LaunchFailed, XiError
+from xi_core.models.family import SourceRef
+from xi_core.models.source import Progress
+from xi_core.wire import report as wire
+from xi_core.wire.plan import LaunchPlan
+
+log = logging.getLogger(__name__)
+
+POLL = 0.2
+"""Seconds between looks at a process that reports nothing."""
+KILL_TIMEOUT = 5.0
+EXIT_TIMEOUT = 3.0
+"""Seconds for a replica that has said that it can't go on to exit."""
+PROGRESS_INTERVAL = 0.1
+"""Progress is passed on at most this often, in seconds."""
+
+UNHEALTHY = 1.0
+"""Seconds of unhealthy reports after which a replica is killed; it has waited for its own `hang_timeout` before the first."""
+
+Fetch = Callable[[SourceRef, Progress], Path]
+T = TypeVar("T")
+
+
+class RunningReplica:
+    """A replica's life: fetch, start, watch, end. `on_change` is called at each change of its record."""
+
+    def __init__(
+        self,
+        start: StartReplica,
+        *,
+        worker: str,
+        home: Path,
+        fetch: Fetch,
+        guard: Guard,
+        on_change: Callable[[RunningReplica], None],
+        command: Sequence[str] = REPLICA_COMMAND,
+    ) -> None:
+        plan = start.plan
+        status = ReplicaStatus(replica_id=plan.replica_id, state="PREPARING", stage="preparing", worker=worker, devices=plan.devices)
+        self.record = ReplicaRecord(plan=plan, spec=start.spec, status=status, created=start.created, model=start.model)
+        self.error: str | None = None
+        """Why it ended, where nobody asked it to."""
+        self.final = False
+        self._home, self._fetch, self._guard, self._on_change, self._command = home, fetch, guard, on_change, command
+        self._process: ReplicaProcess | None = None
+        self._deadline = time.monotonic() + start.deadline
+        self._heard_at = self._healthy_at = 0.0
+        self._complaint = ""
+        self._told_at = 0.0
+        self._failure: XiError | None = None
+        self._grace: float | None = None
+        self._stopping = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def plan(self) -> LaunchPlan:
+        """Its plan, with the artifact's place once it is known."""
+        return self.record.plan
+
+    def stop(self, grace: float) -> None:
+        """End it: at once, or after `grace` seconds for the requests that run. May be called again to shorten it."""
+        self._grace = grace if self._grace is None else min(grace, self._grace)
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Its whole life; never raises. Afterwards `error` tells why it ended, unless it was stopped, and nothing of it is left."""
+        self._tell("PREPARING", "preparing")
+        try:
+            artifact = await self._until_stopped(in_thread(self._fetched))
+            if artifact is not None:
+                self._spawn(artifact)
+                await self._watch()
+        except XiError as error:
+            self.error, self.final = error.message, True
+        except Exception as error:
+            log.exception("replica %s", self.plan.replica_id)
+            self.error = f"{type(error).__name__}: {error}"
+        finally:
+            await self._clean_up()
+        if self._grace is not None:
+            self.error, self.final = None, False
+
+    # ---- fetching and starting ------------------------------------------------------------------
+
+    def _fetched(self) -> Path:
+        """In a thread: the artifact on disk."""
+        try:
+            return self._fetch(self.record.model.source, self._progress)
+        except OSError as error:
+            raise ArtifactError(f"{self.record.model.source.id}: {error.strerror or error}") from error
+
+    def _progress(self, stage: str, share: float | None) -> None:
+        """From the fetching thread. Raises `LaunchCancelled`, through the source, when nobody wants the artifact any more."""
+        if self._stopping.is_set():
+            raise LaunchCancelled(f"{self.plan.replica_id} was stopped while its artifact was fetched")
+        now = time.monotonic()
+        if share is None or share >= 1.0 or now - self._told_at >= PROGRESS_INTERVAL:
+            self._told_at = now
+            self._loop.call_soon_threadsafe(self._tell, "PREPARING", stage, share)
+
+    def _spawn(self, artifact: Path) -> None:
+        plan = self.record.plan = msgspec.structs.replace(
+            self.plan, artifact=msgspec.structs.replace(self.plan.artifact, path=str(artifact))
+        )
+        self._tell("STARTING", "starting the process")
+        try:
+            with logs.open_log(self._home, plan.replica_id) as log_to:
+                self._process = ReplicaProcess(self._command, plan, environment(os.environ, plan, self.record.spec.env), log_to)
+        except OSError as error:
+            raise LaunchFailed(f"the process of {plan.replica_id} could not be started: {error.strerror or error}") from error
+        self._guard.add(self._process.pid, tag(plan))
+        self._heard_at = self._healthy_at = time.monotonic()
+        self.record.status.pid = self._process.pid
+        self._tell("STARTING", "process started")
+
+    # ---- watching -------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        while process.returncode is None:
+            report = await self._until_stopped(asyncio.ensure_future(_next(process, POLL)))
+            if self._stopping.is_set():
+                await self._terminate(process)
+                return
+            if isinstance(report, wire.Failed):
+                self._failure = XiError.from_body(report.error)
+                await _exited(process, EXIT_TIMEOUT)
+                break
+            if report is not None:
+                self._heed(report)
+            reason = self._overdue()
+            if reason:
+                self.error = reason
+                process.kill()
+                return
+        await self._explain(process)
+
+    def _heed(self, report: wire.Report) -> None:
+        self._heard_at = time.monotonic()
+        match report:
+            case wire.Stage() if self.record.status.state != "READY":
+                self._tell("LOADING", report.stage, report.progress)
+            case wire.Ready():
+                record = self.record
+                record.endpoint, record.context_length = report.endpoint, report.context_length
+                record.slots, record.manifest = report.slots, report.manifest
+                self._healthy_at = time.monotonic()
+                self._tell("READY", "ready")
+            case wire.Health():
+                self._complaint = report.reason
+                if report.healthy:
+                    self._healthy_at = time.monotonic()
+
+    def _overdue(self) -> str:
+        now, plan = time.monotonic(), self.plan
+        if self.record.status.state != "READY":
+            return f"{plan.replica_id} was not ready within its time" if now > self._deadline else ""
+        if now - self._heard_at > plan.limits.hang_timeout:
+            return f"{plan.replica_id} was silent for {plan.limits.hang_timeout:g} s and was killed"
+        if self._heard_at - self._healthy_at > UNHEALTHY:
+            return f"{plan.replica_id} made no progress and was killed: {self._complaint or 'it gave no reason'}"
+        return ""
+
+    async def _explain(self, process: ReplicaProcess) -> None:
+        """Say why a process has ended that nobody asked to: by its last report, or by its log."""
+        while self._failure is None and (report := await _next(process, POLL)) is not None:
+            if isinstance(report, wire.Failed):
+                self._failure = XiError.from_body(report.error)
+        if self._failure is not None:
+            self.error = self._failure.message
+            self.final = self.record.status.state != "READY"
+            return
+        last = logs.tail(logs.log_file(self._home, self.plan.replica_id))
+        self.error = f"{self.plan.replica_id} {_how(process.returncode)}" + (
+            f"; the last lines of its log:\n{last}" if last else "; its log is empty"
+        )
+
+    # ---- ending ---------------------------------------------------------------------------------
+
+    async def _terminate(self, process: ReplicaProcess) -> None:
+        """Drain for the grace that was given, which another `stop` may shorten."""
+        self._tell("STOPPING", "stopping")
+        process.terminate()
+        began = time.monotonic()
+        while process.returncode is None and time.monotonic() - began < (self._grace or 0.0):
+            await _exited(process, 0.05)
+        process.kill()
+
+    async def _clean_up(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        process.kill()
+        await _exited(process, KILL_TIMEOUT)
+        keeper.kill_tagged({tag(self.plan)})
+        process.close()
+        self._guard.drop(process.pid)
+        self.record.status.pid = None
+        _remove_socket(self.plan.endpoint)
+
+    async def _until_stopped(self, work: asyncio.Future[T]) -> T | None:
+        """The result of `work`, or None when `stop` comes first."""
+        stop = asyncio.ensure_future(self._stopping.wait())
+        awaited: set[asyncio.Future[Any]] = {work, stop}
+        try:
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        finally:
+            stop.cancel()
+            work.cancel()
+
+    def _tell(self, state: LaunchState, stage: str, progress: float | None = None) -> None:
+        status = self.record.status
+        if state == "PREPARING" and status.state not in ("PENDING", "PREPARING"):
+            return  # a late word of the fetching thread
+        status.state, status.stage, status.progress = state, stage, progress
+        self._on_change(self)
+
+
+def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """The result of `work`, done in a thread that doesn't keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if result.done():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)  # type: ignore[arg-type]
+
+    def run() -> None:
+        value, failure = None, None
+        try:
+            value = work()
+        except Exception as error:  # a source is a plugin: it may fail in any way, which its caller gets to see
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, value, failure)
+
+    threading.Thread(target=run, name="fetch", daemon=True).start()
+    return result
+
+
+async def _next(process: ReplicaProcess, timeout: float) -> wire.Report | None:
+    """The next report; None when there is none in this time, or the pipe is closed."""
+    try:
+        async with asyncio.timeout(timeout):
+            return await process.reports.get()
+    except TimeoutError:
+        return None
+
+
+async def _exited(process: ReplicaProcess, timeout: float) -> None:
+    """Wait for the process to end, for this long at most."""
+    until = time.monotonic() + timeout
+    while process.returncode is None and time.monotonic() < until:  # noqa: ASYNC110 - a process gives no event
+        await asyncio.sleep(0.02)
+
+
+def _remove_socket(endpoint: str) -> None:
+    """A killed replica leaves its socket's file."""
+    scheme, _, address = endpoint.partition("://")
+    if scheme == "ipc":
+        Path(address).unlink(missing_ok=True)
+
+
+def _how(returncode: int | None) -> str:
+    if returncode is None or returncode >= 0:
+        return f"exited with status {returncode}"
+    try:
+        return f"was killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"was killed by signal {-returncode}"

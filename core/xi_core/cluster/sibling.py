@@ -1,0 +1,55 @@
+"""What supervisor and worker have in common as processes: logging, the line that says "ready", and how they are told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+from xi_core.cluster.siblings import CONFIG_STATUS
+from xi_core.errors import ConfigError, PluginError, XiError
+from xi_core.replica.lifeline import die_with_parent, watch_stdin
+
+
+def set_up_logging(role: str, level: str) -> None:
+    """Log to stderr, each line with the role."""
+    logging.basicConfig(level=level.upper(), format=f"%(asctime)s {role:<10} %(levelname)s %(message)s", datefmt="%H:%M:%S")
+
+
+def announce(role: str, detail: str = "") -> None:
+    """Tell the launcher, on stdout, that this process is ready."""
+    sys.stdout.write(json.dumps({"role": role, "pid": os.getpid(), "detail": detail}) + "\n")
+    sys.stdout.flush()
+
+
+def exit_status(life: Coroutine[Any, Any, None]) -> int:
+    """Run a process's life; an error of xi's own is logged in words. 78: starting it again as it is set up is of no use."""
+    try:
+        asyncio.run(life)
+    except (ConfigError, PluginError) as error:
+        logging.getLogger(__name__).error("%s", error.message)
+        return CONFIG_STATUS
+    except XiError as error:
+        logging.getLogger(__name__).error("%s", error.message)
+        return 1
+    return 0
+
+
+def stop_event(follow_stdin: bool) -> asyncio.Event:
+    """An event that is set by SIGTERM or SIGINT, and with `follow_stdin` by the launcher's death. Call on the loop."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if follow_stdin:
+        die_with_parent()
+
+        def launcher_is_gone() -> None:  # called in the watching thread
+            loop.call_soon_threadsafe(stop.set)
+
+        watch_stdin(loop, launcher_is_gone)
+    return stop

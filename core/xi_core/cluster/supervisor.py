@@ -1,0 +1,223 @@
+"""Supervisor: the one control process. `python -m xi_core.cluster.supervisor`: accepts workers and gateways, launches, publishes the table.
+
+It carries out what the pure `lifecycle` decides. It is never on the token path: when it dies, replicas go on serving and the next
+supervisor learns of them from their workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import sys
+import time
+from functools import partial
+
+from xi_core.api.control import LaunchSpec, ModelStatus, ProcessInfo
+from xi_core.cluster import messages as m
+from xi_core.cluster.executor import Executor
+from xi_core.cluster.lifecycle import LEASE, Lifecycle
+from xi_core.cluster.members import Member
+from xi_core.cluster.placement import Scheduler
+from xi_core.cluster.resolve import WorkerLink
+from xi_core.cluster.sibling import announce, exit_status, set_up_logging, stop_event
+from xi_core.cluster.table import RoutingTable
+from xi_core.config import Settings, settings
+from xi_core.errors import Conflict, LaunchCancelled, ModelNotFound, PluginError, ProtocolMismatch
+from xi_core.models.catalog import normalised
+from xi_core.plugins import PluginHub, import_path
+from xi_core.transport.rpc import Calls, Link, LinkServer
+from xi_core.transport.schemes import by_scheme, scheme_of
+from xi_core.transport.vocabulary import Vocabulary
+from xi_core.wire import PROTOCOL
+
+log = logging.getLogger(__name__)
+
+VOCABULARY = Vocabulary(m.ANSWERS, m.NOTICES)
+STOP_MARGIN = 10.0
+"""Seconds beyond the grace in which the replicas of a terminated launch must be gone."""
+SETTLE = 2 * LEASE
+
+
+class Supervisor:
+    """The control plane: links, launches being resolved, and the lifecycle."""
+
+    def __init__(self, hub: PluginHub, config: Settings, endpoint: str, settle: float = SETTLE) -> None:
+        """Listens at `endpoint`. For `settle` seconds it places nothing: workers may report it yet. Raises `TransportError`."""
+        epoch = secrets.token_hex(4)
+        scheduler = import_path(hub.schedulers.get(config.launch_strategy, param="XI_LAUNCH_STRATEGY").scheduler)()
+        if not isinstance(scheduler, Scheduler):
+            raise PluginError(f"scheduler '{config.launch_strategy}' is not a subclass of xi_core.cluster.placement.Scheduler")
+        self._settled_at = time.monotonic() + settle
+        self._lifecycle = Lifecycle(scheduler, epoch, launch_timeout=config.launch_timeout, grace=config.grace, settled_at=self._settled_at)
+        replica_transport = next((t.transport for t in hub.transports if scheme_of(endpoint) in t.schemes), "")
+        self._grace = config.grace
+        self._executor = Executor(hub, config, self._lifecycle, RoutingTable(epoch), replica_transport)
+        self._resolving: dict[str, tuple[LaunchSpec, asyncio.Task[None]]] = {}
+        self._server = LinkServer(by_scheme(hub.transports, endpoint), endpoint, VOCABULARY, self._accept, self._closed)
+
+    @property
+    def endpoint(self) -> str:
+        """Where workers and gateways dial."""
+        return self._server.endpoint
+
+    async def close(self) -> None:
+        """Stop listening. What runs, runs on."""
+        self._executor.close()
+        tasks = [task for _, task in self._resolving.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._server.close()
+
+    # ---- links ----------------------------------------------------------------------------------
+
+    def _accept(self, link: Link) -> Calls:
+        return {
+            m.Register: partial(self._register, link),
+            m.ReplicaUpdate: partial(self._replica_update, link),
+            m.ReplicaGone: self._replica_gone,
+            m.Subscribe: partial(self._subscribe, link),
+            m.Launch: self._launch,
+            m.Terminate: self._terminate,
+            m.ListModels: self._list_models,
+            m.GetModel: self._get_model,
+            m.ListEngines: self._list_engines,
+            m.GetCluster: self._get_cluster,
+        }
+
+    def _closed(self, link: Link) -> None:
+        self._executor.gateways.pop(link, None)
+        for name, worker in list(self._executor.workers.items()):
+            if worker.link is link:
+                log.warning("worker %s is away", name)
+                del self._executor.workers[name]
+                self._executor.do(self._lifecycle.worker_left(time.monotonic(), name))
+
+    async def _register(self, link: Link, command: m.Register) -> m.Done:
+        if command.protocol != PROTOCOL:
+            raise ProtocolMismatch(f"worker {command.worker} speaks protocol {command.protocol}, this supervisor {PROTOCOL}")
+        before = self._executor.workers.get(command.worker)
+        if before is not None and before.register.incarnation != command.incarnation and _alive(before.register.pid):
+            raise Conflict(f"another worker is named {command.worker}; give this one a name of its own (--name)")
+        self._executor.workers[command.worker] = WorkerLink(command, link)
+        engines = tuple(name for name, support in command.engines.items() if support.ok)
+        member = Member(command.worker, command.incarnation, command.devices, engines)
+        self._executor.do(self._lifecycle.worker_joined(time.monotonic(), member, command.replicas))
+        if before is None:
+            log.info("worker %s joined with %d devices and %d replicas", command.worker, len(command.devices), len(command.replicas))
+        return m.Done()
+
+    async def _replica_update(self, link: Link, notice: m.ReplicaUpdate) -> None:
+        worker = next((name for name, w in self._executor.workers.items() if w.link is link), None)
+        if worker is not None:
+            self._executor.do(self._lifecycle.replica_updated(time.monotonic(), worker, notice.record))
+
+    async def _replica_gone(self, notice: m.ReplicaGone) -> None:
+        self._executor.do(self._lifecycle.replica_gone(time.monotonic(), notice.incarnation, notice.error, notice.final))
+
+    async def _subscribe(self, link: Link, command: m.Subscribe) -> m.Done:
+        self._executor.gateways[link] = ProcessInfo(role="gateway", pid=command.pid, name=command.gateway)
+        link.notify(self._executor.table.snapshot())
+        return m.Done()
+
+    # ---- launches -------------------------------------------------------------------------------
+
+    async def _launch(self, command: m.Launch) -> m.Launched:
+        spec = normalised(command.spec)
+        uid = spec.model_uid or ""
+        await asyncio.sleep(max(0.0, self._settled_at - time.monotonic()))
+        found = self._lifecycle.find(uid)
+        if found is not None and not found.end and found.wanted.spec == spec:
+            return m.Launched(uid)
+        if uid in self._resolving and self._resolving[uid][0] != spec:
+            raise Conflict(f"'{uid}' is being launched with another spec; choose another uid", param="model_uid")
+        if uid not in self._resolving:
+            task = asyncio.create_task(self._resolve_and_accept(uid, spec))
+            self._resolving[uid] = spec, task
+            task.add_done_callback(lambda _: self._resolving.pop(uid, None))
+        task = self._resolving[uid][1]
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise LaunchCancelled(f"'{uid}' was terminated before it was ready")
+        task.result()
+        return m.Launched(uid)
+
+    async def _resolve_and_accept(self, uid: str, spec: LaunchSpec) -> None:
+        wanted = await self._executor.resolver.resolve(spec)
+        before = self._lifecycle.find(uid)
+        if before is not None and before.end:
+            await self._executor.until(
+                lambda: not self._lifecycle.has_live(uid), STOP_MARGIN, f"the replicas of the last '{uid}' are still stopping"
+            )
+        self._executor.do(self._lifecycle.accept(time.monotonic(), wanted))
+        log.info("launch %s: %s on %s, %d replica(s)", uid, wanted.model.describe(), wanted.engine, spec.replica)
+
+    async def _terminate(self, command: m.Terminate) -> m.Done:
+        uid = command.uid
+        if uid in self._resolving:
+            self._resolving[uid][1].cancel()
+            return m.Done()
+        self._executor.do(self._lifecycle.terminate(time.monotonic(), uid))
+        gone = f"'{uid}' is stopping, but its replicas aren't gone yet"
+        await self._executor.until(lambda: not self._lifecycle.has_live(uid), self._grace + STOP_MARGIN, gone)
+        return m.Done()
+
+    async def _list_models(self, command: m.ListModels) -> m.Models:
+        return m.Models([launch.status() for launch in self._lifecycle.listed()])
+
+    async def _get_model(self, command: m.GetModel) -> ModelStatus:
+        found = self._lifecycle.find(command.uid)
+        if found is None:
+            known = ", ".join(launch.uid for launch in self._lifecycle.listed()) or "none"
+            raise ModelNotFound(f"no model '{command.uid}' is launched; launched: {known}", param="model_uid")
+        return found.status()
+
+    async def _list_engines(self, command: m.ListEngines) -> m.Engines:
+        return m.Engines(await self._executor.resolver.engines(command.model))
+
+    async def _get_cluster(self, command: m.GetCluster) -> m.Cluster:
+        processes = [ProcessInfo(role="supervisor", pid=os.getpid()), *self._executor.gateways.values()]
+        for name, worker in self._executor.workers.items():
+            processes.append(ProcessInfo(role="worker", pid=worker.register.pid, name=name))
+            processes.append(ProcessInfo(role="keeper", pid=worker.register.keeper_pid, name=name))
+        for launch in self._lifecycle.listed():
+            processes += [ProcessInfo(role="replica", pid=r.pid, name=r.replica_id) for r in launch.replicas if r.pid]
+        return m.Cluster(processes)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError, OverflowError):
+        return False
+    return True
+
+
+async def run(arguments: argparse.Namespace) -> None:
+    """Be the supervisor until told to stop."""
+    config = settings()
+    stop = stop_event(arguments.watch_stdin)
+    supervisor = Supervisor(PluginHub.load(config.plugins), config, arguments.endpoint, arguments.settle)
+    announce("supervisor", supervisor.endpoint)
+    await stop.wait()
+    await supervisor.close()
+
+
+def main() -> int:
+    """The process's entry. Answers its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m xi_core.cluster.supervisor", description="The control process of a cluster.")
+    parser.add_argument("--endpoint", required=True, help="where to listen: ipc://PATH or tcp://HOST:PORT")
+    parser.add_argument(
+        "--settle", type=float, default=SETTLE, help="seconds in which workers may report what runs before anything is placed"
+    )
+    parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends")
+    arguments = parser.parse_args()
+    set_up_logging("supervisor", settings().log_level)
+    return exit_status(run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The catalog: which model specs a launch spec can mean. The supervisor calls it; files themselves are read by `inspect`, on a worker."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+import msgspec
+
+from xi_core.api.control import LaunchSpec
+from xi_core.errors import InvalidRequest, UnknownModel
+from xi_core.models.family import ModelFamily, ModelSpec
+
+FORMAT_ALIASES = {"gguf": "ggufv2", "safetensors": "pytorch"}
+"""Other words that users have for a format."""
+
+
+def same_size(text: str) -> str:
+    """A size in billions in its one form: `0_5`, `0.5` and `0.50B` are `0.5`; what is no number stays, in lower case."""
+    plain = text.strip().lower().removesuffix("b").replace("_", ".")
+    try:
+        number = Decimal(plain)
+    except InvalidOperation:
+        return plain
+    return format(number.normalize(), "f") if number.is_finite() else plain
+
+
+def normalised(spec: LaunchSpec) -> LaunchSpec:
+    """`spec` with its uid filled in and its filters in their one form, so that two that mean the same are equal.
+
+    Raises `InvalidRequest` where no uid can be made of the name.
+    """
+    return msgspec.structs.replace(
+        spec,
+        model_uid=spec.model_uid or default_uid(spec),
+        model_format=_format(spec.model_format),
+        size_in_billions=same_size(spec.size_in_billions) if spec.size_in_billions else None,
+        quantization=spec.quantization or None,
+        model_engine=spec.model_engine or None,
+        model_path=spec.model_path or None,
+    )
+
+
+def default_uid(spec: LaunchSpec) -> str:
+    """The uid of a launch that names none: the model's name, or the stem of its path."""
+    name = spec.model_name
+    if looks_like_path(name):
+        path = Path(name).expanduser()
+        name = path.stem if path.suffix.lower() == ".gguf" else path.name
+    uid = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:128]
+    if not uid.strip("."):
+        raise InvalidRequest(f"no uid can be made of the model name '{spec.model_name}'; give one (model_uid)", param="model_uid")
+    return uid
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a model name is meant as a directory or file: by its form, or because a directory of this name is there."""
+    return "/" in name or name.startswith("~") or name.lower().endswith(".gguf") or name in (".", "..") or Path(name).is_dir()
+
+
+def path_of(spec: LaunchSpec, families: Iterable[ModelFamily]) -> str | None:
+    """The path that a worker has to inspect for this launch; None where the family's own sources are meant."""
+    if spec.model_path:
+        return spec.model_path
+    if find_family(spec.model_name, families) is None and looks_like_path(spec.model_name):
+        return spec.model_name
+    return None
+
+
+def find_family(name: str, families: Iterable[ModelFamily]) -> ModelFamily | None:
+    """The family of this name or alias, in any case."""
+    wanted = name.lower()
+    return next((f for f in families if wanted == f.name.lower() or wanted in (alias.lower() for alias in f.aliases)), None)
+
+
+def candidates(spec: LaunchSpec, families: Iterable[ModelFamily], inspected: ModelSpec | None = None) -> list[ModelSpec]:
+    """The model specs that `spec` can mean, never none; `inspected` is what its path holds, where it has one (`path_of`).
+
+    Raises `UnknownModel` for a name that nothing has, and for filters that leave nothing, with the values that exist.
+    """
+    families = list(families)
+    family = find_family(spec.model_name, families)
+    if inspected is not None:
+        found = [_at_path(family, inspected) if family else inspected]
+    elif family is not None:
+        found = family.specs
+    else:
+        raise UnknownModel(_unknown(spec.model_name, families), param="model_name")
+    return _filtered(spec, found)
+
+
+def _at_path(family: ModelFamily, inspected: ModelSpec) -> ModelSpec:
+    """The family's spec for files of the user's own: what the files say goes before what the family says."""
+    size = inspected.size_in_billions
+    nearest = next((s for s in family.specs if s.format == inspected.format), family.specs[0] if family.specs else inspected)
+    return msgspec.structs.replace(
+        nearest,
+        name=family.name,
+        format=inspected.format,
+        source=inspected.source,
+        size_in_billions=size,
+        quantization=inspected.quantization,
+        context_length=inspected.context_length or nearest.context_length,
+        architecture=inspected.architecture or nearest.architecture,
+    )
+
+
+def _filtered(spec: LaunchSpec, found: list[ModelSpec]) -> list[ModelSpec]:
+    filters: list[tuple[str, str | None, Callable[[ModelSpec], str]]] = [
+        ("model_format", _format(spec.model_format), lambda s: s.format.lower()),
+        ("size_in_billions", same_size(spec.size_in_billions) if spec.size_in_billions else None, _size_of),
+        ("quantization", spec.quantization.lower() if spec.quantization else None, lambda s: (s.quantization or "none").lower()),
+    ]
+    for field, wanted, value in filters:
+        # A local file often doesn't tell its size: what it can't tell, it can't contradict.
+        kept = [s for s in found if wanted is None or value(s) in (wanted, "")]
+        if not kept:
+            known = ", ".join(dict.fromkeys(value(s) for s in found))
+            raise UnknownModel(f"model '{spec.model_name}' has no {field} '{getattr(spec, field)}' here; it has: {known}", param=field)
+        found = kept
+    return found
+
+
+def _size_of(spec: ModelSpec) -> str:
+    return same_size(spec.size_in_billions) if spec.size_in_billions else ""
+
+
+def _format(text: str | None) -> str | None:
+    return FORMAT_ALIASES.get(text.lower(), text.lower()) if text else None
+
+
+def _unknown(name: str, families: list[ModelFamily]) -> str:
+    names = [f.name for f in families]
+    known = ", ".join(sorted(names)) or "none"
+    every = {word.lower(): f.name for f in families for word in (f.name, *f.aliases)}
+    close = difflib.get_close_matches(name.lower(), every, n=1)
+    hint = f"did you mean '{every[close[0]]}'? " if close else ""
+    return f"unknown model '{name}'; {hint}known models: {known}; a directory or a .gguf file can be given too"

@@ -1,0 +1,125 @@
+"""A small reader of GGUF metadata: a few keys of the header, never tensors. The file may be hostile: every count and length is bounded."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+
+from xi_core.errors import ArtifactError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MOST_KEYS = 10_000
+LONGEST_KEY = 65_535
+LONGEST_STRING = 4 * 1024 * 1024
+"""Longest string that is read; a longer one that isn't wanted is skipped."""
+MOST_STRINGS = 4_000_000
+"""Strings in one array: the largest vocabularies have about 300,000."""
+
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+
+WANTED = ("general.architecture", "general.name", "general.size_label", "general.file_type", "tokenizer.chat_template")
+WANTED_ENDINGS = (".context_length",)
+
+FILE_TYPES = {
+    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 7: "q8_0", 8: "q5_0", 9: "q5_1", 10: "q2_k", 11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l",
+    14: "q4_k_s", 15: "q4_k_m", 16: "q5_k_s", 17: "q5_k_m", 18: "q6_k", 19: "iq2_xxs", 20: "iq2_xs", 21: "q2_k_s", 22: "iq3_xs",
+    23: "iq3_xxs", 24: "iq1_s", 25: "iq4_nl", 26: "iq3_s", 27: "iq3_m", 28: "iq2_s", 29: "iq2_m", 30: "iq4_xs", 31: "iq1_m", 32: "bf16",
+    36: "tq1_0", 37: "tq2_0", 38: "mxfp4",
+}  # fmt: skip
+"""Names of `general.file_type`."""
+
+Value = int | float | bool | str
+
+
+def read_metadata(path: Path) -> dict[str, Value]:
+    """The wanted keys of the GGUF file at `path`. Raises `ArtifactError` if it isn't one or is cut short."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != MAGIC:
+                raise ArtifactError(f"{path} is not a GGUF file: it doesn't begin with 'GGUF'; download it again")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(path, data).metadata()
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read: {error.strerror or error}") from None
+
+
+class _Reader:
+    """A position in the mapped file that can't leave it."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self._path, self._data, self._at, self._size = path, data, 4, len(data)
+
+    def metadata(self) -> dict[str, Value]:
+        version = self._number(_U32)
+        if version not in VERSIONS:
+            raise ArtifactError(f"{self._path}: GGUF version {version} is not supported (only {VERSIONS[0]} and {VERSIONS[1]})")
+        self._number(_U64)  # tensors
+        count = self._number(_U64)
+        if count > MOST_KEYS:
+            raise self._damaged(f"{count} metadata keys")
+        found: dict[str, Value] = {}
+        for _ in range(count):
+            key = self._string(LONGEST_KEY)
+            kind = self._number(_U32)
+            if key in WANTED or key.endswith(WANTED_ENDINGS):
+                value = self._value(kind)
+                if value is not None:
+                    found[key] = value
+            else:
+                self._skip_value(kind)
+        return found
+
+    def _value(self, kind: int) -> Value | None:
+        if kind == _STRING:
+            return self._string(LONGEST_STRING)
+        if kind in _SCALARS:
+            form = struct.Struct(_SCALARS[kind])
+            value: Value = form.unpack_from(self._data, self._advance(form.size))[0]
+            return value
+        self._skip_value(kind)
+        return None
+
+    def _skip_value(self, kind: int) -> None:
+        if kind == _STRING:
+            self._advance(self._number(_U64))
+        elif kind in _SCALARS:
+            self._advance(struct.calcsize(_SCALARS[kind]))
+        elif kind == _ARRAY:
+            self._skip_array()
+        else:
+            raise self._damaged(f"value type {kind}")
+
+    def _skip_array(self) -> None:
+        kind, count = self._number(_U32), self._number(_U64)
+        if kind in _SCALARS:
+            self._advance(struct.calcsize(_SCALARS[kind]) * count)
+        elif kind == _STRING and count <= MOST_STRINGS:
+            for _ in range(count):
+                self._advance(self._number(_U64))
+        else:
+            raise self._damaged(f"an array of {count} values of type {kind}")
+
+    def _string(self, longest: int) -> str:
+        length = self._number(_U64)
+        if length > longest:
+            raise self._damaged(f"a text of {length} bytes")
+        start = self._advance(length)
+        return self._data[start : start + length].decode("utf-8", "replace")
+
+    def _number(self, form: struct.Struct) -> int:
+        value: int = form.unpack_from(self._data, self._advance(form.size))[0]
+        return value
+
+    def _advance(self, size: int) -> int:
+        start = self._at
+        if size > self._size - start:
+            raise ArtifactError(f"{self._path} is cut short: its metadata ends beyond its {self._size} bytes; download it again")
+        self._at = start + size
+        return start
+
+    def _damaged(self, what: str) -> ArtifactError:
+        return ArtifactError(f"{self._path} is damaged or no GGUF file: its metadata claims {what}; download it again")

@@ -1,0 +1,191 @@
+"""Inspection: what a local directory or `.gguf` file holds, as a model spec. Called on a worker; reads headers, never tensors."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from xi_core.errors import ArtifactError
+from xi_core.models import gguf
+from xi_core.models.family import ModelSpec, SourceRef
+
+LARGEST_JSON = 64 * 1024 * 1024
+LARGEST_HEADER = 100_000_000
+"""The bound that the safetensors library itself sets."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def inspect(path: str | Path) -> ModelSpec:
+    """The spec of the model at `path`. Raises `ArtifactError`, saying what is missing or damaged and what to do."""
+    found = Path(path).expanduser().absolute()
+    if found.is_dir():
+        return _directory(found)
+    if found.is_file():
+        return _gguf_file(found)
+    raise ArtifactError(f"no file or directory at {found}", param="model_path")
+
+
+def _gguf_file(path: Path) -> ModelSpec:
+    metadata = gguf.read_metadata(path)
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise ArtifactError(f"{path} holds no model: its metadata has no general.architecture")
+    context = metadata.get(f"{architecture}.context_length")
+    file_type = metadata.get("general.file_type")
+    return ModelSpec(
+        name=path.stem,
+        format="ggufv2",
+        source=SourceRef(source="local", id=str(path)),
+        quantization=gguf.FILE_TYPES.get(file_type) if isinstance(file_type, int) else None,
+        context_length=context if isinstance(context, int) and context > 0 else None,
+        architecture=architecture,
+        abilities=_abilities(bool(metadata.get("tokenizer.chat_template"))),
+    )
+
+
+def _directory(path: Path) -> ModelSpec:
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        return _directory_of_gguf(path)
+    config = read_json(config_file)
+    weights = _weights(path)
+    formats = {check_safetensors(file) for file in weights}
+    architectures = config.get("architectures")
+    return ModelSpec(
+        name=path.name,
+        format="mlx" if "mlx" in formats else "pytorch",
+        source=SourceRef(source="local", id=str(path)),
+        quantization=_quantization(config),
+        context_length=_context_length(config),
+        architecture=architectures[0] if isinstance(architectures, list) and architectures and isinstance(architectures[0], str) else None,
+        abilities=_abilities(_has_chat_template(path)),
+    )
+
+
+def _directory_of_gguf(path: Path) -> ModelSpec:
+    """A directory without config.json may hold one GGUF file."""
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return _gguf_file(files[0])
+    if files:
+        raise ArtifactError(f"{path} holds {len(files)} GGUF files; give the path of one: {', '.join(f.name for f in files[:10])}")
+    raise ArtifactError(f"{path} has no config.json and no .gguf file, so it holds no model that xi can load")
+
+
+def _weights(path: Path) -> list[Path]:
+    """The safetensors files of a directory, all that its index names."""
+    index_file = path / "model.safetensors.index.json"
+    if index_file.is_file():
+        shards = read_json(index_file).get("weight_map")
+        names = {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
+        strange = [name for name in names if Path(name).name != name]
+        if strange or not names:
+            raise ArtifactError(f"{index_file} is damaged: " + (f"it names '{strange[0]}'" if strange else "it names no files"))
+        missing = sorted(name for name in names if not (path / name).is_file())
+        if missing:
+            raise ArtifactError(
+                f"{path} is not complete: {', '.join(missing[:5])} missing ({len(missing)} of {len(names)}); download again"
+            )
+        return [path / name for name in sorted(names)]
+    found = sorted(path.glob("*.safetensors"))
+    if found:
+        return found
+    pickles = sorted(f.name for f in path.iterdir() if f.suffix in PICKLES)
+    if pickles:
+        raise ArtifactError(
+            f"{path} holds weights as {pickles[0]} only; such files can run code when they are loaded, so xi refuses them: "
+            f"convert the model to safetensors"
+        )
+    raise ArtifactError(f"{path} has a config.json but no weights (*.safetensors); download the model again")
+
+
+def check_safetensors(path: Path) -> str:
+    """Check that a safetensors file is whole; answers the `format` that its metadata tells, or nothing. Raises `ArtifactError`."""
+    try:
+        size = path.stat().st_size
+        text = _safetensors_header(path, size)
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read: {error.strerror or error}") from None
+    header = _object(path, text)
+    expected = 8 + len(text) + _data_end(path, header)
+    if size != expected:
+        raise ArtifactError(f"{path} is damaged: it has {size} bytes, its header tells of {expected}; download it again")
+    metadata = header.get("__metadata__")
+    return str(metadata.get("format", "")) if isinstance(metadata, dict) else ""
+
+
+def _safetensors_header(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            raise ArtifactError(f"{path} is damaged or cut short: its header doesn't fit in its {size} bytes; download it again")
+        return file.read(length)
+
+
+def _data_end(path: Path, header: dict[str, Any]) -> int:
+    end = 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not (isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(o, int) and o >= 0 for o in offsets)):
+            raise ArtifactError(f"{path} is damaged: tensor '{name[:80]}' has no place in the file; download it again")
+        end = max(end, offsets[1])
+    return end
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of bounded size. Raises `ArtifactError`."""
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ArtifactError(f"{path} is over {LARGEST_JSON} bytes: no configuration is that large")
+        return _object(path, path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read: {error.strerror or error}") from None
+
+
+def _object(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}; download it again") from None
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path} is damaged: it holds no JSON object; download it again")
+    return found
+
+
+def _context_length(config: dict[str, Any]) -> int | None:
+    inner = config.get("text_config")
+    for place in (config, inner if isinstance(inner, dict) else {}):
+        for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+            value = place.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
+
+
+def _quantization(config: dict[str, Any]) -> str | None:
+    """`gptq-4bit` from transformers' key, `4bit` from MLX's."""
+    found = config.get("quantization_config") or config.get("quantization")
+    if not isinstance(found, dict):
+        return None
+    method, bits = found.get("quant_method"), found.get("bits")
+    parts = [str(method)] if isinstance(method, str) else []
+    if isinstance(bits, int):
+        parts.append(f"{bits}bit")
+    return "-".join(parts) or None
+
+
+def _has_chat_template(path: Path) -> bool:
+    if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
+        return True
+    tokenizer = path / "tokenizer_config.json"
+    return tokenizer.is_file() and bool(read_json(tokenizer).get("chat_template"))
+
+
+def _abilities(chats: bool) -> list[str]:
+    return ["generate", "chat"] if chats else ["generate"]

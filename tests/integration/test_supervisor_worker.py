@@ -1,0 +1,508 @@
+"""Supervisor and worker over real sockets, with a stand-in for the replica's process that does as its options say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xi_core.api.control import LaunchSpec, ModelStatus
+from xi_core.cluster import messages as m
+from xi_core.cluster.supervisor import VOCABULARY, Supervisor
+from xi_core.cluster.worker import Worker
+from xi_core.config import Settings
+from xi_core.engine.info import EngineInfo, EngineOptions, Support
+from xi_core.errors import (
+    ArtifactError,
+    Conflict,
+    EngineNotInstalled,
+    InvalidRequest,
+    LaunchCancelled,
+    LaunchError,
+    ModelNotFound,
+    Unavailable,
+    UnknownEngine,
+    UnknownModel,
+    UnknownOption,
+    XiError,
+)
+from xi_core.hookspecs import hookimpl
+from xi_core.models.family import ModelFamily, ModelSpec, SourceRef
+from xi_core.plugins import PluginHub
+from xi_core.transport.rpc import Link, dial
+from xi_core.transport.schemes import by_scheme
+from xi_core.wire.manifest import of_fields
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+STAND_IN = textwrap.dedent(
+    """
+    import json, os, signal, struct, subprocess, sys, threading, time
+    import msgspec
+    from xi_core.wire.plan import LaunchPlan
+
+    size = struct.unpack(">I", sys.stdin.buffer.read(4))[0]
+    plan = msgspec.msgpack.decode(sys.stdin.buffer.read(size), type=LaunchPlan)
+    mode, fd = plan.options.get("mode", "ready"), int(sys.argv[sys.argv.index("--report-fd") + 1])
+
+    def life_line():
+        while sys.stdin.buffer.read(1):
+            pass
+        os._exit(3)
+
+    threading.Thread(target=life_line, daemon=True).start()
+    tell = lambda **what: os.write(fd, json.dumps(what).encode() + b"\\n")
+    print("hello from", plan.replica_id, flush=True)
+    if mode == "children":
+        child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+        for session in (False, True):
+            subprocess.Popen([sys.executable, "-c", child], start_new_session=session, stdout=subprocess.PIPE).stdout.readline()
+    if mode == "crash":
+        print("Traceback: out of luck", flush=True)
+        os._exit(7)
+    tell(type="stage", stage="loading", progress=0.5)
+    if mode == "fail":
+        tell(type="failed", error={"message": "the weights are not to my taste", "code": "artifact_error", "status": 400})
+        os._exit(1)
+    if mode == "slow":
+        time.sleep(60)
+    if mode == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    tell(type="ready", endpoint=plan.endpoint, context_length=64, slots=2, manifest={"endpoints": {"/v1/completions": {}}})
+    while mode == "silent":
+        time.sleep(1)
+    while True:
+        tell(type="health", healthy=mode != "hang", steps=1, running=1, waiting=0, reason="no step" if mode == "hang" else "")
+        time.sleep(0.1)
+    """
+)
+
+
+class StubOptions(EngineOptions):
+    mode: str = "ready"
+    size: int = 1
+
+
+def _yes(*_: object) -> Support:
+    return Support(ok=True, reason="1.0")
+
+
+class StubPlugin:
+    """An engine that is there, one that isn't, and a family of their format."""
+
+    def __init__(self, weights: Path) -> None:
+        self.weights = weights
+
+    @hookimpl
+    def xi_engines(self) -> list[EngineInfo]:
+        stub = EngineInfo(
+            name="stub",
+            engine="nowhere:Stub",
+            formats=("toy",),
+            manifest=of_fields(completions={}),
+            probe=_yes,
+            match=_yes,
+            options=StubOptions,
+        )
+        absent = EngineInfo(
+            name="absent",
+            engine="nowhere:Absent",
+            formats=("toy",),
+            manifest=of_fields(),
+            probe=lambda host: Support(ok=False, reason="absentlib is not installed"),
+            match=lambda spec, host: Support(ok=False, reason="absentlib is not installed"),
+            requirements=("absentlib>=2",),
+            priority=9,
+        )
+        return [stub, absent]
+
+    @hookimpl
+    def xi_model_families(self) -> list[ModelFamily]:
+        def spec(name: str, path: Path) -> ModelSpec:
+            return ModelSpec(name=name, format="toy", source=SourceRef(source="local", id=str(path)), size_in_billions="0.5")
+
+        return [
+            ModelFamily(name="toy", description="", specs=[spec("toy", self.weights)]),
+            ModelFamily(name="lost", description="", specs=[spec("lost", self.weights / "gone")]),
+        ]
+
+
+class Stage:
+    """A supervisor and a worker in this process, on sockets of their own, and a client's link."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder
+        self.settings = Settings(home=str(folder / "home"), grace=1.0, plugins="", **settings)
+        self.endpoint = f"ipc://{folder}/s.sock"
+        weights = folder / "weights"
+        weights.mkdir()
+        (weights / "w").touch()
+        script = folder / "replica.py"
+        script.write_text(STAND_IN)
+        self.command = (sys.executable, str(script))
+        self.hub = PluginHub.load()
+        self.hub.register(StubPlugin(weights), "stub")
+        self.stack = contextlib.AsyncExitStack()
+        self.notices: list[m.TableUpdate] = []
+
+    def supervise(self, settle: float = 0.0) -> Supervisor:
+        self.supervisor = Supervisor(self.hub, self.settings, self.endpoint, settle)
+        return self.supervisor
+
+    async def work(self) -> Worker:
+        self.worker = Worker(self.hub, self.settings, name="w1", runtime=self.folder, supervisor=self.endpoint, command=self.command)
+        stop = asyncio.Event()
+        serving = asyncio.create_task(self.worker.serve(stop))
+
+        async def end() -> None:
+            stop.set()
+            await serving
+
+        self.stack.push_async_callback(end)
+        await asyncio.wait_for(self.worker.registered.wait(), 10)
+        return self.worker
+
+    def client(self) -> Link:
+        async def update(notice: m.TableUpdate) -> None:
+            self.notices.append(notice)
+
+        link = dial(by_scheme(self.hub.transports, self.endpoint), self.endpoint, VOCABULARY, {m.TableUpdate: update}, lambda: None)
+        self.stack.push_async_callback(link.close)
+        self.link = link
+        return link
+
+    async def launch(self, name: str = "toy", **fields: Any) -> str:
+        uid: str = (await self.link.call(m.Launch(LaunchSpec(model_name=name, **fields)))).uid
+        return uid
+
+    async def status(self, uid: str = "toy") -> ModelStatus:
+        found: ModelStatus = await self.link.call(m.GetModel(uid))
+        return found
+
+    async def until(self, state: str, uid: str = "toy", seconds: float = 15.0) -> ModelStatus:
+        end = time.monotonic() + seconds
+        while (found := await self.status(uid)).state != state:
+            assert time.monotonic() < end, found
+            assert found.state not in ("FAILED", "CANCELLED"), found
+            await asyncio.sleep(0.02)
+        return found
+
+
+async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to pass in time"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def stage(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+    made = Stage(tmp_path, **getattr(request, "param", {}))
+    made.supervise()
+    try:
+        await made.work()
+        made.client()
+        yield made
+    finally:
+        await made.stack.aclose()
+        await made.supervisor.close()
+    assert not of_runtime(tmp_path), "processes are left"
+
+
+def of_runtime(folder: Path) -> list[int]:
+    """Live processes whose plan or script is of this test."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and str(folder).encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _environ(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def tagged(uid: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and f"XI_REPLICA_ID={uid}-0@".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+async def test_launch_publish_and_terminate(stage: Stage) -> None:
+    await stage.link.call(m.Subscribe("g", 1))
+    assert await stage.launch(replica=2) == "toy"
+    found = await stage.until("READY")
+    assert [r.replica_id for r in found.replicas] == ["toy-0", "toy-1"]
+    assert (found.engine, found.context_length, found.replicas[0].worker) == ("stub", 64, "w1")
+    await until(lambda: bool(stage.notices) and len(stage.notices[-1].models[0].replicas) == 2)
+    assert stage.notices[0].full
+    assert [n.version for n in stage.notices] == list(range(stage.notices[0].version, stage.notices[-1].version + 1))
+    route = stage.notices[-1].models[0]
+    assert route.endpoints == ["/v1/completions"]
+    assert route.replicas[0].endpoint.startswith(f"ipc://{stage.folder}/")
+    cluster = await stage.link.call(m.GetCluster())
+    roles = [p.role for p in cluster.processes]
+    assert sorted(roles) == ["gateway", "keeper", "replica", "replica", "supervisor", "worker"]
+    pids = [r.pid for r in found.replicas]
+    await stage.link.call(m.Terminate("toy"))
+    assert not any(alive(pid) for pid in pids if pid)
+    with pytest.raises(ModelNotFound, match="launched: none"):
+        await stage.status()
+    await until(lambda: stage.notices[-1].removed == ["toy"])
+    assert (stage.folder / "home" / "logs" / "toy-0.log").read_text().startswith("hello from toy-0")
+
+
+async def test_the_same_launch_and_another(stage: Stage) -> None:
+    await asyncio.gather(stage.launch(), stage.launch(model_uid="toy", size_in_billions=None))
+    await stage.until("READY")
+    pid = (await stage.status()).replicas[0].pid
+    await stage.launch()
+    assert (await stage.status()).replicas[0].pid == pid
+    with pytest.raises(Conflict, match="another spec"):
+        await stage.launch(replica=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"name": "tox"}, UnknownModel, "did you mean 'toy'"),
+        ({"model_engine": "nope"}, UnknownEngine, "unknown engine 'nope'; known:.*stub"),
+        ({"model_engine": "absent"}, EngineNotInstalled, "absentlib is not installed; install it: pip install 'absentlib>=2'"),
+        ({"model_engine": "llama.cpp"}, LaunchError, "can't load toy as toy: it loads ggufv2; engines that can: stub, absent"),
+        ({"model_engine": "stub", "options": {"colour": 1}}, UnknownOption, "no option 'colour'; its options: mode, size"),
+        ({"options": {"size": "x"}}, UnknownOption, "option 'size'"),
+        ({"env": {"LD_PRELOAD": "x"}}, InvalidRequest, "LD_PRELOAD"),
+        ({"n_gpu": -1}, InvalidRequest, "n_gpu"),
+        ({"model_type": "image"}, InvalidRequest, "model type 'image'"),
+        ({"model_format": "mlx"}, UnknownModel, "has no model_format 'mlx' here; it has: toy"),
+        ({"name": "/nowhere/m.gguf"}, ArtifactError, "no file or directory at /nowhere/m.gguf"),
+    ],
+)
+async def test_what_cannot_be_launched_is_told_to_the_caller(
+    stage: Stage, fields: dict[str, Any], error: type[XiError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        await stage.launch(**fields)
+    assert (await stage.link.call(m.ListModels())).models == []
+
+
+async def test_engines(stage: Stage) -> None:
+    engines = {e.name: e for e in (await stage.link.call(m.ListEngines("toy"))).engines}
+    assert (engines["stub"].available, engines["stub"].model, engines["stub"].plugin) == (True, "yes", "stub")
+    assert (engines["absent"].available, engines["absent"].model) == (False, "absentlib is not installed")
+    assert "pip install" in engines["absent"].reason
+
+
+async def test_a_replica_that_says_why_it_fails_ends_the_launch_at_once(stage: Stage) -> None:
+    await stage.launch(options={"mode": "fail"})
+    await until_ended(stage, "FAILED")
+    found = await stage.status()
+    assert found.error == "the weights are not to my taste"
+    await stage.link.call(m.Terminate("toy"))
+    assert (await stage.link.call(m.ListModels())).models == []
+
+
+async def until_ended(stage: Stage, state: str, seconds: float = 20.0) -> ModelStatus:
+    end = time.monotonic() + seconds
+    while (found := await stage.status()).state != state:
+        assert time.monotonic() < end, found
+        await asyncio.sleep(0.02)
+    return found
+
+
+async def test_weights_that_are_missing(stage: Stage) -> None:
+    await stage.launch("lost", model_uid="toy")
+    found = await until_ended(stage, "FAILED")
+    assert "gone" in (found.error or "")
+
+
+async def test_a_crash_loop_ends_failed_with_the_last_lines_and_can_be_launched_again(stage: Stage) -> None:
+    await stage.launch(options={"mode": "crash"})
+    found = await until_ended(stage, "FAILED")
+    assert "ended 4 times within 60 s" in (found.error or "")
+    assert "exited with status 7" in (found.error or "")
+    assert "out of luck" in (found.error or "")
+    await stage.launch()
+    await stage.until("READY")
+
+
+async def test_a_killed_replica_is_started_again(stage: Stage) -> None:
+    await stage.launch(env={"MINE": "1"})
+    first = (await stage.until("READY")).replicas[0].pid
+    assert first is not None
+    assert b"MINE=1" in _environ(first)
+    os.kill(first, signal.SIGKILL)
+    end = time.monotonic() + 10
+    while True:
+        found = await stage.status()
+        if found.state == "READY" and found.replicas[0].pid != first:
+            break
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+    assert found.replicas[0].restarts == 1
+
+
+async def test_its_children_die_with_a_replica(stage: Stage) -> None:
+    await stage.launch(options={"mode": "children"})
+    first = (await stage.until("READY")).replicas[0].pid
+    family = tagged("toy")
+    assert len(family) == 3
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: not any(alive(pid) for pid in family))
+    await stage.link.call(m.Terminate("toy"))
+    assert not tagged("toy")
+
+
+async def test_a_stubborn_replica_is_killed_after_the_grace(stage: Stage) -> None:
+    await stage.launch(options={"mode": "stubborn"})
+    pid = (await stage.until("READY")).replicas[0].pid
+    began = time.monotonic()
+    await stage.link.call(m.Terminate("toy"))
+    assert 0.9 < time.monotonic() - began < 4
+    assert pid is not None
+    assert not alive(pid)
+
+
+async def test_cancel_while_it_loads(stage: Stage) -> None:
+    await stage.launch(options={"mode": "slow"})
+    await stage.until("LOADING")
+    await stage.link.call(m.Terminate("toy"))
+    found = await stage.status()
+    assert (found.state, found.error) == ("CANCELLED", "terminated before it was ready")
+    assert not tagged("toy")
+
+
+@pytest.mark.parametrize("stage", [{"hang_timeout": 0.5}], indirect=True)
+@pytest.mark.parametrize(("mode", "why"), [("hang", "made no progress and was killed: no step"), ("silent", "was silent for 0.5 s")])
+async def test_a_hung_replica_is_killed_and_started_again(stage: Stage, mode: str, why: str) -> None:
+    await stage.launch(options={"mode": mode})
+    first = (await stage.until("READY")).replicas[0].pid
+    end = time.monotonic() + 10
+    while True:
+        replica = (await stage.status()).replicas[0]
+        if replica.error:
+            break
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+    assert why in (replica.error or "")
+    assert first is not None
+    assert not alive(first)
+
+
+@pytest.mark.parametrize("stage", [{"launch_timeout": 1.0}], indirect=True)
+async def test_a_launch_that_is_not_ready_in_time_fails_with_its_stage(stage: Stage) -> None:
+    await stage.launch(options={"mode": "slow"})
+    found = await until_ended(stage, "FAILED", 5)
+    assert "not ready within its time" in (found.error or "") or "was not ready" in (found.error or "")
+    await until(lambda: not tagged("toy"))
+
+
+async def test_a_new_supervisor_adopts_the_same_process(stage: Stage) -> None:
+    await stage.launch(replica=2)
+    before = [r.pid for r in (await stage.until("READY")).replicas]
+    await stage.supervisor.close()
+    stage.supervise(settle=3.0)
+    stage.client()
+    await until_known(stage)
+    found = await stage.until("READY", seconds=5)
+    assert [r.pid for r in found.replicas] == before
+    assert await stage.launch(replica=2) == "toy"
+    assert [r.pid for r in (await stage.status()).replicas] == before
+
+
+async def until_known(stage: Stage, seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(ModelNotFound):
+            await stage.status()
+            return
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+
+
+async def test_a_replica_that_died_while_the_supervisor_was_away_is_started_again(stage: Stage) -> None:
+    await stage.launch()
+    (first,) = [r.pid for r in (await stage.until("READY")).replicas]
+    await stage.supervisor.close()
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: not stage.worker._running)
+    stage.supervise(settle=0.5)
+    stage.client()
+    await until_known(stage)
+    found = await stage.until("READY")
+    assert found.replicas[0].pid != first
+
+
+async def test_a_killed_keeper_is_replaced(stage: Stage) -> None:
+    async def keeper() -> int:
+        cluster = await stage.link.call(m.GetCluster())
+        return next(p.pid for p in cluster.processes if p.role == "keeper")
+
+    first = await keeper()
+    os.kill(first, signal.SIGKILL)
+    end = time.monotonic() + 5
+    while await keeper() == first:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    assert alive(await keeper())
+
+
+async def test_no_worker_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xi_core.cluster.executor.JOIN_TIMEOUT", 0.2)
+    stage = Stage(tmp_path)
+    stage.supervise()
+    stage.client()
+    try:
+        with pytest.raises(Unavailable, match="no worker is connected"):
+            await stage.launch()
+    finally:
+        await stage.stack.aclose()
+        await stage.supervisor.close()
+
+
+async def test_terminate_while_it_is_resolved(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage.supervise()
+    stage.client()
+    try:
+        launching = asyncio.create_task(stage.launch())
+        await until(lambda: "toy" in stage.supervisor._resolving)
+        await stage.link.call(m.Terminate("toy"))
+        with pytest.raises(LaunchCancelled):
+            await launching
+    finally:
+        await stage.stack.aclose()
+        await stage.supervisor.close()
+
+
+async def test_the_plan_that_a_replica_gets(stage: Stage) -> None:
+    await stage.launch(options={"size": "3"})
+    await stage.until("READY")
+    plan = stage.worker._running["toy-0"].plan
+    assert plan.options == {"size": 3}
+    assert plan.artifact.path == str(stage.folder / "weights")
+    assert plan.engine.path == "nowhere:Stub"
+    assert json.dumps(plan.limits.grace) == "1.0"

@@ -1,0 +1,157 @@
+"""Small parts of the cluster: the routing table, the rules for environments, logs, runtime folders, the replica's environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from xi_core.cluster import host, logs, runtime
+from xi_core.cluster.devices import Device, DeviceProbe, DeviceProbeInfo
+from xi_core.cluster.envrules import check_env
+from xi_core.cluster.launcher import listen, url_of
+from xi_core.cluster.messages import ModelRoute
+from xi_core.cluster.process import environment
+from xi_core.cluster.table import RoutingTable
+from xi_core.errors import ConfigError, InvalidRequest
+from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan
+
+
+def route(uid: str, state: str = "READY") -> ModelRoute:
+    return ModelRoute(uid=uid, state=state)
+
+
+def test_table_publishes_what_changed() -> None:
+    table = RoutingTable("e")
+    assert (table.snapshot().version, table.snapshot().models) == (0, [])
+    first = table.change([route("a"), route("b")])
+    assert first is not None
+    assert (first.version, first.full, [r.uid for r in first.models]) == (1, False, ["a", "b"])
+    assert table.change([route("a"), route("b")]) is None
+    second = table.change([route("b", "FAILED"), route("c")])
+    assert second is not None
+    assert (second.version, [r.uid for r in second.models], second.removed) == (2, ["b", "c"], ["a"])
+    whole = table.snapshot()
+    assert (whole.epoch, whole.version, whole.full, [r.uid for r in whole.models]) == ("e", 2, True, ["b", "c"])
+
+
+def test_table_keeps_its_own_copy() -> None:
+    table, mine = RoutingTable("e"), route("a", "LOADING")
+    table.change([mine])
+    mine.state = "READY"
+    assert table.change([mine]) is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LD_PRELOAD", "ld_library_path", "PYTHONPATH", "PythonHome", "PATH", "path", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "A=B", "", "1A", "A B",
+     "A\n", "Ä", "A-B", "XI_REPLICA_ID", "CUDA_VISIBLE_DEVICES", "DYLD_INSERT_LIBRARIES"],
+)  # fmt: skip
+def test_env_names_that_are_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="is refused") as caught:
+        check_env({"GOOD": "1", name: "x"})
+    assert caught.value.param == "env"
+
+
+@pytest.mark.parametrize("value", ["a\0b", "a\nb", "a\rb"])
+def test_env_values_that_are_refused(value: str) -> None:
+    with pytest.raises(InvalidRequest, match="line break or NUL"):
+        check_env({"GOOD": value})
+
+
+def test_env_that_is_fine() -> None:
+    check_env({"OMP_NUM_THREADS": "2", "VLLM_USE_V1": "1", "_x": "", "MY_PATH": "/a b:/c"})
+
+
+def test_log_is_rotated_once_and_its_tail_read(tmp_path: Path) -> None:
+    for n in range(3):
+        with logs.open_log(tmp_path, "m-0") as file:
+            file.write(f"life {n}\n\n".encode() + b"".join(b"line %d\n" % i for i in range(100)))
+    path = logs.log_file(tmp_path, "m-0")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["m-0.log", "m-0.log.1"]
+    assert path.read_text().startswith("life 2")
+    assert path.with_name("m-0.log.1").read_text().startswith("life 1")
+    assert logs.tail(path).splitlines() == [f"line {n}" for n in range(85, 100)]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_tail_of_long_and_missing_logs(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    assert logs.tail(path) == ""
+    path.write_bytes(b"\xff" * 100_000 + b"\nthe end\n")
+    assert len(logs.tail(path)) <= logs.TAIL
+    assert logs.tail(path).endswith("the end")
+
+
+def test_runtime_folders_of_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(runtime.tempfile, "tempdir", str(tmp_path))
+    alive = runtime.RuntimeFolder()
+    dead = tmp_path / "xi-123-abc"
+    dead.mkdir()
+    (dead / runtime.LOCK).write_text("")
+    (dead / "x.sock").write_text("")
+    other = tmp_path / "xi-notes-x"
+    other.mkdir()
+    unlocked = tmp_path / "xi-5-mine"
+    unlocked.mkdir()
+    try:
+        assert alive.path.stat().st_mode & 0o777 == 0o700
+        runtime.sweep()
+        assert alive.path.is_dir()
+        assert other.is_dir()
+        assert unlocked.is_dir(), "a folder without a lock is nobody's that we know"
+        assert not dead.exists()
+    finally:
+        alive.remove()
+    assert not alive.path.exists()
+
+
+def plan(*devices: str) -> LaunchPlan:
+    return LaunchPlan(
+        uid="m", replica_id="m-0", incarnation="e-1", engine=EngineRef(name="x", path="x:X"), artifact=Artifact(format="x", path=""),
+        endpoint="", devices=list(devices),
+    )  # fmt: skip
+
+
+def test_a_replica_gets_no_secrets_its_own_devices_and_its_tag() -> None:
+    found = environment({"XI_API_KEY": "k", "PATH": "/bin"}, plan("cuda:2", "cuda:3"), {"A": "1"})
+    assert "XI_API_KEY" not in found
+    assert (found["PATH"], found["A"], found["XI_REPLICA_ID"], found["CUDA_VISIBLE_DEVICES"]) == ("/bin", "1", "m-0@e-1", "2,3")
+    assert environment({"CUDA_VISIBLE_DEVICES": "7"}, plan(), {})["CUDA_VISIBLE_DEVICES"] == ""
+
+
+class TwoDevices(DeviceProbe):
+    def devices(self) -> list[Device]:
+        return [Device(id="cuda:0", kind="cuda"), Device(id="cuda:1", kind="cuda"), Device(id="npu:0", kind="npu")]
+
+
+@pytest.mark.parametrize(
+    ("setting", "left"),
+    [(None, ["cuda:0", "cuda:1", "npu:0"]), ("1", ["cuda:1", "npu:0"]), ("", ["npu:0"]), ("GPU-5f", ["cuda:0", "cuda:1", "npu:0"])],
+)
+def test_a_worker_offers_the_devices_that_it_may_see(setting: str | None, left: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "import_path", lambda path: {"good": TwoDevices, "bad": int}[path])
+    probes = [DeviceProbeInfo(name="b", probe="bad"), DeviceProbeInfo(name="g", probe="good")]
+    environ = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
+    assert [d.id for d in host.find_devices(probes, environ)] == left
+
+
+def test_a_port_in_use_is_told_with_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"port {port} of 127.0.0.1 is in use.*--port"):
+            listen("127.0.0.1", port)
+
+
+def test_a_host_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="--host"):
+        listen("198.51.100.77", 0)
+
+
+def test_listen_and_its_url() -> None:
+    with listen("127.0.0.1", 0) as found:
+        assert url_of(found) == f"http://127.0.0.1:{found.getsockname()[1]}"
+        assert not os.get_inheritable(found.fileno())

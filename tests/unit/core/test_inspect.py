@@ -1,0 +1,221 @@
+"""Reading local models: directories and GGUF headers, whole, damaged and hostile."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from xi_core.errors import ArtifactError
+from xi_core.models import gguf
+from xi_core.models.inspect import inspect
+
+CONFIG = {"architectures": ["Qwen2ForCausalLM"], "max_position_embeddings": 1024}
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def pair(key: str, kind: int, value: bytes) -> bytes:
+    return text(key) + struct.pack("<I", kind) + value
+
+
+def gguf_bytes(*pairs: bytes, version: int = 3, count: int | None = None) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, 0, len(pairs) if count is None else count) + b"".join(pairs)
+
+
+TOKENS = pair("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 3) + text("a") + text("b") + text("漢"))
+SCORES = pair("tokenizer.ggml.scores", 9, struct.pack("<IQ", 6, 3) + struct.pack("<fff", 1, 2, 3))
+WHOLE = gguf_bytes(
+    pair("general.architecture", 8, text("qwen2")),
+    TOKENS,
+    SCORES,
+    pair("qwen2.context_length", 4, struct.pack("<I", 2048)),
+    pair("general.file_type", 4, struct.pack("<I", 15)),
+    pair("tokenizer.chat_template", 8, text("{{ x }}")),
+)
+
+
+def safetensors(path: Path, metadata: dict[str, str] | None = None, cut: int = 0) -> None:
+    header: dict[str, Any] = {"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
+    if metadata:
+        header["__metadata__"] = metadata
+    data = json.dumps(header).encode()
+    whole = struct.pack("<Q", len(data)) + data + bytes(16)
+    path.write_bytes(whole[: len(whole) - cut])
+
+
+def directory(path: Path, config: dict[str, Any] | None = None) -> Path:
+    (path / "config.json").write_text(json.dumps(CONFIG | (config or {})))
+    safetensors(path / "model.safetensors")
+    return path
+
+
+def test_a_gguf_file(tmp_path: Path) -> None:
+    path = tmp_path / "m-q4.gguf"
+    path.write_bytes(WHOLE + bytes(100))
+    spec = inspect(path)
+    assert (spec.name, spec.format, spec.architecture) == ("m-q4", "ggufv2", "qwen2")
+    assert (spec.context_length, spec.quantization, spec.abilities) == (2048, "q4_k_m", ["generate", "chat"])
+    assert (spec.source.source, spec.source.id) == ("local", str(path))
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    spec = inspect(directory(tmp_path))
+    assert (spec.format, spec.architecture, spec.context_length) == ("pytorch", "Qwen2ForCausalLM", 1024)
+    assert (spec.quantization, spec.abilities) == (None, ["generate"])
+
+
+def test_a_directory_with_template_and_quantization(tmp_path: Path) -> None:
+    directory(tmp_path, {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    (tmp_path / "chat_template.jinja").write_text("x")
+    spec = inspect(tmp_path)
+    assert (spec.quantization, spec.abilities) == ("gptq-4bit", ["generate", "chat"])
+
+
+def test_an_mlx_directory(tmp_path: Path) -> None:
+    directory(tmp_path, {"quantization": {"group_size": 64, "bits": 4}})
+    safetensors(tmp_path / "model.safetensors", {"format": "mlx"})
+    spec = inspect(tmp_path)
+    assert (spec.format, spec.quantization) == ("mlx", "4bit")
+
+
+def test_a_directory_with_one_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(WHOLE)
+    assert inspect(tmp_path).name == "m"
+    (tmp_path / "n.gguf").write_bytes(WHOLE)
+    with pytest.raises(ArtifactError, match=r"2 GGUF files.*m\.gguf, n\.gguf"):
+        inspect(tmp_path)
+
+
+def _no_weights(path: Path) -> None:
+    (path / "model.safetensors").unlink()
+
+
+def _pickles(path: Path) -> None:
+    _no_weights(path)
+    (path / "pytorch_model.bin").write_bytes(b"x")
+
+
+def _missing_shard(path: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _escaping_shard(path: Path) -> None:
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
+
+
+def _bad_index(path: Path) -> None:
+    (path / "model.safetensors.index.json").write_text("[]")
+
+
+def _no_config(path: Path) -> None:
+    (path / "config.json").unlink()
+
+
+def _bad_config(path: Path) -> None:
+    (path / "config.json").write_text("{")
+
+
+def _deep_config(path: Path) -> None:
+    (path / "config.json").write_text("[" * 100_000)
+
+
+def _cut(path: Path) -> None:
+    safetensors(path / "model.safetensors", cut=1)
+
+
+def _cut_header(path: Path) -> None:
+    safetensors(path / "model.safetensors", cut=40)
+
+
+def _empty(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(b"")
+
+
+def _huge_header(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}")
+
+
+def _no_offsets(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", 8) + b'{"w": 1}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_no_config, "has no config.json"),
+        (_no_weights, "no weights"),
+        (_pickles, r"pytorch_model.bin only.*can run code.*safetensors"),
+        (_missing_shard, r"not complete: model-2.safetensors missing \(1 of 2\)"),
+        (_escaping_shard, "it names '../../etc/passwd'"),
+        (_bad_index, "no JSON object"),
+        (_bad_config, "is damaged"),
+        (_deep_config, "is damaged"),
+        (_cut, "has .* bytes, its header tells of"),
+        (_cut_header, "header doesn't fit"),
+        (_empty, "header doesn't fit"),
+        (_huge_header, "header doesn't fit"),
+        (_no_offsets, "tensor 'w' has no place"),
+    ],
+)
+def test_a_damaged_directory_is_refused_in_words(tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:
+    damage(directory(tmp_path))
+    with pytest.raises(ArtifactError, match=words):
+        inspect(tmp_path)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no file or directory at"):
+        inspect(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not a GGUF file"),
+        (b"PK\x03\x04 something", "not a GGUF file"),
+        (b"GGUF", "cut short"),
+        (gguf_bytes(version=1), "version 1 is not supported"),
+        (gguf_bytes(count=2**60), "metadata keys"),
+        (gguf_bytes(struct.pack("<Q", 2**63)), "a text of"),
+        (gguf_bytes(pair("general.architecture", 8, struct.pack("<Q", 2**62))), "a text of"),
+        (gguf_bytes(pair("a", 9, struct.pack("<IQ", 8, 2**40))), "an array of"),
+        (gguf_bytes(pair("a", 9, struct.pack("<IQ", 4, 2**61))), "cut short"),
+        (gguf_bytes(pair("a", 9, struct.pack("<IQ", 9, 1))), "an array of"),
+        (gguf_bytes(pair("a", 99, b"")), "value type 99"),
+        (WHOLE[:-3], "cut short"),
+        (gguf_bytes(TOKENS), "no general.architecture"),
+    ],
+)
+def test_a_damaged_gguf_file_is_refused_in_words(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match=words):
+        inspect(path)
+
+
+@given(
+    data=st.one_of(st.binary(max_size=200), st.integers(0, len(WHOLE)).map(lambda n: WHOLE[4:n])),
+    at=st.integers(0, 400),
+    byte=st.integers(0, 255),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_hostile_gguf_file_ends_in_values_or_an_artifact_error(tmp_path: Path, data: bytes, at: int, byte: int) -> None:
+    damaged = bytearray(b"GGUF" + data)
+    damaged[4 + at % max(1, len(data)) : 5 + at % max(1, len(data))] = bytes([byte])
+    path = tmp_path / "m.gguf"
+    path.write_bytes(damaged)
+    try:
+        found = gguf.read_metadata(path)
+    except ArtifactError:
+        return
+    assert all(isinstance(value, int | float | bool | str) for value in found.values())

@@ -1,0 +1,118 @@
+"""The keeper kills what its worker ran, whatever that does to stay alive."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from xi_core.cluster.guard import Guard
+from xi_core.cluster.keeper import TAG
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if sys.argv[1:]:
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
+    for session in (False, True):
+        subprocess.Popen([sys.executable, "-c", child], start_new_session=session, stdout=subprocess.PIPE).stdout.readline()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def tagged(tag: str) -> list[int]:
+    """Processes that carry this tag and are no zombies."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and f"{TAG}={tag}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 5.0) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not come to pass in time"
+        time.sleep(0.02)
+
+
+def stubborn(tag: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN, "family"], start_new_session=True, stdout=subprocess.PIPE, env={**os.environ, TAG: tag}
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+@pytest.fixture
+def family() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    tag = f"test-{os.getpid()}@{time.monotonic_ns()}"
+    process = stubborn(tag)
+    try:
+        yield process, tag
+    finally:
+        for pid in tagged(tag):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_the_end_of_the_worker_kills_the_group_and_strays(family: tuple[subprocess.Popen[bytes], str]) -> None:
+    process, tag = family
+    assert len(tagged(tag)) == 3
+    guard = Guard()
+    guard.add(process.pid, tag)
+    guard.close()
+    wait_until(lambda: process.poll() is not None and not tagged(tag))
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_group_that_was_dropped_is_left_alone(family: tuple[subprocess.Popen[bytes], str]) -> None:
+    process, tag = family
+    guard = Guard()
+    guard.add(process.pid, tag)
+    guard.drop(process.pid)
+    guard.close()
+    assert process.poll() is None
+    assert len(tagged(tag)) == 3
+
+
+def test_a_killed_keeper_is_replaced_and_told_the_list(family: tuple[subprocess.Popen[bytes], str]) -> None:
+    process, tag = family
+    guard = Guard()
+    guard.add(process.pid, tag)
+    assert guard.restart_if_dead() is False
+    first = guard.pid
+    os.kill(first, signal.SIGKILL)
+    wait_until(guard.restart_if_dead)
+    assert guard.pid != first
+    assert process.poll() is None
+    guard.close()
+    wait_until(lambda: process.poll() is not None and not tagged(tag))
+
+
+def test_the_keeper_ignores_the_signals_of_a_terminal() -> None:
+    guard = Guard()
+    try:
+        wait_until(lambda: b"SigIgn" in Path(f"/proc/{guard.pid}/status").read_bytes() and _ignored(guard.pid) & 0x4003 == 0x4003)
+    finally:
+        guard.close()
+
+
+def _ignored(pid: int) -> int:
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn"))
+    return int(line.split()[1], 16)

@@ -1,0 +1,461 @@
+"""The pure core of the supervisor: by example, and as a state machine against a model of the workers' world."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from xi_core.api.control import LaunchSpec, ReplicaStatus
+from xi_core.cluster.devices import Device
+from xi_core.cluster.launches import Action, Start, Stop, Wanted
+from xi_core.cluster.lifecycle import KEPT, LEASE, RESTARTS, Lifecycle
+from xi_core.cluster.members import Member
+from xi_core.cluster.messages import ReplicaRecord
+from xi_core.cluster.placement import ClusterView, Placement, PlacementRequest, Rejection, Scheduler
+from xi_core.errors import Conflict, ModelNotFound, NoPlacement
+from xi_core.models.family import ModelSpec, SourceRef
+from xi_core.wire.manifest import of_fields
+from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan
+
+TIMEOUT = 100.0
+ENGINE = "fake"
+
+
+class FirstFit(Scheduler):
+    """The first worker that has enough free devices."""
+
+    def place(self, request: PlacementRequest, cluster: ClusterView) -> Placement | Rejection:
+        for worker in cluster.workers:
+            free = [d.device for d in worker.devices if not d.replicas]
+            if request.engine in worker.engines and len(free) >= request.n_gpu:
+                return Placement(worker=worker.worker, devices=tuple(free[: request.n_gpu]))
+        return Rejection(reason="no free devices")
+
+
+def wanted(uid: str = "m", replicas: int = 1, n_gpu: int = 0) -> Wanted:
+    model = ModelSpec(name="toy", format="toy", source=SourceRef(source="local", id="x"))
+    spec = LaunchSpec(model_name="toy", model_uid=uid, replica=replicas, n_gpu=n_gpu)
+    return Wanted(uid=uid, spec=spec, model=model, engine=ENGINE, n_gpu=n_gpu, created=1)
+
+
+def member(name: str = "w1", devices: int = 0) -> Member:
+    return Member(name, "i1", [Device(id=f"cuda:{n}", kind="cuda") for n in range(devices)], (ENGINE,))
+
+
+def record(start: Start, what: Wanted, state: str = "READY", error: str | None = None) -> ReplicaRecord:
+    plan = LaunchPlan(
+        uid=start.uid,
+        replica_id=start.replica_id,
+        incarnation=start.incarnation,
+        engine=EngineRef(name=ENGINE, path="x:X"),
+        artifact=Artifact(format="toy", path="/x"),
+        endpoint="ipc:///x",
+        devices=list(start.devices),
+    )
+    status = ReplicaStatus(replica_id=start.replica_id, state=state, worker=start.worker, pid=7, error=error)  # type: ignore[arg-type]
+    ready = state == "READY"
+    return ReplicaRecord(
+        plan=plan,
+        spec=what.spec,
+        status=status,
+        created=1,
+        model=what.model,
+        endpoint="ipc:///x",
+        context_length=64,
+        slots=2,
+        manifest=of_fields(chat={}) if ready else None,
+    )
+
+
+def cluster(devices: int = 0, **options: float) -> Lifecycle:
+    made = Lifecycle(FirstFit(), "e", launch_timeout=TIMEOUT, grace=5.0, **options)
+    made.worker_joined(0.0, member(devices=devices), [])
+    return made
+
+
+def started(actions: list[Action]) -> list[Start]:
+    return [a for a in actions if isinstance(a, Start)]
+
+
+def stopped(actions: list[Action]) -> list[Stop]:
+    return [a for a in actions if isinstance(a, Stop)]
+
+
+def ready(core: Lifecycle, what: Wanted, now: float = 0.0) -> list[Start]:
+    starts = started(core.accept(now, what))
+    for start in starts:
+        core.replica_updated(now, start.worker, record(start, what))
+    return starts
+
+
+def state(core: Lifecycle, uid: str = "m") -> str:
+    found = core.find(uid)
+    return found.state if found else "GONE"
+
+
+def test_ready_when_all_replicas_are() -> None:
+    core, what = cluster(), wanted(replicas=2)
+    first, second = started(core.accept(0.0, what))
+    core.replica_updated(1.0, "w1", record(first, what))
+    assert state(core) == "PENDING"
+    core.replica_updated(1.0, "w1", record(second, what, "LOADING"))
+    assert state(core) == "LOADING"
+    core.replica_updated(2.0, "w1", record(second, what))
+    assert state(core) == "READY"
+    route = core.listed()[0].route()
+    assert [r.replica_id for r in route.replicas] == ["m-0", "m-1"]
+    assert route.endpoints == ["/v1/chat/completions"]
+    assert route.context_length == 64
+
+
+def test_the_same_spec_is_the_same_launch_and_another_is_a_conflict() -> None:
+    core = cluster()
+    core.accept(0.0, wanted())
+    assert core.accept(1.0, wanted()) == []
+    with pytest.raises(Conflict, match="another spec"):
+        core.accept(1.0, wanted(replicas=2))
+
+
+def test_no_placement_leaves_nothing() -> None:
+    core = cluster(devices=1)
+    with pytest.raises(NoPlacement, match=r"replica 2 of 2.*no free devices"):
+        core.accept(0.0, wanted(replicas=2, n_gpu=1))
+    assert core.listed() == []
+    assert ready(core, wanted(n_gpu=1))[0].devices == ("cuda:0",)
+
+
+def test_a_scheduler_that_double_books_is_refused() -> None:
+    class Careless(FirstFit):
+        def place(self, request: PlacementRequest, cluster: ClusterView) -> Placement | Rejection:
+            return Placement(worker="w1", devices=("cuda:0",))
+
+    core = Lifecycle(Careless(), "e", launch_timeout=TIMEOUT, grace=5.0)
+    core.worker_joined(0.0, member(devices=2), [])
+    core.accept(0.0, wanted("a", n_gpu=1))
+    with pytest.raises(NoPlacement, match="'cuda:0' is taken"):
+        core.accept(0.0, wanted("b", n_gpu=1))
+
+
+def test_crash_loop_ends_failed_with_the_last_error() -> None:
+    core = cluster()
+    (start,) = ready(core, wanted())
+    now, pauses = 0.0, []
+    for n in range(RESTARTS):
+        core.replica_gone(now, start.incarnation, f"boom {n}")
+        wake = core.next_wake()
+        assert wake is not None
+        pauses.append(wake - now)
+        now = wake
+        (start,) = started(core.tick(now))
+    assert pauses == [0.5, 1.0, 2.0]
+    core.replica_gone(now, start.incarnation, "boom last")
+    assert state(core) == "FAILED"
+    assert "boom last" in (core.listed()[0].error or "")
+    assert not core.has_live("m")
+
+
+def test_old_deaths_are_forgotten() -> None:
+    core = cluster()
+    (start,) = ready(core, wanted())
+    now = 0.0
+    for _ in range(3 * RESTARTS):
+        core.replica_gone(now, start.incarnation, "boom")
+        now += 70.0
+        (start,) = started(core.tick(now))
+        core.replica_updated(now, "w1", record(start, wanted()))
+    assert state(core) == "READY"
+
+
+def test_a_load_that_failed_for_a_reason_is_not_tried_again() -> None:
+    core = cluster()
+    (start,) = started(core.accept(0.0, wanted()))
+    core.replica_gone(1.0, start.incarnation, "the weights are damaged", final=True)
+    assert (state(core), core.listed()[0].error) == ("FAILED", "the weights are damaged")
+
+
+def test_terminate_before_ready_cancels_and_frees() -> None:
+    core = cluster(devices=1)
+    (start,) = started(core.accept(0.0, wanted(n_gpu=1)))
+    (stop,) = stopped(core.terminate(1.0, "m"))
+    assert stop.grace == 0.0
+    assert state(core) == "STOPPING"
+    with pytest.raises(Conflict, match="still stopping"):
+        core.accept(1.0, wanted(n_gpu=1))
+    core.replica_gone(2.0, start.incarnation)
+    assert state(core) == "CANCELLED"
+    assert started(core.accept(3.0, wanted(n_gpu=1)))
+
+
+def test_terminate_when_ready_drains_and_unlists() -> None:
+    core = cluster()
+    (start,) = ready(core, wanted())
+    assert stopped(core.terminate(1.0, "m"))[0].grace == 5.0
+    assert core.listed()[0].route().replicas == []
+    core.replica_gone(2.0, start.incarnation)
+    assert core.listed() == []
+    with pytest.raises(ModelNotFound, match="launched: none"):
+        core.terminate(3.0, "m")
+
+
+def test_deadline_fails_with_the_last_stage_and_stops_what_runs() -> None:
+    core = cluster()
+    (start,) = started(core.accept(0.0, wanted()))
+    loading = record(start, wanted(), "LOADING")
+    loading.status.stage = "reading shard 3"
+    core.replica_updated(1.0, "w1", loading)
+    assert core.next_wake() == TIMEOUT
+    assert stopped(core.tick(TIMEOUT))[0].incarnation == start.incarnation
+    assert state(core) == "FAILED"
+    assert "reading shard 3" in (core.listed()[0].error or "")
+
+
+def test_an_ended_launch_is_forgotten_in_time() -> None:
+    core = cluster()
+    (start,) = started(core.accept(0.0, wanted()))
+    core.replica_gone(1.0, start.incarnation, "no", final=True)
+    core.tick(KEPT)
+    assert state(core) == "FAILED"
+    core.tick(1.0 + KEPT)
+    assert state(core) == "GONE"
+
+
+def test_a_worker_that_returns_in_time_keeps_its_replicas() -> None:
+    core = cluster()
+    (start,) = ready(core, wanted())
+    core.worker_left(1.0, "w1")
+    assert core.tick(1.0 + LEASE) == []
+    assert core.worker_joined(2.0, member(), [record(start, wanted())]) == []
+    assert state(core) == "READY"
+    assert core.tick(50.0) == []
+    assert core.next_wake() is None
+
+
+def test_a_worker_that_starts_anew_has_its_replicas_started_again_at_once() -> None:
+    core = cluster()
+    (start,) = ready(core, wanted())
+    (again,) = started(core.worker_joined(1.0, member(), []))
+    assert again.replica_id == start.replica_id
+    assert again.incarnation != start.incarnation
+    core.replica_updated(2.0, "w1", record(again, wanted()))
+    assert core.listed()[0].status().replicas[0].restarts == 1
+
+
+def test_a_lost_replica_moves_after_two_leases_and_the_old_copy_is_killed() -> None:
+    core = cluster()
+    (old,) = ready(core, wanted())
+    core.worker_joined(0.0, member("w2"), [])
+    core.worker_left(1.0, "w1")
+    assert core.tick(1.0 + LEASE) == []
+    (new,) = started(core.tick(1.0 + 2 * LEASE))
+    assert new.worker == "w2"
+    (stop,) = stopped(core.worker_joined(9.0, member("w1"), [record(old, wanted())]))
+    assert (stop.worker, stop.incarnation) == ("w1", old.incarnation)
+
+
+def test_a_new_supervisor_adopts_what_workers_report_and_waits_before_it_places() -> None:
+    core = Lifecycle(FirstFit(), "e2", launch_timeout=TIMEOUT, grace=5.0, settled_at=3.0)
+    what = wanted(replicas=2)
+    first = Start("w1", "m", "m-0", "e1-1", (), 1.0)
+    assert core.worker_joined(1.0, member(), [record(first, what)]) == []
+    assert core.tick(2.9) == []
+    assert core.next_wake() == 3.0
+    (start,) = started(core.tick(3.0))
+    assert (start.replica_id, start.incarnation) == ("m-1", "e2-1")
+    core.replica_updated(4.0, "w1", record(start, what))
+    assert state(core) == "READY"
+
+
+def test_a_replica_that_failed_while_no_supervisor_was_there_is_started_again() -> None:
+    core = Lifecycle(FirstFit(), "e2", launch_timeout=TIMEOUT, grace=5.0, settled_at=3.0)
+    dead = record(Start("w1", "m", "m-0", "e1-1", (), 1.0), wanted(), "FAILED", "boom")
+    assert core.worker_joined(1.0, member(), [dead]) == []
+    assert core.listed()[0].replicas[0].error == "boom"
+    assert started(core.tick(3.0))
+
+
+def test_a_word_of_an_unknown_replica_gets_it_killed() -> None:
+    core = cluster()
+    stranger = record(Start("w1", "m", "m-0", "x-1", (), 1.0), wanted())
+    assert stopped(core.replica_updated(1.0, "w1", stranger))[0].incarnation == "x-1"
+    assert core.replica_gone(2.0, "x-1") == []
+
+
+def test_a_launch_whose_worker_never_returns_fails() -> None:
+    core = cluster()
+    ready(core, wanted())
+    core.worker_left(1.0, "w1")
+    now = 1.0
+    while state(core) == "READY":
+        wake = core.next_wake()
+        assert wake is not None
+        assert wake > now
+        now = wake
+        core.tick(now)
+    assert state(core) == "FAILED"
+    assert now == 1.0 + TIMEOUT
+    core.tick(now + 3 * LEASE)
+    assert not core.has_live("m")
+
+
+class World(RuleBasedStateMachine):
+    """Workers with real processes, a supervisor that may forget everything, links that break; events in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.epoch = 0.0, 0
+        self.members = {"w1": member("w1", 2), "w2": member("w2", 0)}
+        self.up: set[str] = set()
+        self.processes: dict[str, ReplicaRecord] = {}
+        self.doomed: set[str] = set()
+        self.specs: dict[str, Wanted] = {}
+        self.core = self.supervisor(settle=0.0)
+        for name in self.members:
+            self.connect(name)
+
+    def supervisor(self, settle: float = 2 * LEASE) -> Lifecycle:
+        self.epoch += 1
+        return Lifecycle(FirstFit(), f"e{self.epoch}", launch_timeout=TIMEOUT, grace=1.0, settled_at=self.now + settle)
+
+    def carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            if action.worker not in self.up:
+                if isinstance(action, Start):
+                    self.carry_out(self.core.replica_gone(self.now, action.incarnation, "away"))
+            elif isinstance(action, Start):
+                launch = self.core.find(action.uid)
+                assert launch is not None
+                assert action.incarnation not in self.processes
+                self.processes[action.incarnation] = record(action, launch.wanted, "PREPARING")
+            elif action.incarnation in self.processes:
+                self.doomed.add(action.incarnation)
+            else:
+                self.carry_out(self.core.replica_gone(self.now, action.incarnation))
+
+    def connect(self, name: str) -> None:
+        self.up.add(name)
+        mine = [p for p in self.processes.values() if p.status.worker == name]
+        self.carry_out(self.core.worker_joined(self.now, member(name, len(self.members[name].devices)), mine))
+
+    def visible(self) -> list[ReplicaRecord]:
+        return [p for p in self.processes.values() if p.status.worker in self.up]
+
+    def end(self, process: ReplicaRecord, error: str | None, final: bool = False) -> None:
+        life = process.plan.incarnation
+        del self.processes[life]
+        self.doomed.discard(life)
+        if process.status.worker in self.up:
+            self.carry_out(self.core.replica_gone(self.now, life, error, final))
+
+    @precondition(lambda self: len(self.core.listed()) < 2 or self.now % 2 < 0.5)
+    @rule(uid=st.sampled_from(["a", "b"]), replicas=st.integers(1, 2), n_gpu=st.integers(0, 1))
+    def launch(self, uid: str, replicas: int, n_gpu: int) -> None:
+        try:
+            self.carry_out(self.core.accept(self.now, wanted(uid, replicas, n_gpu)))
+        except (Conflict, NoPlacement):
+            return
+
+    @rule(uid=st.sampled_from(["a", "b"]))
+    def terminate(self, uid: str) -> None:
+        try:
+            self.carry_out(self.core.terminate(self.now, uid))
+        except ModelNotFound:
+            assert self.core.find(uid) is None
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), new=st.sampled_from(["LOADING", "READY", "READY"]))
+    def progress(self, data: st.DataObject, new: str) -> None:
+        process = data.draw(st.sampled_from(list(self.processes.values())))
+        start = Start(
+            process.status.worker, process.plan.uid, process.plan.replica_id, process.plan.incarnation, tuple(process.plan.devices), 1
+        )
+        what = wanted(process.plan.uid, process.spec.replica, process.spec.n_gpu)  # type: ignore[arg-type]
+        updated = self.processes[process.plan.incarnation] = record(start, what, new)
+        if process.status.worker in self.up:
+            self.carry_out(self.core.replica_updated(self.now, process.status.worker, updated))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), final=st.booleans())
+    def die(self, data: st.DataObject, final: bool) -> None:
+        self.end(data.draw(st.sampled_from(list(self.processes.values()))), "boom", final)
+
+    @precondition(lambda self: self.doomed)
+    @rule(data=st.data())
+    def obey(self, data: st.DataObject) -> None:
+        self.end(self.processes[data.draw(st.sampled_from(sorted(self.doomed)))], None)
+
+    @precondition(lambda self: self.up)
+    @rule(data=st.data())
+    def break_link(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.up)))
+        self.up.discard(name)
+        self.carry_out(self.core.worker_left(self.now, name))
+
+    @precondition(lambda self: len(self.up) < 2)
+    @rule()
+    def heal_links(self) -> None:
+        for name in set(self.members) - self.up:
+            self.connect(name)
+
+    @rule(name=st.sampled_from(["w1", "w2"]))
+    def restart_worker(self, name: str) -> None:
+        self.processes = {life: p for life, p in self.processes.items() if p.status.worker != name}
+        self.doomed &= set(self.processes)
+        self.connect(name)
+
+    @rule()
+    def restart_supervisor(self) -> None:
+        self.core, self.up = self.supervisor(), set()
+
+    @rule(seconds=st.sampled_from([0.6, 3.1, 3.1, 40.0]))
+    def wait(self, seconds: float) -> None:
+        until = self.now + seconds
+        for _ in range(1000):
+            wake = self.core.next_wake()
+            if wake is None or wake > until:
+                break
+            self.now = max(self.now, wake)
+            self.carry_out(self.core.tick(self.now))
+            following = self.core.next_wake()
+            assert following is None or following > self.now, "a wake that changes nothing"
+        self.now = until
+
+    @invariant()
+    def ready_means_ready_replicas(self) -> None:
+        for launch in self.core.listed():
+            if launch.state == "READY":
+                assert len(launch.route().replicas) == launch.wanted.spec.replica
+            assert launch.end or launch.deadline is not None or launch.state == "READY"
+
+    @invariant()
+    def no_replica_twice_and_no_device_twice(self) -> None:
+        wanted_here = [p for p in self.visible() if p.plan.incarnation not in self.doomed]
+        names = [p.plan.replica_id for p in wanted_here]
+        assert len(names) == len(set(names)), names
+        devices = [(p.status.worker, d) for p in self.visible() for d in p.plan.devices]
+        assert len(devices) == len(set(devices)), devices
+
+    @invariant()
+    def what_runs_unasked_is_known(self) -> None:
+        lives = {r.incarnation for launch in self.core.listed() for r in launch.live}
+        for process in self.visible():
+            assert process.plan.incarnation in lives | self.doomed
+
+    def teardown(self) -> None:
+        self.heal_links()
+        for _ in range(20):
+            for life in sorted(self.doomed):
+                self.end(self.processes[life], None)
+            self.wait(30.0)
+        for launch in self.core.listed():
+            assert launch.state in ("READY", "FAILED", "CANCELLED"), launch
+            self.carry_out(self.core.terminate(self.now, launch.uid))
+        for life in sorted(self.doomed):
+            self.end(self.processes[life], None)
+        assert not self.processes
+        assert not [launch for launch in self.core.listed() if launch.live]
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
