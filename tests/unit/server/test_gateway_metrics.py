@@ -1,0 +1,32 @@
+"""The metrics registry's text."""
+
+from __future__ import annotations
+
+from xi_server.metrics import Counter, Histogram, Metrics
+
+
+def test_counter_lines_escape_labels() -> None:
+    counter = Counter("c", "Text.", "model")
+    counter.add('a"b\\c\nd', by=2)
+    counter.add("x")
+    counter.add("x")
+    assert list(counter.lines()) == ['c{model="a\\"b\\\\c\\nd"} 2', 'c{model="x"} 2']
+
+
+def test_histogram_buckets_are_cumulative() -> None:
+    histogram = Histogram("h", "Text.", "m")
+    for value in (0.004, 0.005, 0.2, 10_000.0):
+        histogram.observe(value, "a")
+    lines = list(histogram.lines())
+    assert lines[0] == 'h_bucket{m="a",le="0.005"} 2'
+    assert 'h_bucket{m="a",le="0.25"} 3' in lines
+    assert 'h_bucket{m="a",le="600"} 3' in lines
+    assert lines[-3:] == ['h_bucket{m="a",le="+Inf"} 4', 'h_sum{m="a"} 10000.209', 'h_count{m="a"} 4']
+
+
+def test_every_metric_has_help_and_type() -> None:
+    metrics = Metrics()
+    metrics.observe("gauge", "g", "A gauge.", (), lambda: [((), 1.5)])
+    text = metrics.render()
+    assert text.endswith("# HELP g A gauge.\n# TYPE g gauge\ng 1.5\n")
+    assert text.count("# HELP") == text.count("# TYPE") == 7
