@@ -1,0 +1,97 @@
+"""`python -m xi_server`: one gateway process. Started by the launcher with a listening socket, or alone with an address."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import ipaddress
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from xi_core.cluster.sibling import announce, set_up_logging
+
+from xi_core.cluster.siblings import CONFIG_STATUS
+from xi_core.config import Settings, settings
+from xi_core.errors import ConfigError, PluginError, XiError
+
+
+def main() -> None:
+    """Serve until SIGTERM, SIGINT, or the end of stdin with `--watch-stdin`.
+
+    What can't be started is told in words. Exit status: 78 (`CONFIG_STATUS`) where another start would end the same way, else 1.
+    """
+    arguments = _arguments()
+    try:
+        config = settings()
+        set_up_logging("gateway", config.log_level)
+        _check_access(arguments, config.api_key)
+        listening = _listening(arguments)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(config, arguments.supervisor, listening, arguments.watch_stdin))
+    except XiError as error:
+        print(f"xi gateway: {error}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
+        sys.exit(CONFIG_STATUS if isinstance(error, ConfigError | PluginError) else 1)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m xi_server", description="One gateway of xi: all HTTP.")
+    parser.add_argument("--supervisor", required=True, metavar="ENDPOINT", help="where the supervisor listens")
+    parser.add_argument("--fd", type=int, help="number of a listening socket that was handed down")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--no-auth", action="store_true", help="listen off loopback without a key")
+    parser.add_argument("--watch-stdin", action="store_true", help="stop at once when stdin ends: the launcher is gone")
+    return parser.parse_args()
+
+
+def _check_access(arguments: argparse.Namespace, api_key: str) -> None:
+    """Refuse an open gateway off loopback. A socket that was handed down is its owner's to judge. Raises `ConfigError`."""
+    if arguments.fd is not None or api_key or arguments.no_auth:
+        return
+    try:
+        loopback = ipaddress.ip_address(arguments.host).is_loopback
+    except ValueError:  # a name, which may lead anywhere
+        loopback = arguments.host == "localhost"
+    if not loopback:
+        raise ConfigError(f"{arguments.host} is reachable from other machines; set XI_API_KEY, or say --no-auth to let everybody in")
+
+
+def _listening(arguments: argparse.Namespace) -> socket.socket:
+    if arguments.fd is not None:
+        return socket.socket(fileno=arguments.fd)
+    family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+    try:
+        return socket.create_server((arguments.host, arguments.port), family=family, backlog=2048)
+    except OSError as error:
+        raise XiError(f"can't listen on {arguments.host}:{arguments.port}: {error.strerror}; choose another --port") from None
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        from uvloop import new_event_loop
+    except ImportError:  # not on Windows, nor on every Python
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = new_event_loop
+    return factory
+
+
+async def _serve(config: Settings, supervisor: str, listening: socket.socket, watch_stdin: bool) -> None:
+    from xi_core.plugins import PluginHub
+    from xi_server.app import create_app
+    from xi_server.gateway import Gateway
+    from xi_server.serve import HttpServer, stop_at_end_of_stdin
+
+    gateway = Gateway(config, PluginHub.load(config.plugins), supervisor)
+    server = HttpServer(gateway, create_app(gateway), listening, announce=partial(announce, "gateway"))
+    gc.collect()
+    gc.freeze()  # what start-up made stays: the collector need not look at it again
+    if watch_stdin:
+        stop_at_end_of_stdin(server)
+    await server.run()
+
+
+if __name__ == "__main__":
+    main()

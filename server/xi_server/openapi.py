@@ -1,0 +1,113 @@
+"""The OpenAPI document: FastAPI's own, completed with the token path and with schemas made from the msgspec structs.
+
+Imported when asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from xi_core.api.control import ClusterInfo, EngineStatus, LaunchAnswer, LaunchSpec, ModelStatus
+from xi_core.api.openai import ChatCompletion, ChatRequest, Completion, CompletionRequest, ModelList
+from xi_core.errors import Envelope
+
+Document = dict[str, Any]
+
+TOKEN_ROUTES: dict[str, tuple[str, Any, Any]] = {
+    "/v1/chat/completions": ("Chat: the model's next message", ChatRequest, ChatCompletion),
+    "/v1/completions": ("Completion of a text", CompletionRequest, Completion),
+}
+ANSWERS: dict[tuple[str, str], Any] = {
+    ("/v1/models", "get"): ModelList,
+    ("/v1/models", "post"): LaunchAnswer,
+    ("/v1/models/{uid}", "get"): ModelStatus,
+    ("/v1/engines", "get"): list[EngineStatus],
+    ("/v1/cluster/info", "get"): ClusterInfo,
+}
+STATUSES = {
+    "400": "The request is wrong; `param` names the field",
+    "401": "No API key, or a wrong one",
+    "404": "No such model",
+    "409": "The uid is taken by another launch",
+    "413": "The body is too large",
+    "429": "Too many requests wait; see Retry-After",
+    "500": "The engine or the server failed",
+    "502": "The replica was lost",
+    "503": "Nothing can serve it now; see Retry-After",
+    "504": "It took too long",
+}
+ERRORS_OF = {
+    "token": ("400", "401", "404", "413", "429", "500", "502", "503", "504"),
+    "launch": ("400", "401", "409", "413", "500", "503"),
+    "model": ("401", "404", "503"),
+    "control": ("400", "401", "503"),
+}
+PUBLIC = ("/health", "/ready")
+
+
+def completed(document: Document) -> Document:
+    """`document` with the token path, bodies, answers, errors and the key."""
+    types = [Envelope, LaunchSpec, *ANSWERS.values(), *(t for _, request, answer in TOKEN_ROUTES.values() for t in (request, answer))]
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    refs = dict(zip(map(str, types), schemas, strict=True))
+    parts = document.setdefault("components", {})
+    parts["schemas"] = {name: _launch_fields(name, schema) for name, schema in components.items()}
+    parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            _complete(path, method, operation, refs)
+    for path, (summary, request, answer) in TOKEN_ROUTES.items():
+        document["paths"][path] = {"post": _token_operation(summary, refs[str(request)], refs[str(answer)], refs)}
+    return document
+
+
+def _complete(path: str, method: str, operation: Document, refs: dict[str, Document]) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)  # FastAPI's own; ours is 400
+    answer = ANSWERS.get((path, method))
+    if answer is not None:
+        responses["200"] = _json(refs[str(answer)], "As asked")
+    if path in PUBLIC:
+        return
+    operation["security"] = [{"key": []}]
+    if (path, method) == ("/v1/models", "post"):
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[str(LaunchSpec)]}}}
+        kind = "launch"
+    else:
+        kind = "model" if "{uid}" in path else "control"
+    responses.update(_errors(kind, refs))
+
+
+def _token_operation(summary: str, request: Document, answer: Document, refs: dict[str, Document]) -> Document:
+    events = {"schema": {"type": "string", "description": "With `stream: true`: server-sent events, the last one `data: [DONE]`."}}
+    response = _json(answer, "The answer, whole or streamed")
+    response["content"]["text/event-stream"] = events
+    return {
+        "tags": ["inference"],
+        "summary": summary,
+        "security": [{"key": []}],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
+        "responses": {"200": response, **_errors("token", refs)},
+    }
+
+
+def _errors(kind: str, refs: dict[str, Document]) -> Document:
+    return {status: _json(refs[str(Envelope)], STATUSES[status]) for status in ERRORS_OF[kind]}
+
+
+def _json(schema: Document, description: str) -> Document:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _launch_fields(name: str, schema: Document) -> Document:
+    """`LaunchSpec` as a body: other fields are the engine's options, and some have a second name."""
+    if name != "LaunchSpec":
+        return schema
+    fields = schema["properties"]
+    extra = {
+        "model_size_in_billions": {"description": "size_in_billions as 7, 0.5 or 0_5", "type": ["string", "number", "null"]},
+        "envs": {**fields["env"], "description": "Other name of env"},
+    }  # fmt: skip
+    return {**schema, "properties": {**fields, **extra}, "additionalProperties": {"description": "An option of the engine"}}

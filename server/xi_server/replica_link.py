@@ -1,0 +1,227 @@
+"""One replica as this gateway sees it: its channel, the streams that are open on it, its life signs. Owned by the routing table.
+
+All here runs in callbacks of the event loop. `_on_message` is the hottest code of the gateway: one call per step of the replica, one
+turn of its loop per frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from xi_core.cluster.messages import ReplicaRoute
+from xi_core.cluster.routing import ReplicaView
+from xi_core.errors import ReplicaLost, TransportError, XiError
+from xi_core.transport.base import Channel, Transport
+from xi_core.wire.frames import Abort, Data, Load, Open, Ping, Pong, Submit, decode_from_replica, encode
+from xi_server.limits import SlowClient
+
+log = logging.getLogger(__name__)
+
+PING_INTERVAL = 0.25
+MISSED_PINGS = 3
+REDIAL_FIRST = 0.25
+REDIAL_MOST = 2.0
+
+_ids = itertools.count(1)
+"""Ids of requests: unique within this gateway's life, whatever replica they go to."""
+
+
+class Stream:
+    """One try of one request on one replica: filled by the link's callback, emptied by the request's coroutine."""
+
+    __slots__ = ("_loop", "_wake", "direct", "error", "finish", "id", "opened", "over", "parts", "slow", "tokens")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, slow: SlowClient) -> None:
+        self.id = next(_ids)
+        self.opened: Open | None = None
+        self.parts: list[bytes] = []
+        """Bytes that the coroutine has still to send."""
+        self.direct: Callable[[bytes], bool] | None = None
+        """Sends a piece past the coroutine, where nothing waits before it; False when the client doesn't read."""
+        self.tokens = 0
+        self.finish = ""
+        self.over = False
+        """Nothing more will come: it has ended, or `error` says what broke it."""
+        self.error: XiError | None = None
+        self.slow = slow
+        self._loop = loop
+        self._wake: asyncio.Future[None] | None = None
+
+    def changed(self) -> asyncio.Future[None]:
+        """Done at the next `wake`. Callers look at the fields first: nothing that came before is waited for."""
+        wake = self._wake = self._loop.create_future()
+        return wake
+
+    def wake(self) -> None:
+        """Let the request's coroutine look again."""
+        wake = self._wake
+        if wake is not None and not wake.done():
+            wake.set_result(None)
+
+    def fail(self, error: XiError) -> None:
+        """Nothing more will come, because of `error`."""
+        if not self.over:
+            self.error = error
+            self.over = True
+            self.wake()
+
+
+class ReplicaLink:
+    """A replica's channel. `on_change` is called when it becomes usable or unusable, `on_loss` once for each loss."""
+
+    def __init__(self, route: ReplicaRoute, transport: Transport, on_change: Callable[[], None], on_loss: Callable[[], None]) -> None:
+        self.route = route
+        self.load = Load(slots=route.slots)
+        self.view = ReplicaView(replica_id=route.replica_id, slots=route.slots, outstanding=0, tokens=0, running=0, waiting=0)
+        self.alive = True
+        """Whether it counts as living. A new replica does from the start: the supervisor says that it is ready."""
+        self._transport = transport
+        self._on_change = on_change
+        self._on_loss = on_loss
+        self._loop = asyncio.get_running_loop()
+        self._streams: dict[int, Stream] = {}
+        self._channel: Channel | None = None
+        self._unanswered = 0
+        self._pings = 0
+        self._redial_wait = REDIAL_FIRST
+        self._redial_at = 0.0
+        self._dial()
+
+    @property
+    def usable(self) -> bool:
+        """Whether new requests may go to it."""
+        return self.alive and self.load.healthy and not self.load.draining
+
+    @property
+    def open_streams(self) -> int:
+        """Requests of this gateway that are open on it."""
+        return len(self._streams)
+
+    def submit(self, stream: Stream, path: str, body: bytes) -> None:
+        """Send a request. A replica that can't be sent to is lost, and the stream with it."""
+        self._streams[stream.id] = stream
+        self._send(encode(Submit(stream.id, path, body)))
+
+    def release(self, stream: Stream) -> None:
+        """The request has no more interest in its answer: abort it unless it is whole."""
+        if self._streams.pop(stream.id, None) is not None and not stream.over:
+            self._send(encode(Abort(stream.id)))
+
+    def tick(self, on_time: bool) -> None:
+        """Called each `PING_INTERVAL`. `on_time` is False when this process itself stood still, so that answers may lie unread."""
+        if self._channel is None:
+            if self._loop.time() >= self._redial_at:
+                self._dial()
+            return
+        if self._unanswered >= MISSED_PINGS and on_time:
+            self._lose(f"has not answered {self._unanswered} pings")
+            return
+        self._ping()
+
+    def close(self) -> None:
+        """Take the link down; open streams count as lost."""
+        self.alive = False
+        self._drop_channel()
+        self._fail_streams("was taken out of service")
+
+    def _dial(self) -> None:
+        self._unanswered = 0
+        try:
+            self._channel = self._transport.connect(self.route.endpoint, self._on_message, self._on_lost)
+        except TransportError as error:
+            self._lose(f"can't be reached: {error}")
+            return
+        self._ping()
+
+    def _ping(self) -> None:
+        self._pings += 1
+        self._unanswered += 1
+        self._send(encode(Ping(self._pings)))
+
+    def _send(self, message: bytes) -> None:
+        if self._channel is None:
+            self._fail_streams("is not connected")
+            return
+        try:
+            self._channel.send(message)
+        except TransportError as error:
+            self._lose(f"can't be sent to: {error}")
+
+    def _on_message(self, message: bytes) -> None:
+        try:
+            received = decode_from_replica(message)
+        except msgspec.DecodeError as error:
+            self._lose(f"sent a message that can't be read: {error}")
+            return
+        if type(received) is Pong:
+            self._pong(received)
+            return
+        streams = self._streams
+        for frame in received.frames:
+            stream = streams.get(frame.id)
+            if stream is None:
+                continue  # aborted a moment ago
+            kind = type(frame)
+            if kind is Data:
+                data = frame.data
+                stream.tokens += frame.tokens
+                slow = stream.slow
+                direct = stream.direct
+                if direct is not None and not stream.parts and not slow.blocked_since and direct(data):
+                    continue
+                stream.parts.append(data)
+                if slow.blocked_since:
+                    slow.add(len(data))
+            elif kind is Open:
+                stream.opened = frame
+            else:
+                stream.finish = frame.finish
+                stream.over = True
+                del streams[frame.id]
+            stream.wake()
+
+    def _pong(self, pong: Pong) -> None:
+        if pong.incarnation != self.route.incarnation:
+            self._lose(f"is another life ({pong.incarnation}) than the routing table's ({self.route.incarnation})")
+            return
+        self._unanswered = 0
+        before = self.usable
+        load = self.load = pong.load
+        self.view.running, self.view.waiting = load.running, load.waiting
+        if load.slots:
+            self.view.slots = load.slots
+        if not self.alive:
+            log.info("replica %s answers again", self.route.replica_id)
+            self.alive = True
+            self._redial_wait = REDIAL_FIRST
+        if self.usable != before:
+            self._on_change()
+
+    def _on_lost(self) -> None:
+        self._lose("has closed its channel or can't be reached")
+
+    def _lose(self, why: str) -> None:
+        was_alive, self.alive = self.alive, False
+        self._drop_channel()
+        self._redial_at = self._loop.time() + self._redial_wait
+        self._redial_wait = min(2 * self._redial_wait, REDIAL_MOST)
+        if was_alive:
+            log.warning("replica %s %s", self.route.replica_id, why)
+            self._on_loss()
+            self._on_change()
+        self._fail_streams(why)
+
+    def _drop_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.abort()
+
+    def _fail_streams(self, why: str) -> None:
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(ReplicaLost(f"the replica that served this request was lost: it {why}; send the request again", retry_after=1.0))

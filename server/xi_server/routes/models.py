@@ -1,0 +1,146 @@
+"""`/v1/models`: launch, list, look at and end models. The inference itself is the dispatcher's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from xi_core.api.control import LaunchAnswer, ModelStatus
+from xi_core.api.openai import Model, ModelList
+from xi_core.cluster.messages import GetModel, Launch, Launched, ListModels, Models, Terminate
+from xi_core.errors import LaunchCancelled, LaunchFailed, ModelNotFound, Unavailable
+from xi_server.asgi import read_body
+from xi_server.gateway import Gateway
+from xi_server.routes.answers import gateway_of, json_response
+from xi_server.routes.launching import launch_spec
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+POLL = 0.5
+"""Seconds between looks at a launch where the routing table says nothing new."""
+SETTLE = 2.0
+"""Seconds for the routing table to follow what the supervisor has answered already."""
+
+
+@router.get("")
+async def list_models(request: Request) -> Response:
+    """All launches, in OpenAI's form with xi's fields beside it. While the supervisor is away: those of the last routing table."""
+    gateway = gateway_of(request)
+    try:
+        answer: Models = await gateway.supervisor.call(ListModels())
+    except Unavailable:
+        return json_response(ModelList(data=_from_table(gateway)))
+    return json_response(ModelList(data=[_entry(gateway, status) for status in answer.models]))
+
+
+@router.post("")
+async def launch_model(request: Request, wait_ready: bool = True) -> Response:
+    """Launch a model. Answers with its uid when it is ready, or with `wait_ready=false` as soon as it is accepted."""
+    gateway = gateway_of(request)
+    body = await read_body(request.scope, request.receive, gateway.settings.max_body)
+    answer: Launched = await gateway.supervisor.call(Launch(launch_spec(body)))
+    if wait_ready:
+        await _wait_ready(gateway, answer.uid, request.is_disconnected)
+    return json_response(LaunchAnswer(model_uid=answer.uid))
+
+
+@router.get("/{uid}")
+async def get_model(request: Request, uid: str) -> Response:
+    """One launch: its spec, state and replicas, and what OpenAI's and Xinference's clients read of a model."""
+    gateway = gateway_of(request)
+    status: ModelStatus = await gateway.supervisor.call(GetModel(uid))
+    return json_response(_described(gateway, status))
+
+
+@router.delete("/{uid}")
+async def terminate_model(request: Request, uid: str) -> Response:
+    """End a launch, whatever state it is in. Answers when its replicas are gone."""
+    gateway = gateway_of(request)
+    await gateway.supervisor.call(Terminate(uid), timeout=gateway.settings.grace + 30.0)
+    await _until(gateway, lambda: uid not in gateway.table.models)
+    return json_response({"id": uid, "object": "model", "deleted": True})
+
+
+async def _wait_ready(gateway: Gateway, uid: str, left: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for the launch's end. A client that leaves ends only its own wait. Raises `LaunchFailed`, `LaunchCancelled`."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + gateway.settings.launch_timeout + 30.0  # the supervisor's own deadline comes first
+    while loop.time() < deadline and not gateway.stopping:
+        if await _is_ready(gateway, uid):
+            await _until(gateway, lambda: uid in gateway.table.models and bool(gateway.table.models[uid].usable()))
+            return
+        if await left():
+            return
+        await gateway.table.change(POLL)
+    why = "the server is being stopped" if gateway.stopping else "the supervisor doesn't say how it ended"
+    raise Unavailable(f"no more waiting for model '{uid}': {why}", retry_after=5.0)
+
+
+async def _is_ready(gateway: Gateway, uid: str) -> bool:
+    try:
+        status: ModelStatus = await gateway.supervisor.call(GetModel(uid))
+    except Unavailable:
+        return False
+    except ModelNotFound:
+        raise LaunchCancelled(f"model '{uid}' was terminated before it was ready") from None
+    if status.state == "FAILED":
+        reasons = [status.error, *(replica.error for replica in status.replicas)]
+        raise LaunchFailed(next((reason for reason in reasons if reason), f"model '{uid}' failed; the replica's log says why"))
+    if status.state in ("CANCELLED", "STOPPING"):
+        raise LaunchCancelled(f"model '{uid}' was terminated before it was ready")
+    return status.state == "READY"
+
+
+async def _until(gateway: Gateway, reached: Callable[[], bool]) -> None:
+    """Wait until the routing table has followed, `SETTLE` seconds at most: so that the caller's next request finds what it was told."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SETTLE):
+            while not reached():
+                await gateway.table.change(SETTLE)
+
+
+def _from_table(gateway: Gateway) -> list[Model]:
+    return [
+        Model(
+            id=uid, created=0, state=model.route.state, context_length=model.route.context_length,
+            endpoints=model.route.endpoints, replica=len(model.links),
+        )
+        for uid, model in gateway.table.models.items()
+    ]  # fmt: skip
+
+
+def _entry(gateway: Gateway, status: ModelStatus) -> Model:
+    served = gateway.table.models.get(status.model_uid)
+    return Model(
+        id=status.model_uid,
+        created=status.created,
+        model_name=status.spec.model_name,
+        model_type=status.spec.model_type,
+        model_engine=status.engine,
+        model_format=status.model_format,
+        size_in_billions=status.size_in_billions,
+        quantization=status.quantization,
+        context_length=status.context_length,
+        replica=status.spec.replica,
+        state=status.state,
+        endpoints=served.route.endpoints if served is not None else [],
+    )
+
+
+def _described(gateway: Gateway, status: ModelStatus) -> dict[str, Any]:
+    entry = _entry(gateway, status)
+    plain: dict[str, Any] = {**msgspec.to_builtins(entry), **msgspec.to_builtins(status)}
+    plain["model_ability"] = _abilities(entry.endpoints)
+    plain["model_size_in_billions"] = status.size_in_billions
+    return plain
+
+
+def _abilities(endpoints: list[str]) -> list[str]:
+    """What Xinference's clients choose their kind of model by."""
+    chats = not endpoints or "/v1/chat/completions" in endpoints
+    return ["chat", "generate"] if chats else ["generate"]

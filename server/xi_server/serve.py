@@ -1,0 +1,149 @@
+"""uvicorn, driven from here: the protocol class, signals, readiness and a shutdown that ends in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from xi_core.replica.lifeline import watch_stdin
+from xi_server.asgi import App
+from xi_server.gateway import Gateway
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE = 150
+"""Seconds that an idle connection is kept: longer than the pools of clients keep theirs."""
+FIRST_TABLE = 5.0
+"""Longest wait for the supervisor before the gateway says that it is ready."""
+ORPHAN_EXIT = 1.0
+"""Seconds after the launcher's death in which the process must be gone."""
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
+else:
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
+    except ImportError:  # httptools isn't installed
+        from uvicorn.protocols.http.h11_impl import H11Protocol as Base
+
+
+class Protocol(Base):
+    """uvicorn's HTTP protocol. Requests find in their `state` two things that ASGI has no word for.
+
+    `abort()` cuts the connection off. `direct()` gives, after the response has started, a function that writes one chunk at once and
+    returns False if the client doesn't read; or None where chunks are not written that way.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort, "direct": self._direct}
+
+    def _direct(self) -> Callable[[bytes], bool] | None:
+        cycle, flow, write = self.cycle, self.flow, self.transport.write
+        if getattr(cycle, "chunked_encoding", None) is not True:  # another version of uvicorn, or h11
+            return None
+
+        def write_chunk(data: bytes) -> bool:
+            if flow.write_paused or cycle.disconnected or not data:
+                return False
+            write(b"%x\r\n%b\r\n" % (len(data), data))
+            return True
+
+        return write_chunk
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handling, which would end the process by the signal after a good shutdown."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """Runs a gateway and its application on a listening socket. `announce` is called once, when requests can be served."""
+
+    def __init__(self, gateway: Gateway, app: App, listening: socket.socket, announce: Callable[[str], None]) -> None:
+        self._gateway = gateway
+        self._listening = listening
+        self._announce = announce
+        self._loop = asyncio.get_running_loop()
+        config = uvicorn.Config(
+            app, http=Protocol, ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False, server_header=False,
+            proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=max(1, round(gateway.settings.grace)),
+        )  # fmt: skip
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        self._server = _Server(config)
+
+    async def run(self) -> None:
+        """Serve until `stop`."""
+        self._catch_signals()
+        self._gateway.start()
+        announcing = self._loop.create_task(self._announce_ready())
+        try:
+            await self._server.serve([self._listening])
+        finally:
+            announcing.cancel()
+            await self._gateway.close()
+
+    def stop(self) -> None:
+        """Take no new connections, let open requests finish for the time of grace, then end. Called again: end now."""
+        if self._server.should_exit:
+            self._server.force_exit = True
+        self._gateway.stopping = True
+        self._server.should_exit = True
+
+    def orphaned(self) -> None:
+        """The launcher is dead: end now, whatever is open."""
+        log.warning("the launcher is gone; stopping")
+        self._server.force_exit = True
+        self.stop()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that it runs on."""
+        return self._loop
+
+    async def _announce_ready(self) -> None:
+        await self._server.listening.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_TABLE):
+                await self._gateway.supervisor.subscribed.wait()
+        host, port = self._listening.getsockname()[:2]
+        self._announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    def _catch_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._loop.add_signal_handler(number, self.stop)
+            except NotImplementedError:  # Windows' loop has none
+                signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self.stop))
+
+
+def stop_at_end_of_stdin(server: HttpServer) -> None:
+    """End the process when the launcher dies, even if the loop is stuck."""
+
+    def launcher_is_gone() -> None:  # called in the watching thread
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
+            server.loop.call_soon_threadsafe(server.orphaned)
+        time.sleep(ORPHAN_EXIT)
+        os._exit(1)
+
+    watch_stdin(server.loop, launcher_is_gone)

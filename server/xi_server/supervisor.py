@@ -1,0 +1,130 @@
+"""The gateway's side of its conversation with the supervisor: dial, subscribe to the routing table, dial again when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Any
+
+from msgspec import Struct
+
+from xi_core.cluster.messages import (
+    ANSWERS,
+    GetCluster,
+    GetModel,
+    Launch,
+    ListEngines,
+    ListModels,
+    Subscribe,
+    TableUpdate,
+    Terminate,
+)
+from xi_core.errors import ChannelClosed, DeadlineExceeded, TransportError, Unavailable, XiError
+from xi_core.transport.base import Transport
+from xi_core.transport.rpc import Link, Vocabulary, dial
+from xi_server.table import RoutingTable
+
+log = logging.getLogger(__name__)
+
+REDIAL_FIRST = 0.1
+REDIAL_MOST = 2.0
+SUBSCRIBE_TIMEOUT = 5.0
+AWAY = "the supervisor is away; models that run go on serving, launching waits until it is back"
+
+COMMANDS = (Launch, ListModels, GetModel, Terminate, ListEngines, Subscribe, GetCluster)
+VOCABULARY = Vocabulary({command: ANSWERS[command] for command in COMMANDS}, [TableUpdate])
+
+
+class SupervisorClient:
+    """Keeps a link to the supervisor at `endpoint` and feeds `table` from it."""
+
+    def __init__(self, transport: Transport, endpoint: str, table: RoutingTable, name: str) -> None:
+        self.subscribed = asyncio.Event()
+        """Set while the table is up to date."""
+        self._transport = transport
+        self._endpoint = endpoint
+        self._table = table
+        self._name = name
+        self._link: Link | None = None
+        self._stale = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to dial."""
+        self._task = asyncio.get_running_loop().create_task(self._keep())
+
+    async def close(self) -> None:
+        """Hang up and dial no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._link is not None:
+            await self._link.close()
+
+    async def call(self, command: Struct, timeout: float = 30.0) -> Any:
+        """The supervisor's answer. Raises its error, or `Unavailable` while it is away."""
+        link = self._link
+        if link is None or not self.subscribed.is_set():
+            raise Unavailable(AWAY, retry_after=1.0)
+        try:
+            return await link.call(command, timeout=timeout)
+        except (ChannelClosed, DeadlineExceeded) as error:
+            raise Unavailable(f"{AWAY} ({error})", retry_after=1.0) from None
+
+    async def _keep(self) -> None:
+        wait = REDIAL_FIRST
+        while True:
+            if await self._converse():
+                wait = REDIAL_FIRST
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, REDIAL_MOST)
+
+    async def _converse(self) -> bool:
+        """One link from dialling to its end. True if it came to a subscription."""
+        try:
+            link = self._link = dial(self._transport, self._endpoint, VOCABULARY, {TableUpdate: self._update}, lambda: None)
+        except TransportError as error:
+            log.warning("the supervisor at %s can't be reached: %s", self._endpoint, error)
+            return False
+        try:
+            return await self._follow(link)
+        finally:
+            self.subscribed.clear()
+            self._link = None
+            await link.close()
+
+    async def _follow(self, link: Link) -> bool:
+        """Subscribe, again whenever an update was missed, until the link is lost."""
+        subscribed = False
+        closed = asyncio.create_task(link.closed.wait())
+        try:
+            while not link.closed.is_set():
+                self._stale.clear()
+                try:
+                    await link.call(Subscribe(self._name, os.getpid()), timeout=SUBSCRIBE_TIMEOUT)
+                except XiError as error:
+                    log.warning("no routing table from the supervisor: %s", error)
+                    return subscribed
+                if not subscribed:
+                    log.info("connected to the supervisor")
+                subscribed = True
+                self.subscribed.set()
+                await self._until_stale(closed)
+        finally:
+            closed.cancel()
+        log.warning("the supervisor is away; serving from the last routing table")
+        return subscribed
+
+    async def _until_stale(self, closed: asyncio.Task[bool]) -> None:
+        stale = asyncio.create_task(self._stale.wait())
+        try:
+            await asyncio.wait([closed, stale], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stale.cancel()
+
+    async def _update(self, update: TableUpdate) -> None:
+        if not self._table.apply(update):
+            log.info("routing table %s/%d can't follow %s/%d; asking for all of it", update.epoch, update.version,
+                     self._table.epoch, self._table.version)  # fmt: skip
+            self._stale.set()
