@@ -1,4 +1,4 @@
-"""Writes `docs/reference/` from the code; `--check` only tells whether the committed pages are current. Run by `make docs` and `make check`."""
+"""Writes `docs/reference/` from the code (`make docs`); `--check` only tells whether the committed pages are current (`make check`)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from xi_cli import reference as commands
 from xi_core import config, hookspecs
 from xi_server import openapi
@@ -30,12 +31,14 @@ def hooks() -> str:
 def settings() -> str:
     """Every setting: variable, Xinference's name for it, default, meaning."""
     meanings = _attribute_docstrings(config.Settings)
-    rows = [
-        f"| `XI_{field.name.upper()}` | {_quoted(config.XINFERENCE_NAMES.get(field.name))} | {_quoted(field.default)} | {meanings.get(field.name, '')} |"
-        for field in msgspec.structs.fields(config.Settings)
-    ]
+    rows = [_setting(field, meanings[field.name]) for field in msgspec.structs.fields(config.Settings)]
     head = "# Settings\n\nMade from `xi_core/config.py`. Each is an environment variable, read once when a process starts.\n"
     return "\n".join([head, "| variable | Xinference's name | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
+
+
+def _setting(field: msgspec.structs.FieldInfo, meaning: str) -> str:
+    other = config.XINFERENCE_NAMES.get(field.name)
+    return f"| `XI_{field.name.upper()}` | {_quoted(other)} | {_quoted(field.default)} | {meaning} |"
 
 
 def _quoted(value: Any) -> str:
@@ -57,7 +60,7 @@ def _attribute_docstrings(cls: type) -> dict[str, str]:
 def http() -> str:
     """Every route, with its request's fields."""
     document = openapi.document()
-    parts = ["# HTTP API\n\nMade from the gateway's OpenAPI document, which a running server has at `/openapi.json` and shows at `/docs`.\n"]
+    parts = ["# HTTP API\n\nMade from the gateway's OpenAPI document: `/openapi.json` of a running server, shown at `/docs`.\n"]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             parts.append(f"## `{method.upper()} {path}`\n\n{operation.get('description') or operation.get('summary', '')}\n")
@@ -83,7 +86,9 @@ def _type(field: dict[str, Any]) -> str:
         return str(field["$ref"]).rpartition("/")[2]
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"] if value is not None)
-    kind = str(field.get("type", "any"))
+    kind = field.get("type", "any")
+    if isinstance(kind, list):
+        return " or ".join(one for one in kind if one != "null")
     limits = [f"{sign} {field[key]:g}" for key, sign in _BOUNDS.items() if key in field]
     if kind == "array":
         kind = f"array of {_type(field.get('items', {}))}"

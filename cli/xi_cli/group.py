@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
+
 from xi_core.errors import XiError
 
 if TYPE_CHECKING:

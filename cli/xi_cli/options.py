@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
-from xi_core.config import Settings, settings
-from xi_core.errors import ConfigError
 
 from xi_cli.group import Common, Failure
+from xi_core.config import Settings, settings
+from xi_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from xi_core.client import Client

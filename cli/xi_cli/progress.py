@@ -9,6 +9,7 @@ from typing import Self
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
 from xi_core.api.control import ModelStatus, ReplicaStatus
 
 

@@ -31,7 +31,6 @@ from xi_core.errors import (
     DeadlineExceeded,
     ErrorBody,
     LaunchCancelled,
-    LaunchFailed,
     ModelNotFound,
     ProtocolMismatch,
     Unavailable,
@@ -125,7 +124,7 @@ class Client:
                 answered = time.monotonic()
                 if on_progress is not None:
                     on_progress(status)
-                if _is_ready(status):
+                if status.is_ready():
                     self._settle(uid)
                     return status
             time.sleep(POLL_INTERVAL)
@@ -245,7 +244,7 @@ class Client:
             raise _refusal(self.endpoint, answer.response)
 
     def _send(self, method: str, path: str, body: Any, timeout: float) -> _Answer:
-        connection = (HTTPSConnection if self._secure else HTTPConnection)(self._host, self._port, timeout=CONNECT_TIMEOUT)
+        connection = self._connection()
         try:
             self._connect(connection)
             connection.sock.settimeout(timeout)
@@ -258,6 +257,22 @@ class Client:
         except BaseException:
             connection.close()
             raise
+
+    def _connection(self) -> HTTPConnection:
+        return (HTTPSConnection if self._secure else HTTPConnection)(self._host, self._port, timeout=CONNECT_TIMEOUT)
+
+    def reachable(self) -> bool:
+        """Whether something accepts connections at the endpoint; False only where they are refused."""
+        connection = self._connection()
+        try:
+            connection.connect()
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True  # another trouble, which a request will name
+        finally:
+            connection.close()
+        return True
 
     def _connect(self, connection: HTTPConnection) -> None:
         try:
@@ -298,16 +313,6 @@ def _launch_body(spec: LaunchSpec) -> dict[str, Any]:
         if name in body or name in LaunchSpec.__struct_fields__:
             raise ConfigError(f"'{name}' is a field of the launch; it can't be an engine option too", param=name)
     return {**options, **body}
-
-
-def _is_ready(status: ModelStatus) -> bool:
-    """Whether a launch is READY. Raises if it ended otherwise."""
-    if status.state == "FAILED":
-        reasons = [status.error, *(replica.error for replica in status.replicas)]
-        raise LaunchFailed(next((reason for reason in reasons if reason), f"model '{status.model_uid}' failed; the replica's log says why"))
-    if status.state in ("CANCELLED", "STOPPING"):
-        raise LaunchCancelled(f"model '{status.model_uid}' was terminated before it was ready")
-    return status.state == "READY"
 
 
 # ---- errors ---------------------------------------------------------------------------------------

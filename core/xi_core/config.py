@@ -27,12 +27,17 @@ class Settings(Struct, kw_only=True, frozen=True):
     api_key: str = ""
     """The key that the server asks for and that commands send; empty: none."""
     host: str = "127.0.0.1"
+    """Address that `xi serve` listens on."""
     port: Annotated[int, Meta(ge=0, le=65535)] = DEFAULT_PORT
+    """Port that `xi serve` listens on; 0 takes a free one."""
     log_level: str = "info"
+    """debug, info, warning or error."""
     plugins: str = ""
     """Which plugins load, by entry point name: `a,b` allows only these, `-a,-b` blocks these."""
     launch_strategy: str = "idle_first"
+    """The scheduler that places replicas."""
     router: str = "least_loaded"
+    """The router that chooses a replica for each request."""
     launch_timeout: Seconds = 600.0
     """A launch that isn't READY by then is FAILED."""
     hang_timeout: Seconds = 60.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import re
 import traceback
@@ -229,17 +228,6 @@ def parse_selection(text: str) -> _Selection:
     if allowed and blocked:
         raise ConfigError(f"XI_PLUGINS={text!r}: either names to allow (a,b) or names to block (-a,-b), not both")
     return _Selection(allowed, blocked)
-
-
-def import_path(path: str) -> Any:
-    """The object that `module:name` names. Raises `PluginError` if it isn't there; an ImportError of the module itself passes through."""
-    module, colon, name = path.partition(":")
-    if not colon:
-        raise PluginError(f"'{path}' should read 'module:Class'")
-    found = getattr(importlib.import_module(module), name, None)
-    if found is None:
-        raise PluginError(f"module '{module}' has no '{name}'")
-    return found
 
 
 def _built_ins_first(point: importlib.metadata.EntryPoint) -> tuple[bool, str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import ipaddress
 import socket
 import sys
 from collections.abc import Callable
 from functools import partial
 
+from xi_core.access import check_access
 from xi_core.cluster.sibling import announce, set_up_logging
-
 from xi_core.cluster.siblings import CONFIG_STATUS
 from xi_core.config import Settings, settings
 from xi_core.errors import ConfigError, PluginError, XiError
@@ -27,7 +26,8 @@ def main() -> None:
     try:
         config = settings()
         set_up_logging("gateway", config.log_level)
-        _check_access(arguments, config.api_key)
+        if arguments.fd is None:  # a socket that was handed down is its owner's to judge
+            check_access(arguments.host, config.api_key, arguments.no_auth)
         listening = _listening(arguments)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(config, arguments.supervisor, listening, arguments.watch_stdin))
@@ -45,18 +45,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-auth", action="store_true", help="listen off loopback without a key")
     parser.add_argument("--watch-stdin", action="store_true", help="stop at once when stdin ends: the launcher is gone")
     return parser.parse_args()
-
-
-def _check_access(arguments: argparse.Namespace, api_key: str) -> None:
-    """Refuse an open gateway off loopback. A socket that was handed down is its owner's to judge. Raises `ConfigError`."""
-    if arguments.fd is not None or api_key or arguments.no_auth:
-        return
-    try:
-        loopback = ipaddress.ip_address(arguments.host).is_loopback
-    except ValueError:  # a name, which may lead anywhere
-        loopback = arguments.host == "localhost"
-    if not loopback:
-        raise ConfigError(f"{arguments.host} is reachable from other machines; set XI_API_KEY, or say --no-auth to let everybody in")
 
 
 def _listening(arguments: argparse.Namespace) -> socket.socket:

@@ -8,8 +8,8 @@ import hmac
 from xi_core.errors import AuthenticationFailed
 from xi_server.asgi import App, Receive, Scope, Send, header, new_request_id, send_error
 
-EXEMPT = frozenset({"/health", "/ready"})
-"""The only paths that need no key, compared whole: probes of load balancers carry none."""
+EXEMPT = frozenset({"/health", "/ready", "/v1/cluster/auth"})
+"""The only paths that need no key, compared whole: probes of load balancers carry none, and clients ask whether a key is needed."""
 
 
 class BearerAuth:

@@ -10,7 +10,8 @@ from xi_core.cluster.messages import ReplicaRoute
 from xi_core.cluster.routing import Router
 from xi_core.config import Settings
 from xi_core.errors import PluginError
-from xi_core.plugins import PluginHub, import_path
+from xi_core.importing import import_path
+from xi_core.plugins import PluginHub
 from xi_core.transport.base import Transport
 from xi_core.transport.schemes import by_scheme, load
 from xi_server.dispatch import Dispatcher
@@ -106,6 +107,14 @@ class Gateway:
         observe(
             "gauge", "xi_replicas_ready", "Replicas that may take requests now.", ("model",),
             lambda: (((uid,), len(model.usable())) for uid, model in table.models.items()),
+        )  # fmt: skip
+        observe(
+            "gauge", "xi_replica_running", "Requests that a replica runs, by its last word.", ("model", "replica"),
+            lambda: (((uid, id), link.load.running) for uid, model in table.models.items() for id, link in model.links.items()),
+        )  # fmt: skip
+        observe(
+            "gauge", "xi_replica_waiting", "Requests that wait in a replica, by its last word.", ("model", "replica"),
+            lambda: (((uid, id), link.load.waiting) for uid, model in table.models.items() for id, link in model.links.items()),
         )  # fmt: skip
         observe(
             "gauge", "xi_supervisor_connected", "1 while the routing table follows the supervisor.", (),

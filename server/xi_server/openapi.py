@@ -5,6 +5,7 @@ Imported when asked for.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -44,7 +45,7 @@ ERRORS_OF = {
     "model": ("401", "404", "503"),
     "control": ("400", "401", "503"),
 }
-PUBLIC = ("/health", "/ready")
+PUBLIC = ("/health", "/ready", "/v1/cluster/auth")
 
 
 def completed(document: Document) -> Document:
@@ -111,3 +112,16 @@ def _launch_fields(name: str, schema: Document) -> Document:
         "envs": {**fields["env"], "description": "Other name of env"},
     }  # fmt: skip
     return {**schema, "properties": {**fields, **extra}, "additionalProperties": {"description": "An option of the engine"}}
+
+
+def document() -> Document:
+    """The whole OpenAPI document, without a server."""
+    from xi_core.config import Settings
+    from xi_core.plugins import PluginHub
+    from xi_server.app import control_app
+    from xi_server.gateway import Gateway
+
+    async def make() -> Document:  # a gateway wants a loop
+        return control_app(Gateway(Settings(), PluginHub.load(), "inproc://nowhere")).openapi()
+
+    return asyncio.run(make())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from typing import Any
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 REDIAL_FIRST = 0.1
 REDIAL_MOST = 2.0
 SUBSCRIBE_TIMEOUT = 5.0
+PATIENCE = 5.0
+"""Longest wait, in seconds, for a supervisor that is starting."""
 AWAY = "the supervisor is away; models that run go on serving, launching waits until it is back"
 
 COMMANDS = (Launch, ListModels, GetModel, Terminate, ListEngines, Subscribe, GetCluster)
@@ -64,6 +67,9 @@ class SupervisorClient:
 
     async def call(self, command: Struct, timeout: float = 30.0) -> Any:
         """The supervisor's answer. Raises its error, or `Unavailable` while it is away."""
+        if self._worth_waiting(command):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.subscribed.wait(), PATIENCE)
         link = self._link
         if link is None or not self.subscribed.is_set():
             raise Unavailable(AWAY, retry_after=1.0)
@@ -71,6 +77,10 @@ class SupervisorClient:
             return await link.call(command, timeout=timeout)
         except (ChannelClosed, DeadlineExceeded) as error:
             raise Unavailable(f"{AWAY} ({error})", retry_after=1.0) from None
+
+    def _worth_waiting(self, command: Struct) -> bool:
+        """Reads fall back on the table, once there has been one; what changes something is worth a moment, for a start or a restart."""
+        return not self.subscribed.is_set() and (isinstance(command, Launch | Terminate) or not self._table.epoch)
 
     async def _keep(self) -> None:
         wait = REDIAL_FIRST

@@ -15,22 +15,17 @@ from pathlib import Path
 
 import pytest
 import zmq
+
 from xi_core.errors import ChannelClosed, ChannelFull, TransportError
 from xi_core.plugins import PluginHub
+from xi_core.testing.server import free_port
+from xi_core.testing.waiting import until
 from xi_core.transport.base import Channel, Listener, Transport
 from xi_core.transport.schemes import by_scheme
 from xi_plugins.transports.inproc import InprocTransport
 from xi_plugins.transports.zmq import ZmqTransport
 
 MiB = 1024 * 1024
-
-
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait until `condition()` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        await asyncio.sleep(0.002)
 
 
 class Wire:
@@ -55,6 +50,11 @@ class Wire:
         dialled.channel = self.transport.connect(endpoint or self.endpoint, on_message or dialled.received.append, dialled.lose)
         self.opened.append(dialled.channel)
         return dialled
+
+    def name_port(self) -> None:
+        """For tests in which nobody listens (yet): an address that can be dialled."""
+        if self.endpoint.startswith("tcp"):
+            self.endpoint = f"tcp://127.0.0.1:{free_port()}"
 
     async def connected(self) -> Dialled:
         """A channel whose connection stands, with the listener's name for it."""
@@ -180,10 +180,7 @@ async def test_a_new_connection_has_a_new_name(wire: Wire) -> None:
 
 
 async def test_dialling_before_listening(wire: Wire) -> None:
-    if wire.endpoint.startswith("tcp"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            wire.endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    wire.name_port()
     dialled = wire.connect()
     dialled.channel.send(b"early 1")
     dialled.channel.send(b"early 2")
@@ -195,10 +192,7 @@ async def test_dialling_before_listening(wire: Wire) -> None:
 
 
 async def test_nobody_there_is_a_loss(wire: Wire) -> None:
-    if wire.endpoint.startswith("tcp"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            wire.endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    wire.name_port()
     started = time.monotonic()
     dialled = wire.connect()
     await until(lambda: dialled.lost)

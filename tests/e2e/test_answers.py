@@ -63,7 +63,12 @@ def test_tool_calls(client: openai.OpenAI, uid: str, stream: bool, expected: dic
     with client:
         for case in expected["tools"][:12]:
             tools = [expected["tool_definitions"][name] for name in case["tools"]]
-            request: dict[str, Any] = {"model": uid, "messages": [{"role": "user", "content": case["prompt"]}], "tools": tools, "temperature": 0}
+            request: dict[str, Any] = {
+                "model": uid,
+                "messages": [{"role": "user", "content": case["prompt"]}],
+                "tools": tools,
+                "temperature": 0,
+            }
             if stream:
                 name, arguments, finish = "", "", None
                 for chunk in client.chat.completions.create(**request, stream=True):

@@ -18,7 +18,7 @@ HF = FAMILIES / "xi_tiny" / "hf"
 
 PLUGINS = {
     "broken": "raise RuntimeError('this plugin is broken')\n",
-    "absent": '''
+    "absent": """
 from xi_core.engine.info import EngineInfo, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.wire.manifest import Manifest
@@ -29,15 +29,15 @@ def no(*_):
 @hookimpl
 def xi_engines():
     return [EngineInfo(name="absent", engine="nowhere:Engine", formats=("ggufv2",), manifest=Manifest(), probe=no, match=no)]
-''',
-    "clash": '''
+""",
+    "clash": """
 from xi_core.cluster.routing import RouterInfo
 from xi_core.hookspecs import hookimpl
 
 @hookimpl
 def xi_routers():
     return [RouterInfo(name="least_loaded", router="x:Y")]
-''',
+""",
 }
 
 

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from xi_core.testing.server import RunningServer, wait_until
+from xi_core.testing.server import RunningServer
+from xi_core.testing.waiting import wait_until
 
 
 def metrics(server: RunningServer) -> dict[str, float]:
@@ -51,6 +53,16 @@ def own_server(tmp_path: Path) -> Iterator[RunningServer]:
         done = running.xi("launch", "xi-tiny")
         assert done.returncode == 0, done.stderr
         yield running
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that hangs for the time of the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -114,24 +126,18 @@ def test_killing_one_process_ends_what_depended_on_it_and_xi_recovers(own_server
 
 def test_serving_goes_on_while_the_supervisor_is_away(own_server: RunningServer) -> None:
     (pid,) = own_server.pids("supervisor")
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with stopped(pid):
         for _ in range(5):
             assert "5" in ask(own_server)
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def test_a_stopped_replica_is_routed_around(tmp_path: Path) -> None:
     with RunningServer(tmp_path / "home") as server:
         assert server.xi("launch", "xi-tiny", "--replica", "2").returncode == 0
         first, _ = server.pids("replica")
-        os.kill(first, signal.SIGSTOP)
-        try:
+        with stopped(first):
             for _ in range(20):
                 assert "5" in ask(server)
-        finally:
-            os.kill(first, signal.SIGCONT)
 
 
 def test_a_killed_replica_among_two_is_not_seen(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from xi_core.errors import (
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelFamily, ModelSpec, SourceRef
 from xi_core.plugins import PluginHub
+from xi_core.testing.waiting import until
 from xi_core.transport.rpc import Link, dial
 from xi_core.transport.schemes import by_scheme
 from xi_core.wire.manifest import of_fields
@@ -198,13 +199,6 @@ class Stage:
         return found
 
 
-async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to pass in time"
-        await asyncio.sleep(0.02)
-
-
 @pytest.fixture
 async def stage(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
     made = Stage(tmp_path, **getattr(request, "param", {}))
@@ -217,6 +211,17 @@ async def stage(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
         await made.stack.aclose()
         await made.supervisor.close()
     assert not of_runtime(tmp_path), "processes are left"
+
+
+@pytest.fixture
+async def workerless(tmp_path: Path) -> AsyncIterator[Stage]:
+    """A supervisor and a client; no worker ever joins."""
+    made = Stage(tmp_path)
+    made.supervise()
+    made.client()
+    yield made
+    await made.stack.aclose()
+    await made.supervisor.close()
 
 
 def of_runtime(folder: Path) -> list[int]:
@@ -370,7 +375,7 @@ async def test_its_children_die_with_a_replica(stage: Stage) -> None:
     assert len(family) == 3
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    await until(lambda: not any(alive(pid) for pid in family))
+    await until(lambda: not any(alive(pid) for pid in family), 5.0)
     await stage.link.call(m.Terminate("toy"))
     assert not tagged("toy")
 
@@ -416,7 +421,7 @@ async def test_a_launch_that_is_not_ready_in_time_fails_with_its_stage(stage: St
     await stage.launch(options={"mode": "slow"})
     found = await until_ended(stage, "FAILED", 5)
     assert "not ready within its time" in (found.error or "") or "was not ready" in (found.error or "")
-    await until(lambda: not tagged("toy"))
+    await until(lambda: not tagged("toy"), 5.0)
 
 
 async def test_a_new_supervisor_adopts_the_same_process(stage: Stage) -> None:
@@ -448,7 +453,7 @@ async def test_a_replica_that_died_while_the_supervisor_was_away_is_started_agai
     await stage.supervisor.close()
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    await until(lambda: not stage.worker._running)
+    await until(lambda: not stage.worker._running, 5.0)
     stage.supervise(settle=0.5)
     stage.client()
     await until_known(stage)
@@ -470,32 +475,18 @@ async def test_a_killed_keeper_is_replaced(stage: Stage) -> None:
     assert alive(await keeper())
 
 
-async def test_no_worker_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_worker_yet(workerless: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xi_core.cluster.executor.JOIN_TIMEOUT", 0.2)
-    stage = Stage(tmp_path)
-    stage.supervise()
-    stage.client()
-    try:
-        with pytest.raises(Unavailable, match="no worker is connected"):
-            await stage.launch()
-    finally:
-        await stage.stack.aclose()
-        await stage.supervisor.close()
+    with pytest.raises(Unavailable, match="no worker is connected"):
+        await workerless.launch()
 
 
-async def test_terminate_while_it_is_resolved(tmp_path: Path) -> None:
-    stage = Stage(tmp_path)
-    stage.supervise()
-    stage.client()
-    try:
-        launching = asyncio.create_task(stage.launch())
-        await until(lambda: "toy" in stage.supervisor._resolving)
-        await stage.link.call(m.Terminate("toy"))
-        with pytest.raises(LaunchCancelled):
-            await launching
-    finally:
-        await stage.stack.aclose()
-        await stage.supervisor.close()
+async def test_terminate_while_it_is_resolved(workerless: Stage) -> None:
+    launching = asyncio.create_task(workerless.launch())
+    await until(lambda: "toy" in workerless.supervisor._resolving)
+    await workerless.link.call(m.Terminate("toy"))
+    with pytest.raises(LaunchCancelled):
+        await launching
 
 
 async def test_the_plan_that_a_replica_gets(stage: Stage) -> None:

@@ -20,7 +20,7 @@ import tokenizers  # noqa: E402
 import xi_plugins  # noqa: E402
 from xi_core.engine.base import SamplingParams, SequenceError, StepOutput, TokenOut  # noqa: E402
 from xi_core.errors import ArtifactError, ContextLengthExceeded, EngineError, InvalidRequest, UnknownOption, XiError  # noqa: E402
-from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan  # noqa: E402
+from xi_core.testing.harness import plan_for  # noqa: E402
 from xi_plugins.engines.transformers.engine import TransformersEngine  # noqa: E402
 from xi_plugins.engines.transformers.plugin import full_manifest  # noqa: E402
 from xi_plugins.engines.transformers.tokenizer import HubTokenizer  # noqa: E402
@@ -52,15 +52,7 @@ SMALL = {
 
 
 def load(directory: Path, **options: Any) -> TransformersEngine:
-    plan = LaunchPlan(
-        uid="m",
-        replica_id="m-0",
-        incarnation="1",
-        engine=EngineRef(name="transformers", path="xi_plugins.engines.transformers.engine:TransformersEngine"),
-        artifact=Artifact(format="pytorch", path=str(directory)),
-        endpoint="inproc://m",
-        options={"threads": 1, **options},
-    )
+    plan = plan_for("xi_plugins.engines.transformers.engine:TransformersEngine", str(directory), "pytorch", **{"threads": 1, **options})
     engine = TransformersEngine()
     loaded = engine.load(plan, lambda stage, share: None)
     assert loaded.manifest.narrowed_by(full_manifest()) == loaded.manifest
@@ -482,7 +474,7 @@ def test_damaged_files_are_named(tmp_path: Path, small_dir: Path) -> None:
     directory = shutil.copytree(small_dir, tmp_path / "m")
     weights = directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ArtifactError, match="download the model again"):
+    with pytest.raises(ArtifactError, match="download it again"):
         load(directory)
     weights.unlink()
     with pytest.raises(ArtifactError, match=r"no model\.safetensors"):

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ def run(*command: str, cwd: Path = ROOT) -> str:
 
 
 @pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The rendered plugin; beside it `env`, a clean environment with xi and the plugin in it."""
     folder = tmp_path_factory.mktemp("template")
     run(sys.executable, "-m", "cookiecutter", "--no-input", "-o", str(folder), str(ROOT / "cookiecutter-plugin"))
@@ -30,7 +29,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     python = str(folder / "env" / "bin" / "python")
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(ROOT))
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", f"{folder / 'xi-markov'}[test]")
-    yield folder / "xi-markov"
+    return folder / "xi-markov"
 
 
 @pytest.mark.slow

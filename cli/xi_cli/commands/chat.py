@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
-from xi_core.errors import XiError
 
 from xi_cli.answer import given, sampling_options, show
 from xi_cli.group import Failure
 from xi_cli.options import client_options, connect, json_option, one_of, pick_model, print_json, say
+from xi_core.errors import XiError
 
 if TYPE_CHECKING:
     from xi_core.client import Client

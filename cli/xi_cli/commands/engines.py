@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
-from xi_core.config import settings
-from xi_core.errors import Unavailable
 
 from xi_cli.options import client_options, connect, json_option, print_json, say
+from xi_core.config import settings
+from xi_core.errors import Unavailable
 
 if TYPE_CHECKING:
     from xi_core.api.control import EngineStatus
@@ -64,7 +65,7 @@ def _probed(model: str | None) -> list[EngineStatus]:
     from xi_core.plugins import PluginHub
 
     hub = PluginHub.load(settings().plugins)
-    host = host_info(find_devices(hub.devices))
+    host = host_info(find_devices(hub.devices, os.environ))
     runs = probe_engines(hub.engines, host)
     specs = hub.families.get(model, param="model").specs if model else []
     takes = [match_engines(hub.engines, spec, host) for spec in specs]

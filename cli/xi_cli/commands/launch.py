@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from xi_core.errors import LaunchFailed, ModelNotFound, UnknownModel, UnknownOption, XiError
 
 from xi_cli import engine_options
 from xi_cli.group import INTERRUPTED, Failure
 from xi_cli.options import client_options, connect, json_option, one_of, print_json, say
+from xi_core.errors import LaunchFailed, ModelNotFound, UnknownModel, UnknownOption, XiError
+
+STARTING = 5.0
+"""Seconds in which `xi launch` waits for a server that may just be starting."""
 
 if TYPE_CHECKING:
     from xi_core.api.control import LaunchSpec, ModelStatus
@@ -99,6 +103,7 @@ def launch(
     fields["model_path"] = _absolute(fields["model_path"]) if fields["model_path"] else None
     spec = LaunchSpec(model_name=_named(name), env=dict(env), options=ctx.meta["options"], **fields)
     client = connect(endpoint, api_key)
+    _await_server(client)
     uid = _start(ctx, client, spec, name)
     if not wait:
         print_json({"model_uid": uid}) if as_json else click.echo(f"Model uid: {uid}")
@@ -122,6 +127,17 @@ def _named(name: str) -> str:
 def _absolute(text: str) -> str:
     path = Path(text).expanduser()
     return str(path.absolute()) if path.exists() else text
+
+
+def _await_server(client: Client) -> None:
+    """A server that was started a moment ago (`xi serve &`) may not listen yet. Whatever else is wrong, the launch itself will say."""
+    began = time.monotonic()
+    told = False
+    while not client.reachable() and (waited := time.monotonic() - began) < STARTING:
+        if waited > 1.0 and not told:
+            told = True
+            say(f"Waiting for a server at {client.endpoint}…")
+        time.sleep(0.05)
 
 
 def _start(ctx: click.Context, client: Client, spec: LaunchSpec, name: str) -> str:

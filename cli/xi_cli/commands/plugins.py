@@ -6,10 +6,10 @@ import traceback
 from typing import TYPE_CHECKING
 
 import click
-from xi_core.config import settings
 
 from xi_cli.group import COMMANDS, Commands, Failure, load_command
 from xi_cli.options import common, json_option, print_json, say, verbose_option
+from xi_core.config import settings
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

@@ -6,11 +6,12 @@ import os
 import sys
 
 import click
-from xi_core.config import settings
-from xi_core.errors import ConfigError
 
 from xi_cli.group import LOG_LEVELS
 from xi_cli.options import common, verbose_option
+from xi_core.access import check_access
+from xi_core.config import settings
+from xi_core.errors import ConfigError
 
 LAUNCHER = "xi_core.cluster.launcher"
 
@@ -46,35 +47,14 @@ def serve(ctx: click.Context, host: str | None, port: int | None, log_level: str
     if log_level not in LOG_LEVELS:
         raise ConfigError(f"XI_LOG_LEVEL={log_level!r} is none of {', '.join(LOG_LEVELS)}", param="XI_LOG_LEVEL")
     key = api_key or ours.api_key
-    _check_access(host, key, no_auth)
+    try:
+        check_access(host, key, no_auth)
+    except ConfigError as error:
+        raise click.UsageError(error.message) from None
     command = [sys.executable, "-m", LAUNCHER, "--host", host, "--port", str(port), "--log-level", log_level]
+    command += ["--no-auth"] if no_auth else []
     environment = {**os.environ, "XI_API_KEY": key} if key else dict(os.environ)
     become(command, environment)
-
-
-def _check_access(host: str, key: str, no_auth: bool) -> None:
-    """Refuse an open server off loopback, and keys that can't be. Raises `click.UsageError`."""
-    if key and no_auth:
-        raise click.UsageError("an API key is given (--api-key or XI_API_KEY) and --no-auth too; leave one out")
-    if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise click.UsageError("the API key must be printable ASCII without spaces: it travels in an HTTP header")
-    if not key and not no_auth and not is_loopback(host):
-        raise click.UsageError(
-            f"{host} can be reached from other machines: set a key with XI_API_KEY (or --api-key), "
-            f"or say --no-auth to let everybody in who reaches the port"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on `host`."""
-    import ipaddress
-
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def become(command: list[str], environment: dict[str, str]) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from xi_core.errors import LaunchCancelled, LaunchFailed
+
 Uid = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
 
 LaunchState = Literal["PENDING", "PREPARING", "STARTING", "LOADING", "READY", "FAILED", "CANCELLED", "STOPPING"]
@@ -70,6 +72,16 @@ class ModelStatus(Struct, kw_only=True):
     context_length: int | None = None
     replicas: list[ReplicaStatus] = msgspec.field(default_factory=list)
     error: str | None = None
+
+    def is_ready(self) -> bool:
+        """Whether the launch is READY. Raises `LaunchFailed`, with the reason, or `LaunchCancelled` if it ended otherwise."""
+        if self.state == "FAILED":
+            reasons = [self.error, *(replica.error for replica in self.replicas)]
+            unknown = f"model '{self.model_uid}' failed; the replica's log says why"
+            raise LaunchFailed(next((reason for reason in reasons if reason), unknown))
+        if self.state in ("CANCELLED", "STOPPING"):
+            raise LaunchCancelled(f"model '{self.model_uid}' was terminated before it was ready")
+        return self.state == "READY"
 
 
 class EngineStatus(Struct, kw_only=True):

@@ -112,7 +112,13 @@ class Executor:
             devices=list(action.devices),
             parsers=self.resolver.parsers(model),
             chat_template=model.chat_template,
-            limits=ServingLimits(queue=config.queue_size, hang_timeout=config.hang_timeout, grace=config.grace),
+            limits=ServingLimits(
+                batch_size=config.batch_size,
+                batch_interval=config.batch_interval,
+                queue=config.queue_size,
+                hang_timeout=config.hang_timeout,
+                grace=config.grace,
+            ),
             log_level=config.log_level,
         )
 

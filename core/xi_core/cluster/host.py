@@ -7,11 +7,13 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 
 from xi_core.cluster.devices import Device, DeviceProbeInfo
 from xi_core.engine.info import EngineInfo, HostInfo, Support
+from xi_core.importing import import_path
 from xi_core.models.family import ModelSpec
-from xi_core.plugins import import_path
+from xi_core.models.inspect import inspect
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,19 @@ def probe_engines(engines: Iterable[EngineInfo], host: HostInfo) -> dict[str, Su
 def match_engines(engines: Iterable[EngineInfo], model: ModelSpec, host: HostInfo) -> dict[str, Support]:
     """Per engine, whether it runs this model here."""
     return {info.name: _asked(info, partial(info.match, model, host)) for info in engines}
+
+
+def inspect_path(engines: Iterable[EngineInfo], path: Path) -> ModelSpec:
+    """What `path` holds: asked of the engines with formats of their own, then read as Hugging Face or GGUF. Raises `ArtifactError`."""
+    for info in engines:
+        try:
+            found = info.inspect(path) if info.inspect is not None else None
+        except Exception:  # a plugin's fault must not hide the other engines
+            log.exception("engine %s could not say what %s holds", info.name, path)
+            continue
+        if found is not None:
+            return found
+    return inspect(path)
 
 
 def _asked(info: EngineInfo, ask: Callable[[], Support]) -> Support:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from xi_core.access import check_access
 from xi_core.cluster.runtime import RuntimeFolder, sweep
 from xi_core.cluster.siblings import Sibling
 from xi_core.config import settings
@@ -181,13 +182,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m xi_core.cluster.launcher", description="Serve models on this machine.")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
+    parser.add_argument("--no-auth", action="store_true", help="listen off loopback without a key")
     parser.add_argument("--log-level", help="how much all processes log; default: XI_LOG_LEVEL")
     given = parser.parse_args(arguments)
     if given.log_level:
         os.environ["XI_LOG_LEVEL"] = given.log_level
     try:
         config = settings()
-        listening = listen(given.host or config.host, config.port if given.port is None else given.port)
+        host = given.host or config.host
+        check_access(host, config.api_key, given.no_auth)
+        listening = listen(host, config.port if given.port is None else given.port)
     except XiError as error:
         say(f"Error: {error.message}")
         return 1

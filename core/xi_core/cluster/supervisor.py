@@ -26,8 +26,9 @@ from xi_core.cluster.sibling import announce, exit_status, set_up_logging, stop_
 from xi_core.cluster.table import RoutingTable
 from xi_core.config import Settings, settings
 from xi_core.errors import Conflict, LaunchCancelled, ModelNotFound, PluginError, ProtocolMismatch
+from xi_core.importing import import_path
 from xi_core.models.catalog import normalised
-from xi_core.plugins import PluginHub, import_path
+from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Calls, Link, LinkServer
 from xi_core.transport.schemes import by_scheme, scheme_of
 from xi_core.transport.vocabulary import Vocabulary

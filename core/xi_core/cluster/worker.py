@@ -42,10 +42,10 @@ from xi_core.cluster.running import RunningReplica, in_thread
 from xi_core.cluster.sibling import announce, exit_status, set_up_logging, stop_event
 from xi_core.config import Settings, settings
 from xi_core.errors import ArtifactError, Conflict, PluginError, TransportError, XiError
+from xi_core.importing import import_path
 from xi_core.models.family import SourceRef
-from xi_core.models.inspect import inspect
 from xi_core.models.source import Progress, Source
-from xi_core.plugins import PluginHub, import_path
+from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Calls, Link, dial
 from xi_core.transport.schemes import by_scheme
 from xi_core.transport.vocabulary import Vocabulary
@@ -157,7 +157,7 @@ class Worker:
     # ---- what the supervisor asks ---------------------------------------------------------------
 
     async def _inspect(self, command: Inspect) -> Inspected:
-        return Inspected(await in_thread(lambda: inspect(command.path)))
+        return Inspected(await in_thread(lambda: host.inspect_path(self._hub.engines, Path(command.path))))
 
     async def _match(self, command: MatchEngine) -> Matches:
         return Matches(host.match_engines(self._hub.engines, command.model, self._host))

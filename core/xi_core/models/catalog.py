@@ -49,7 +49,7 @@ def default_uid(spec: LaunchSpec) -> str:
     name = spec.model_name
     if looks_like_path(name):
         path = Path(name).expanduser()
-        name = path.stem if path.suffix.lower() == ".gguf" else path.name
+        name = path.name if path.is_dir() else path.stem
     uid = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:128]
     if not uid.strip("."):
         raise InvalidRequest(f"no uid can be made of the model name '{spec.model_name}'; give one (model_uid)", param="model_uid")

@@ -1,10 +1,16 @@
-"""A small reader of GGUF metadata: a few keys of the header, never tensors. The file may be hostile: every count and length is bounded."""
+"""The reader of GGUF metadata: the keys of the header that xi uses, never tensors. Called by `inspect.py` and by engines that run GGUF.
+
+Layout, little endian: magic `GGUF`, version u32, tensor count u64, pair count u64, then pairs of key, type and value; a string is a u64
+length and bytes. See https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file may be hostile: every count and length is bounded.
+"""
 
 from __future__ import annotations
 
 import mmap
 import struct
 from pathlib import Path
+
+from msgspec import Struct
 
 from xi_core.errors import ArtifactError
 
@@ -16,13 +22,25 @@ LONGEST_STRING = 4 * 1024 * 1024
 """Longest string that is read; a longer one that isn't wanted is skipped."""
 MOST_STRINGS = 4_000_000
 """Strings in one array: the largest vocabularies have about 300,000."""
+MOST_NUMBERS = 512
+"""Longest array of numbers that is read, one for each layer: llama.cpp's own bound on layers. A longer one is skipped."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 WANTED = ("general.architecture", "general.name", "general.size_label", "general.file_type", "tokenizer.chat_template")
-WANTED_ENDINGS = (".context_length",)
+WANTED_ENDINGS = (
+    ".context_length",
+    ".block_count",
+    ".embedding_length",
+    ".attention.head_count",
+    ".attention.head_count_kv",
+    ".attention.key_length",
+    ".attention.value_length",
+)
+COUNTED = ("tokenizer.ggml.tokens",)
+"""Arrays of which only the length is wanted."""
 
 FILE_TYPES = {
     0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 7: "q8_0", 8: "q5_0", 9: "q5_1", 10: "q2_k", 11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l",
@@ -32,11 +50,31 @@ FILE_TYPES = {
 }  # fmt: skip
 """Names of `general.file_type`."""
 
-Value = int | float | bool | str
+Number = int | float | bool
+Value = Number | str | tuple[Number, ...]
 
 
-def read_metadata(path: Path) -> dict[str, Value]:
-    """The wanted keys of the GGUF file at `path`. Raises `ArtifactError` if it isn't one or is cut short."""
+class Metadata(Struct, frozen=True):
+    """What a GGUF file tells of its model: the wanted keys, as in the file. Of the arrays in `COUNTED`, `values` holds the length."""
+
+    architecture: str
+    values: dict[str, Value]
+    size: int
+    """Bytes of the whole file."""
+
+    def number(self, name: str) -> int:
+        """The architecture's own value `name`, such as `context_length`; 0 if the file doesn't tell it as a positive whole number."""
+        return next(iter(self.numbers(name)), 0)
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """The same where a file may give one number for all layers or one for each; empty if it gives none."""
+        found = self.values.get(f"{self.architecture}.{name}", ())
+        values = found if isinstance(found, tuple) else (found,)
+        return tuple(value if isinstance(value, int) and value > 0 else 0 for value in values)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The metadata of the GGUF file at `path`. Raises `ArtifactError` if it isn't one, is cut short or names no architecture."""
     try:
         with path.open("rb") as file:
             if file.read(4) != MAGIC:
@@ -53,7 +91,14 @@ class _Reader:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path, self._data, self._at, self._size = path, data, 4, len(data)
 
-    def metadata(self) -> dict[str, Value]:
+    def metadata(self) -> Metadata:
+        values = self._pairs()
+        architecture = values.get("general.architecture")
+        if not isinstance(architecture, str) or not architecture:
+            raise ArtifactError(f"{self._path} holds no model: its metadata has no general.architecture")
+        return Metadata(architecture, values, self._size)
+
+    def _pairs(self) -> dict[str, Value]:
         version = self._number(_U32)
         if version not in VERSIONS:
             raise ArtifactError(f"{self._path}: GGUF version {version} is not supported (only {VERSIONS[0]} and {VERSIONS[1]})")
@@ -65,7 +110,9 @@ class _Reader:
         for _ in range(count):
             key = self._string(LONGEST_KEY)
             kind = self._number(_U32)
-            if key in WANTED or key.endswith(WANTED_ENDINGS):
+            if key in COUNTED and kind == _ARRAY:
+                found[key] = self._array()[1]
+            elif key in WANTED or key.endswith(WANTED_ENDINGS):
                 value = self._value(kind)
                 if value is not None:
                     found[key] = value
@@ -78,8 +125,10 @@ class _Reader:
             return self._string(LONGEST_STRING)
         if kind in _SCALARS:
             form = struct.Struct(_SCALARS[kind])
-            value: Value = form.unpack_from(self._data, self._advance(form.size))[0]
+            value: Number = form.unpack_from(self._data, self._advance(form.size))[0]
             return value
+        if kind == _ARRAY:
+            return self._array()[0]
         self._skip_value(kind)
         return None
 
@@ -89,19 +138,23 @@ class _Reader:
         elif kind in _SCALARS:
             self._advance(struct.calcsize(_SCALARS[kind]))
         elif kind == _ARRAY:
-            self._skip_array()
+            self._array()
         else:
             raise self._damaged(f"value type {kind}")
 
-    def _skip_array(self) -> None:
+    def _array(self) -> tuple[tuple[Number, ...] | None, int]:
+        """Pass an array. Answers its numbers, if it holds no more than `MOST_NUMBERS` and nothing else, and its length."""
         kind, count = self._number(_U32), self._number(_U64)
         if kind in _SCALARS:
-            self._advance(struct.calcsize(_SCALARS[kind]) * count)
+            start = self._advance(struct.calcsize(_SCALARS[kind]) * count)
+            if count <= MOST_NUMBERS:
+                return struct.unpack_from(f"<{count}{_SCALARS[kind][1]}", self._data, start), count
         elif kind == _STRING and count <= MOST_STRINGS:
             for _ in range(count):
                 self._advance(self._number(_U64))
         else:
             raise self._damaged(f"an array of {count} values of type {kind}")
+        return None, count
 
     def _string(self, longest: int) -> str:
         length = self._number(_U64)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from xi_core.errors import ArtifactError
 from xi_core.models import gguf
@@ -30,19 +29,15 @@ def inspect(path: str | Path) -> ModelSpec:
 
 def _gguf_file(path: Path) -> ModelSpec:
     metadata = gguf.read_metadata(path)
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise ArtifactError(f"{path} holds no model: its metadata has no general.architecture")
-    context = metadata.get(f"{architecture}.context_length")
-    file_type = metadata.get("general.file_type")
+    file_type = metadata.values.get("general.file_type")
     return ModelSpec(
         name=path.stem,
         format="ggufv2",
         source=SourceRef(source="local", id=str(path)),
         quantization=gguf.FILE_TYPES.get(file_type) if isinstance(file_type, int) else None,
-        context_length=context if isinstance(context, int) and context > 0 else None,
-        architecture=architecture,
-        abilities=_abilities(bool(metadata.get("tokenizer.chat_template"))),
+        context_length=metadata.number("context_length") or None,
+        architecture=metadata.architecture,
+        abilities=_abilities(bool(metadata.values.get("tokenizer.chat_template"))),
     )
 
 
@@ -150,8 +145,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _object(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        found = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = json.loads(text)  # not msgspec: configurations of Mamba models hold Infinity, which strict JSON has not
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged: {error}; download it again") from None
     if not isinstance(found, dict):
         raise ArtifactError(f"{path} is damaged: it holds no JSON object; download it again")

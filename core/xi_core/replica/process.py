@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import msgspec
 
 from xi_core.engine.base import ApiEngine, Engine, LoadedModel, TokenEngine
-from xi_core.errors import EngineError, EngineNotInstalled, ErrorBody, XiError
-from xi_core.plugins import import_path
+from xi_core.errors import EngineError, EngineNotInstalled, ErrorBody, PluginError, XiError
+from xi_core.importing import import_path
 from xi_core.replica.lifeline import die_with_parent, watch_stdin
 from xi_core.replica.server import ReplicaServer
 from xi_core.serving.events import ApiService
@@ -91,6 +91,8 @@ def load_engine(plan: LaunchPlan, reporter: Reporter) -> tuple[Engine, LoadedMod
         engine: Engine = import_path(plan.engine.path)()
     except ImportError as error:
         raise EngineNotInstalled(f"engine {plan.engine.name} can't be imported: {error}; see `xi engines` for how to install it") from error
+    if not isinstance(engine, TokenEngine | ApiEngine):
+        raise PluginError(f"engine {plan.engine.name}: {plan.engine.path} is neither a TokenEngine nor an ApiEngine")
     reporter.stage("loading", 0.0)
     return engine, engine.load(plan, reporter.stage)
 
@@ -101,7 +103,7 @@ def service_for(plan: LaunchPlan, engine: Engine, model: LoadedModel) -> Service
         return TokenService(plan, engine, model)
     if isinstance(engine, ApiEngine):
         return ApiService(plan, engine, model)
-    raise EngineError(f"engine {plan.engine.name} is neither a TokenEngine nor an ApiEngine")
+    raise PluginError(f"engine {plan.engine.name} is neither a TokenEngine nor an ApiEngine")
 
 
 async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:

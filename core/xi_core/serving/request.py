@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
+from xi_core.api.body import decode_body
 from xi_core.api.openai import ChatRequest, CompletionRequest, NamedTool
 from xi_core.errors import InvalidRequest, NotFound, UnsupportedField
 from xi_core.wire.manifest import Manifest
@@ -70,25 +70,9 @@ def parse(route: str, body: bytes, manifest: Manifest, engine: str, defaults: di
     """
     if route not in _decode or not manifest.serves(route):
         raise NotFound(f"this model does not serve {route}; it serves: {', '.join(manifest.endpoints)}", param="model")
-    try:
-        request = _decode[route](body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _invalid(error) from None
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
+    request = decode_body(_decode[route], body)
     _check_manifest(request, manifest.endpoints[route], engine)
     return _job(request, defaults)
-
-
-def _invalid(error: Exception) -> InvalidRequest:
-    text = str(error)
-    if not isinstance(error, msgspec.ValidationError):
-        return InvalidRequest(f"the body is not valid JSON: {text}")
-    path = re.search(r" - at `\$\.?(.*?)`$", text)
-    named = re.search(r"(?:unknown|required) field `([^`]+)`", text)
-    param = ".".join(part for part in (path[1] if path else "", named[1] if named else "") if part) or None
-    text = text[: path.start()] if path else text
-    return InvalidRequest(f"{param}: {text}" if param else text, param=param)
 
 
 def _check_manifest(request: ChatRequest | CompletionRequest, fields: dict[str, Any], engine: str) -> None:

@@ -13,7 +13,7 @@ from xi_core.api.openai import Message
 from xi_core.engine.base import LoadedModel, SamplingParams, StepOutput, TokenEngine
 from xi_core.engine.batcher import Batcher
 from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, XiError
-from xi_core.plugins import import_path
+from xi_core.importing import import_path
 from xi_core.serving.choice import Choice
 from xi_core.serving.parser import OutputParser
 from xi_core.serving.request import Job
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class TokenService(Service):
     """Serves requests over a token engine, stepped by a batcher on a thread of its own. Call on the loop."""
 
-    def __init__(self, plan: LaunchPlan, engine: TokenEngine, model: LoadedModel, interval: float = 0.003) -> None:
+    def __init__(self, plan: LaunchPlan, engine: TokenEngine, model: LoadedModel) -> None:
         super().__init__(plan, engine, model)
         self._tokenizer = engine.tokenizer
         self._sampling = engine.default_sampling
@@ -37,7 +37,7 @@ class TokenService(Service):
         self._ids = itertools.count(1)
         self._parts: dict[int, tuple[Running, Choice]] = {}
         steps: LoopQueue[StepOutput | EngineError] = LoopQueue(asyncio.get_running_loop(), self._take)
-        self._batcher = Batcher(engine, steps.put, lambda error: steps.put(_as_engine_error(error)), interval)
+        self._batcher = Batcher(engine, steps.put, lambda error: steps.put(_as_engine_error(error)), plan.limits.batch_interval)
         self._batcher.start()
 
     def close(self, grace: float) -> None:

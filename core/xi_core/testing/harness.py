@@ -20,7 +20,7 @@ import msgspec
 
 from xi_core.engine.base import Engine, LoadedModel
 from xi_core.errors import DeadlineExceeded
-from xi_core.plugins import import_path
+from xi_core.importing import import_path
 from xi_core.replica.process import service_for
 from xi_core.serving.request import CHAT, COMPLETIONS
 from xi_core.serving.service import Running, Service
@@ -110,9 +110,11 @@ def _entries(logprobs: dict[str, Any]) -> list[dict[str, Any]]:
         content: list[dict[str, Any]] = logprobs["content"]
         return content
     lists = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True)
-    return [
-        {"token": token, "logprob": value, "top_logprobs": [{"token": t, "logprob": v} for t, v in top.items()]} for token, value, top in lists
-    ]
+    return [{"token": token, "logprob": value, "top_logprobs": _alternatives(top)} for token, value, top in lists]
+
+
+def _alternatives(top: dict[str, float]) -> list[dict[str, Any]]:
+    return [{"token": token, "logprob": value} for token, value in top.items()]
 
 
 def _events(raw: bytes) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """`RunningServer`: a real `xi serve` on a free port, with a home of its own, and nothing of it left afterwards.
 
-    with RunningServer(tmp_path) as server:
-        server.xi("launch", "xi-tiny")
-        server.client.chat("xi-tiny", [{"role": "user", "content": "Hi"}])
+with RunningServer(tmp_path) as server:
+    server.xi("launch", "xi-tiny")
+    server.client.chat("xi-tiny", [{"role": "user", "content": "Hi"}])
 """
 
 from __future__ import annotations
@@ -12,16 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
 from xi_core.client import Client
 from xi_core.errors import DeadlineExceeded, XiError
-
-T = TypeVar("T")
+from xi_core.testing.waiting import wait_until
 
 
 def free_port() -> int:
@@ -29,16 +25,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_until(check: Callable[[], T], timeout: float = 30.0, what: str = "it") -> T:
-    """Call `check` until it answers something true. Raises `DeadlineExceeded`."""
-    deadline = time.monotonic() + timeout
-    while not (found := check()):
-        if time.monotonic() > deadline:
-            raise DeadlineExceeded(f"after {timeout:g} s still waiting for {what}")
-        time.sleep(0.02)
-    return found
 
 
 class RunningServer:

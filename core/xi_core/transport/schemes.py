@@ -28,7 +28,7 @@ def by_scheme(transports: Iterable[TransportInfo], endpoint: str) -> Transport:
 
 def load(info: TransportInfo) -> Transport:
     """The transport that a descriptor names. Raises `TransportError` if its library is missing or it is not a `Transport`."""
-    from xi_core.plugins import import_path  # pluggy is needed only here
+    from xi_core.importing import import_path  # pluggy is needed only here
 
     try:
         found = import_path(info.transport)()

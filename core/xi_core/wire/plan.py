@@ -25,6 +25,10 @@ class Artifact(Struct, kw_only=True, frozen=True):
 class ServingLimits(Struct, kw_only=True, frozen=True):
     """Bounds and clocks of a replica, in seconds where they are times."""
 
+    batch_size: int = 32
+    """Most requests that run at once, where the launch's own options don't say."""
+    batch_interval: float = 0.003
+    """Longest wait to fill a batch when idle."""
     queue: int = 256
     """Requests that may wait in the replica; one more is refused with 429."""
     peer_timeout: float = 1.0

@@ -22,9 +22,9 @@ from collections.abc import Callable
 from typing import Any
 
 import zmq
+
 from xi_core.errors import ChannelClosed, ChannelFull, TransportError
 from xi_core.transport.base import Channel, Listener, Peer, Transport
-
 from xi_plugins.transports.socket_file import SocketFile
 
 HIGH_WATER = 1000

@@ -1,4 +1,4 @@
-"""`GET /v1/cluster/info`: the processes that serve."""
+"""`GET /v1/cluster/info`: the processes that serve; `GET /v1/cluster/auth`: whether a key is needed."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ async def cluster_info(request: Request) -> Response:
     if not any(process.pid == os.getpid() and process.role == "gateway" for process in processes):
         processes.append(ProcessInfo(role="gateway", pid=os.getpid()))
     return json_response(ClusterInfo(version=__version__, processes=processes))
+
+
+@router.get("/v1/cluster/auth")
+async def cluster_auth(request: Request) -> Response:
+    """Whether this server asks for an API key. It needs none itself: Xinference's clients ask it first."""
+    return json_response({"auth": bool(gateway_of(request).settings.api_key)})

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
+from xi_core.api.body import decode_body, invalid_field
 from xi_core.api.control import LaunchSpec
 from xi_core.errors import InvalidRequest
-from xi_server.route import invalid_body
 
 RENAMED = {"model_size_in_billions": "size_in_billions", "envs": "env"}
 """Other names of fields, as clients of Xinference send them."""
@@ -38,7 +38,7 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 def launch_spec(body: bytes) -> LaunchSpec:
     """The launch that `body` asks for. Raises `InvalidRequest`, with the field as `param`."""
-    given = _object(body)
+    given = decode_body(_decode, body)
     fields: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for name, value in given.items():
@@ -63,13 +63,6 @@ def size_text(size: Any, param: str) -> str:
     if not re.fullmatch(r"\d+(\.\d+)?", text):
         raise InvalidRequest(f"{param}: {size!r} is no size in billions; write 7, 0.5 or 0_5", param=param)
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        return _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid_body(error, body) from None
 
 
 def _refuse_unless_default(name: str, value: Any) -> None:
@@ -125,4 +118,4 @@ def _converted(fields: dict[str, Any]) -> LaunchSpec:
     try:
         return msgspec.convert(fields, LaunchSpec)
     except msgspec.ValidationError as error:
-        raise invalid_body(error, b"") from None
+        raise invalid_field(error) from None

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from xi_core.api.control import LaunchAnswer, ModelStatus
 from xi_core.api.openai import Model, ModelList
 from xi_core.cluster.messages import GetModel, Launch, Launched, ListModels, Models, Terminate
-from xi_core.errors import LaunchCancelled, LaunchFailed, ModelNotFound, Unavailable
+from xi_core.errors import LaunchCancelled, ModelNotFound, Unavailable
 from xi_server.asgi import read_body
 from xi_server.gateway import Gateway
 from xi_server.routes.answers import gateway_of, json_response
@@ -88,12 +88,7 @@ async def _is_ready(gateway: Gateway, uid: str) -> bool:
         return False
     except ModelNotFound:
         raise LaunchCancelled(f"model '{uid}' was terminated before it was ready") from None
-    if status.state == "FAILED":
-        reasons = [status.error, *(replica.error for replica in status.replicas)]
-        raise LaunchFailed(next((reason for reason in reasons if reason), f"model '{uid}' failed; the replica's log says why"))
-    if status.state in ("CANCELLED", "STOPPING"):
-        raise LaunchCancelled(f"model '{uid}' was terminated before it was ready")
-    return status.state == "READY"
+    return status.is_ready()
 
 
 async def _until(gateway: Gateway, reached: Callable[[], bool]) -> None:

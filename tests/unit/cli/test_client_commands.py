@@ -4,6 +4,7 @@ import json
 import socket
 
 import pytest
+
 from xi_core.config import settings
 
 MODEL = {
@@ -133,7 +134,8 @@ def test_an_endpoint_that_cant_be(xi, bad):
     assert "http://127.0.0.1:9997" in result.stderr
 
 
-def test_an_unreachable_endpoint(xi):
+def test_an_unreachable_endpoint(xi, monkeypatch):
+    monkeypatch.setattr("xi_cli.commands.launch.STARTING", 0.2)
     url = f"http://127.0.0.1:{free_port()}"
     for args in (["list"], ["launch", "xi-tiny"], ["terminate", "x"], ["chat", "x", "-p", "hi"], ["generate", "x", "-p", "hi"]):
         result = xi(*args, "-e", url)

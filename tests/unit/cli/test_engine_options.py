@@ -2,6 +2,7 @@
 
 import click
 import pytest
+
 from xi_cli.engine_options import convert, part
 
 PARAMS = [

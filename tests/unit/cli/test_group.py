@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import click
 import pytest
+
 from xi_cli.main import BUILT_IN, cli
 from xi_core import __version__
 

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,66 +40,14 @@ def test_waits_until_ready_and_prints_the_uid_on_stdout(xi, launched, words):
 
 
 def test_every_flag_in_both_forms(xi, launched):
-    short = [
-        "-n",
-        "m",
-        "-t",
-        "LLM",
-        "-en",
-        "llama.cpp",
-        "-u",
-        "uid",
-        "-s",
-        "0_5",
-        "-f",
-        "ggufv2",
-        "-q",
-        "q4",
-        "-r",
-        "2",
-        "--n-gpu",
-        "none",
-        "--gpu-idx",
-        "0,1",
-        "-mp",
-        "/nowhere/w",
-        "--env",
-        "A",
-        "1",
-        "--env",
-        "B",
-        "2",
-    ]
-    long = [
-        "--model-name",
-        "m",
-        "--model-type",
-        "LLM",
-        "--model-engine",
-        "llama.cpp",
-        "--model-uid",
-        "uid",
-        "--size-in-billions",
-        "0_5",
-        "--model-format",
-        "ggufv2",
-        "--quantization",
-        "q4",
-        "--replica",
-        "2",
-        "--n-gpu",
-        "none",
-        "--gpu-idx",
-        "0,1",
-        "--model-path",
-        "/nowhere/w",
-        "--env",
-        "A",
-        "1",
-        "--env",
-        "B",
-        "2",
-    ]
+    flags = [
+        ("-n", "--model-name", "m"), ("-t", "--model-type", "LLM"), ("-en", "--model-engine", "llama.cpp"), ("-u", "--model-uid", "uid"),
+        ("-s", "--size-in-billions", "0_5"), ("-f", "--model-format", "ggufv2"), ("-q", "--quantization", "q4"), ("-r", "--replica", "2"),
+        ("--n-gpu", "--n-gpu", "none"), ("--gpu-idx", "--gpu-idx", "0,1"), ("-mp", "--model-path", "/nowhere/w"),
+        ("--env", "--env", "A", "1"), ("--env", "--env", "B", "2"),
+    ]  # fmt: skip
+    short = [word for name, _, *values in flags for word in (name, *values)]
+    long = [word for _, name, *values in flags for word in (name, *values)]
     for args in (short, long):
         assert xi("launch", *args, "--no-wait").exit_code == 0
     first, second = (call.body for call in launched.calls(*LAUNCH))
@@ -215,3 +165,20 @@ def test_signal_disposition_is_restored(xi, launched):
     before = signal.getsignal(signal.SIGINT)
     assert xi("launch", "xi-tiny").exit_code == 0
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_waits_for_a_server_that_is_just_starting(xi):
+    """`xi serve &` and `xi launch` at once: what listens half a second later is asked (and isn't xi, which the message says)."""
+    with socket.socket() as late:
+        late.bind(("127.0.0.1", 0))
+        port = late.getsockname()[1]
+
+        def serve():
+            late.listen()
+            for _ in range(2):  # the look whether something listens, and the request
+                late.accept()[0].close()
+
+        threading.Timer(0.5, serve).start()
+        result = xi("launch", "xi-tiny", "-e", f"http://127.0.0.1:{port}")
+    assert result.exit_code == 1
+    assert "no xi server answers" not in result.stderr

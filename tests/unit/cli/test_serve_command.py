@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from xi_cli.commands import serve as module
 
 
@@ -31,8 +32,8 @@ def launcher(host="127.0.0.1", port="9997", level="info"):
         (["-v", "serve"], launcher(level="debug")),
         (["serve", "-H", "localhost"], launcher(host="localhost")),
         (["serve", "-H", "::1"], launcher(host="::1")),
-        (["serve", "-H", "0.0.0.0", "--no-auth"], launcher(host="0.0.0.0")),
-        (["-H", "0.0.0.0", "serve", "--no-auth"], launcher(host="0.0.0.0")),
+        (["serve", "-H", "0.0.0.0", "--no-auth"], [*launcher(host="0.0.0.0"), "--no-auth"]),
+        (["-H", "0.0.0.0", "serve", "--no-auth"], [*launcher(host="0.0.0.0"), "--no-auth"]),
     ],
 )
 def test_becomes_the_launcher(xi, became, args, command):

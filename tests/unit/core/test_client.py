@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+
 from xi_core import client as module
 from xi_core.api.control import LaunchSpec
 from xi_core.client import Client

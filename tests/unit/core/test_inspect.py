@@ -67,6 +67,29 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     assert (spec.source.source, spec.source.id) == ("local", str(path))
 
 
+def test_numbers_of_a_gguf_file(tmp_path: Path) -> None:
+    heads = [2] * gguf.MOST_NUMBERS
+    path = tmp_path / "m.gguf"
+    path.write_bytes(
+        gguf_bytes(
+            pair("general.architecture", 8, text("a")),
+            TOKENS,
+            pair("a.block_count", 10, struct.pack("<Q", 4)),
+            pair("a.embedding_length", 6, struct.pack("<f", float("inf"))),
+            pair("a.context_length", 5, struct.pack("<i", -1)),
+            pair("a.attention.head_count", 9, struct.pack(f"<IQ{len(heads)}I", 4, len(heads), *heads)),
+            pair("a.attention.head_count_kv", 9, struct.pack(f"<IQ{len(heads) + 1}I", 4, len(heads) + 1, *heads, 2)),
+        )
+        + bytes(9)
+    )
+    found = gguf.read_metadata(path)
+    assert found.values["tokenizer.ggml.tokens"] == 3
+    assert (found.architecture, found.size) == ("a", path.stat().st_size)
+    assert [found.number(name) for name in ("block_count", "embedding_length", "context_length", "attention.key_length")] == [4, 0, 0, 0]
+    assert found.numbers("attention.head_count") == tuple(heads)
+    assert found.numbers("attention.head_count_kv") == (), "longer than any model has layers"
+
+
 def test_a_directory(tmp_path: Path) -> None:
     spec = inspect(directory(tmp_path))
     assert (spec.format, spec.architecture, spec.context_length) == ("pytorch", "Qwen2ForCausalLM", 1024)
@@ -93,6 +116,11 @@ def test_a_directory_with_one_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "n.gguf").write_bytes(WHOLE)
     with pytest.raises(ArtifactError, match=r"2 GGUF files.*m\.gguf, n\.gguf"):
         inspect(tmp_path)
+
+
+def test_a_configuration_may_hold_infinity(tmp_path: Path) -> None:
+    directory(tmp_path, {"time_step_limit": [0.0, float("inf")]})
+    assert inspect(tmp_path).context_length == 1024
 
 
 def _no_weights(path: Path) -> None:
@@ -194,6 +222,10 @@ def test_nothing_there(tmp_path: Path) -> None:
         (gguf_bytes(pair("a", 99, b"")), "value type 99"),
         (WHOLE[:-3], "cut short"),
         (gguf_bytes(TOKENS), "no general.architecture"),
+        (gguf_bytes(pair("general.architecture", 8, text(""))), "no general.architecture"),
+        (gguf_bytes(pair("general.architecture", 9, struct.pack("<IQB", 0, 1, 7))), "no general.architecture"),
+        (gguf_bytes(pair("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 2**40))), "an array of"),
+        (gguf_bytes(pair("a.block_count", 9, struct.pack("<IQ", 4, 2**61))), "cut short"),
     ],
 )
 def test_a_damaged_gguf_file_is_refused_in_words(tmp_path: Path, data: bytes, words: str) -> None:
@@ -218,4 +250,5 @@ def test_a_hostile_gguf_file_ends_in_values_or_an_artifact_error(tmp_path: Path,
         found = gguf.read_metadata(path)
     except ArtifactError:
         return
-    assert all(isinstance(value, int | float | bool | str) for value in found.values())
+    assert all(isinstance(value, int | float | bool | str | tuple) for value in found.values.values())
+    assert all(number >= 0 for number in found.numbers("context_length"))

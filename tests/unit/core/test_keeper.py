@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from xi_core.cluster.guard import Guard
 from xi_core.cluster.keeper import TAG
+from xi_core.testing.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -38,13 +39,6 @@ def tagged(tag: str) -> list[int]:
             if entry.name.isdigit() and f"{TAG}={tag}".encode() in (entry / "environ").read_bytes().split(b"\0"):
                 found.append(int(entry.name))
     return found
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 5.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not come to pass in time"
-        time.sleep(0.02)
 
 
 def stubborn(tag: str) -> subprocess.Popen[bytes]:
@@ -77,7 +71,7 @@ def test_the_end_of_the_worker_kills_the_group_and_strays(family: tuple[subproce
     guard = Guard()
     guard.add(process.pid, tag)
     guard.close()
-    wait_until(lambda: process.poll() is not None and not tagged(tag))
+    wait_until(lambda: process.poll() is not None and not tagged(tag), 5.0)
     assert process.returncode == -signal.SIGKILL
 
 
@@ -98,17 +92,17 @@ def test_a_killed_keeper_is_replaced_and_told_the_list(family: tuple[subprocess.
     assert guard.restart_if_dead() is False
     first = guard.pid
     os.kill(first, signal.SIGKILL)
-    wait_until(guard.restart_if_dead)
+    wait_until(guard.restart_if_dead, 5.0)
     assert guard.pid != first
     assert process.poll() is None
     guard.close()
-    wait_until(lambda: process.poll() is not None and not tagged(tag))
+    wait_until(lambda: process.poll() is not None and not tagged(tag), 5.0)
 
 
 def test_the_keeper_ignores_the_signals_of_a_terminal() -> None:
     guard = Guard()
     try:
-        wait_until(lambda: b"SigIgn" in Path(f"/proc/{guard.pid}/status").read_bytes() and _ignored(guard.pid) & 0x4003 == 0x4003)
+        wait_until(lambda: b"SigIgn" in Path(f"/proc/{guard.pid}/status").read_bytes() and _ignored(guard.pid) & 0x4003 == 0x4003, 5.0)
     finally:
         guard.close()
 

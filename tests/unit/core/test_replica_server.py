@@ -59,9 +59,9 @@ class Gateway:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[ReplicaServer]:
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[ReplicaServer]:
     plan = plan_for("x:Y", "", "fake", pace=0.002, context_length=10**6)
-    plan.limits = ServingLimits(peer_timeout=0.3)
+    plan.limits = ServingLimits(peer_timeout=getattr(request, "param", 60.0))
     plan.endpoint = "inproc://replica-server-test"
     engine = CountingEngine()
     service = service_for(plan, engine, engine.load(plan, lambda stage, share: None))
@@ -115,6 +115,7 @@ async def test_abort_frees_the_slot_and_nothing_more_comes(server: ReplicaServer
     assert not any(isinstance(frame, End) for frame in gateway.frames_of(1))
 
 
+@pytest.mark.parametrize("server", [0.3], indirect=True)
 async def test_a_silent_gateway_has_its_requests_aborted(server: ReplicaServer) -> None:
     silent, other = Gateway(server.endpoint), Gateway(server.endpoint)
     stuck_engine_requests = [{"stream": True, "ignore_eos": True, "max_tokens": 10**5, "n": 2}] * 2

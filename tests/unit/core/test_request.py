@@ -130,5 +130,8 @@ def test_tool_choice_none_hides_the_tools() -> None:
 
 def test_a_body_nested_too_deeply() -> None:
     schema = "[" * 5000 + "]" * 5000
-    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": [{"function": {"name": "f", "parameters": {"a": %s}}}]}' % schema.encode()
+    body = (
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": [{"function": {"name": "f", "parameters": {"a": %s}}}]}'
+        % schema.encode()
+    )
     assert refused(body).message == "the body is nested too deeply"

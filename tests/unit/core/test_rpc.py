@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from msgspec import Struct
+
 from xi_core.errors import (
     ChannelClosed,
     DeadlineExceeded,
@@ -22,6 +22,7 @@ from xi_core.errors import (
     Unavailable,
     XiError,
 )
+from xi_core.testing.waiting import until
 from xi_core.transport import rpc, vocabulary
 from xi_core.transport.base import Transport
 from xi_core.transport.rpc import Calls, Link, LinkServer, Vocabulary, dial
@@ -56,13 +57,6 @@ class Rumour(Struct, tag="rumour"):
 
 
 VOCABULARY = Vocabulary({Add: Sum, Fail: Sum, Hang: Sum}, [News])
-
-
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        await asyncio.sleep(0.002)
 
 
 async def add(command: Add) -> Sum:

@@ -1,3 +1,5 @@
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,7 +45,7 @@ def test_nothing_comes_after_a_stop() -> None:
 )
 def test_cutting_the_text_anywhere_changes_nothing(text: str, stops: list[str], cuts: list[int]) -> None:
     marks = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    pieces = [text[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(marks)]
     got, found = run(stops, pieces)
     ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
     if not ends:

@@ -35,7 +35,9 @@ from xi_core.cluster.messages import (
 from xi_core.cluster.routing import ReplicaView, Router, RouteRequest, RouterInfo
 from xi_core.config import Settings
 from xi_core.hookspecs import hookimpl
-from xi_core.plugins import PluginHub, import_path
+from xi_core.importing import import_path
+from xi_core.plugins import PluginHub
+from xi_core.testing.waiting import until
 from xi_core.transport.base import TransportInfo
 from xi_core.transport.rpc import LinkServer, Vocabulary
 from xi_core.wire.frames import Abort, Data, End, Frame, Load, Open, Ping, Pong, Step, Submit, decode_from_gateway, encode
@@ -83,13 +85,6 @@ class TestPlugin:
     @hookimpl
     def xi_routers(self) -> list[RouterInfo]:
         return [RouterInfo(name="first", router=f"{ROUTERS}:FirstRouter")]
-
-
-async def until(reached: Callable[[], Any], deadline: float = 8.0) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(deadline):
-        while not reached():  # noqa: ASYNC110 - conditions of any kind
-            await asyncio.sleep(0.002)
 
 
 class FakeReplica:

@@ -95,6 +95,15 @@ async def running(kit: Any) -> AsyncIterator[Running]:
         yield one
 
 
+async def begin_stream(running: Running, kit: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int]:
+    """A connection with a streaming request that the replica has and doesn't answer by itself, and the request's id there."""
+    running.replica.script = None
+    reader, writer = await running.connect()
+    writer.write(request(kit.chat(stream=True)))
+    await kit.until(lambda: running.replica.submitted)
+    return reader, writer, running.replica.submitted[0].id
+
+
 async def test_answers_over_a_kept_connection(running: Running, kit: Any) -> None:
     reader, writer = await running.connect()
     for _ in range(3):
@@ -111,11 +120,7 @@ async def test_answers_over_a_kept_connection(running: Running, kit: Any) -> Non
 
 async def test_stream_arrives_whole_and_in_order(running: Running, kit: Any) -> None:
     one = running.replica
-    one.script = None
-    reader, writer = await running.connect()
-    writer.write(request(kit.chat(stream=True)))
-    await kit.until(lambda: one.submitted)
-    i = one.submitted[0].id
+    reader, writer, i = await begin_stream(running, kit)
     events = [b"data: %d\n\n" % n for n in range(500)]
     one.send(Open(i, 200, kit.SSE), Data(i, events[0], 1))
     for event in events[1:]:
@@ -170,11 +175,7 @@ async def test_client_that_does_not_read_is_cut_off_alone(running: Running, kit:
 
 async def test_slow_reader_within_the_bounds_gets_every_byte(running: Running, kit: Any) -> None:
     one = running.replica
-    one.script = None
-    reader, writer = await running.connect()
-    writer.write(request(kit.chat(stream=True)))
-    await kit.until(lambda: one.submitted)
-    i = one.submitted[0].id
+    reader, writer, i = await begin_stream(running, kit)
     one.send(Open(i, 200, kit.SSE))
     events = [b"data: %06d %s\n\n" % (n, 4096 * b"x") for n in range(200)]
     for event in events:
@@ -188,11 +189,7 @@ async def test_slow_reader_within_the_bounds_gets_every_byte(running: Running, k
 
 async def test_terms_end_drains_open_requests_and_exits_clean(running: Running, kit: Any) -> None:
     one = running.replica
-    one.script = None
-    reader, writer = await running.connect()
-    writer.write(request(kit.chat(stream=True)))
-    await kit.until(lambda: one.submitted)
-    i = one.submitted[0].id
+    reader, writer, i = await begin_stream(running, kit)
     one.send(Open(i, 200, kit.SSE), Data(i, EVENT, 1))
     running.process.send_signal(signal.SIGTERM)
     await kit.until(lambda: not accepts(running.port))
@@ -205,11 +202,7 @@ async def test_terms_end_drains_open_requests_and_exits_clean(running: Running, 
 
 async def test_what_does_not_end_in_the_time_of_grace_ends_in_words(running: Running, kit: Any) -> None:
     one = running.replica
-    one.script = None
-    streaming, first = await running.connect()
-    first.write(request(kit.chat(stream=True)))
-    await kit.until(lambda: one.submitted)
-    i = one.submitted[0].id
+    streaming, first, i = await begin_stream(running, kit)
     one.send(Open(i, 200, kit.SSE), Data(i, EVENT, 1))
     waiting, second = await running.connect()
     second.write(request(kit.chat()))
@@ -228,10 +221,7 @@ async def test_what_does_not_end_in_the_time_of_grace_ends_in_words(running: Run
 
 
 async def test_end_of_stdin_ends_the_process_at_once(running: Running, kit: Any) -> None:
-    running.replica.script = None
-    _, writer = await running.connect()
-    writer.write(request(kit.chat(stream=True)))
-    await kit.until(lambda: running.replica.submitted)
+    _, writer, _ = await begin_stream(running, kit)
     assert running.process.stdin is not None
     running.process.stdin.close()
     async with asyncio.timeout(2):

@@ -59,7 +59,7 @@ class LlamaCppEngine(ApiEngine):
         options = _options(plan)
         header = read_header(Path(plan.artifact.path))
         memory = _memory(library, plan)
-        size = size_for(header, options, memory)
+        size = size_for(header, options, memory, plan.limits.batch_size)
         params = common_params(library, plan, options, size, threads_for(header, options))
         _fetch(Path(plan.artifact.path), memory, progress)
         progress("loading weights", None)

@@ -20,7 +20,7 @@ class LlamaCppOptions(EngineOptions, kw_only=True):
     context_length: Annotated[int, Meta(ge=16)] | None = None
     """Most tokens of prompt and answer together, for each request. Default: the model's own, at most 8192."""
     slots: Annotated[int, Meta(ge=1, le=256)] | None = None
-    """Requests that run at once, each with a context of its own. Default: as many as fit in memory, at most 32."""
+    """Requests that run at once, each with a context of its own. Default: as many as fit in memory, at most XI_BATCH_SIZE."""
     threads: Positive | None = None
     """CPU threads for decoding. Default: llama.cpp's choice; 1 for models below 16 MiB, which more threads only slow down."""
     threads_batch: Positive | None = None

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from xi_core.engine.info import EngineInfo, HostInfo, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
-from xi_core.wire.manifest import COMMON_FIELDS, YES, Ability, no, of_fields
+from xi_core.wire.manifest import COMMON_FIELDS, YES, Ability, limited, no, of_fields
 from xi_plugins.engines.llama_cpp.options import LlamaCppInfo, LlamaCppOptions
 
 PACKAGE = "xllamacpp"
@@ -17,7 +17,12 @@ INSTALL = "pip install 'xi-inference[llama-cpp]'"
 FORMAT = "ggufv2"
 
 _COUNTS_PROMPT = Ability(reason="tokens of the prompt count as well as those of the answer")
-_COMMON = dict.fromkeys(COMMON_FIELDS, YES) | {"presence_penalty": _COUNTS_PROMPT, "frequency_penalty": _COUNTS_PROMPT}
+_REPEATS_ALONE = limited(reason="a seed repeats when the request runs alone; beside others llama.cpp rounds differently, which may change a draw")
+_COMMON = dict.fromkeys(COMMON_FIELDS, YES) | {
+    "presence_penalty": _COUNTS_PROMPT,
+    "frequency_penalty": _COUNTS_PROMPT,
+    "seed": _REPEATS_ALONE,
+}
 
 MANIFEST = of_fields(
     chat=_COMMON | {"tools": YES, "tool_choice": YES},

@@ -9,7 +9,6 @@ from xi_plugins.engines.llama_cpp.gguf import Header
 from xi_plugins.engines.llama_cpp.options import LlamaCppOptions
 
 DEFAULT_CONTEXT = 8192
-DEFAULT_SLOTS = 32
 _CACHE_SHARE = 0.25
 """Part of the memory that the cache may take when `slots` is not given."""
 _SMALL_MODEL = 16 * 1024 * 1024
@@ -35,14 +34,17 @@ class Size(Struct, kw_only=True, frozen=True):
     slots: int
 
 
-def size_for(header: Header, options: LlamaCppOptions, memory: int) -> Size:
-    """Context and slots within `memory` bytes. Raises `UnknownOption` for too long a context, `EngineError` for too little memory."""
+def size_for(header: Header, options: LlamaCppOptions, memory: int, most: int) -> Size:
+    """Context and slots within `memory` bytes; at most `most` slots unless the options name a number.
+
+    Raises `UnknownOption` for too long a context, `EngineError` for too little memory.
+    """
     trained = header.context_length or DEFAULT_CONTEXT
     context = options.context_length or min(trained, DEFAULT_CONTEXT)
     if context > trained:
         raise UnknownOption(f"context_length {context} is more than this model's {trained}", param="context_length")
     per_slot = max(1.0, context * header.kv_values * (_BYTES[options.cache_type_k] + _BYTES[options.cache_type_v]) / 2)
-    slots = options.slots or max(1, min(DEFAULT_SLOTS, int(memory * _CACHE_SHARE / per_slot)))
+    slots = options.slots or max(1, min(most, int(memory * _CACHE_SHARE / per_slot)))
     needed = header.size + slots * per_slot
     if needed > memory:
         raise EngineError(

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
 from xi_core.errors import ArtifactError
-
-_MOST_HEADER = 100 * 1024 * 1024
-"""safetensors' own bound on a header, in bytes."""
+from xi_core.models import inspect
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; empty when there is no such file. Raises `ArtifactError` when it is not a JSON object."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{path}: a JSON object is expected")
-    return found
+    return inspect.read_json(path) if path.is_file() else {}
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -42,7 +30,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 def check_weights(directory: Path) -> None:
     """Raises `ArtifactError` if a weight file is missing, cut off or not in safetensors form."""
     for path in _weight_files(directory):
-        _check_safetensors(path)
+        inspect.check_safetensors(path)
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -62,22 +50,6 @@ def _weight_files(directory: Path) -> list[Path]:
     if others:
         raise ArtifactError(f"{directory}: only pickled weights ({others[0]}); xi loads safetensors only, which can't run code")
     raise ArtifactError(f"{directory}: no model.safetensors; download the model again")
-
-
-def _check_safetensors(path: Path) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_MOST_HEADER, size - 8):
-            raise ArtifactError(f"{path}: not a safetensors file, or cut off in its header; download the model again")
-        try:
-            header = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise ArtifactError(f"{path}: the safetensors header is damaged; download the model again") from None
-    if size != 8 + length + end:
-        raise ArtifactError(f"{path}: has {size} bytes where its header asks for {8 + length + end}; download the model again")
 
 
 def end_tokens(config: dict[str, Any], generation: dict[str, Any]) -> set[int]:

@@ -64,10 +64,11 @@ class TransformersEngine(TokenEngine):
         self._size = model.get_input_embeddings().weight.shape[0]
         self._read_tokens(directory)
         progress("checking the model", None)
-        self._runner = Runner(model, options.batch_size, self._context)
+        slots = options.batch_size or plan.limits.batch_size
+        self._runner = Runner(model, slots, self._context)
         self._runner.check()
-        self._batch = Batch(options.batch_size, self._runner.cache.move)
-        return LoadedModel(context_length=self._context, slots=options.batch_size, manifest=full_manifest())
+        self._batch = Batch(slots, self._runner.cache.move)
+        return LoadedModel(context_length=self._context, slots=slots, manifest=full_manifest())
 
     def _read_tokens(self, directory: Path) -> None:
         self._tokenizer = HubTokenizer.load(directory, self._size)

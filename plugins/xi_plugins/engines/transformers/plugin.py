@@ -25,8 +25,8 @@ class TransformersOptions(EngineOptions, kw_only=True, forbid_unknown_fields=Tru
     """Of weights and cache. `auto`: the checkpoint's own; on a CPU float16 becomes float32."""
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """`auto`: the device that the launch was given, else the CPU."""
-    batch_size: Annotated[int, Meta(ge=1, le=1024)] = 32
-    """Slots: most requests that run at once."""
+    batch_size: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    """Slots: most requests that run at once. Default: XI_BATCH_SIZE."""
     context_length: Annotated[int, Meta(ge=2)] | None = None
     """Most tokens of prompt and answer together; at most, and by default, what the model was made for."""
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None

@@ -1,0 +1,42 @@
+"""Decoding a request's body, and saying in words what is wrong with it. Called by the gateway's routes and by the replica."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from xi_core.errors import InvalidRequest
+
+T = TypeVar("T")
+
+
+def decode_body(decode: Callable[[bytes], T], body: bytes) -> T:
+    """`decode(body)`. Raises `InvalidRequest`: not JSON (with the position), or a field that isn't as it should be (with its name)."""
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _invalid_json(error, body) from None
+
+
+def _invalid_json(error: Exception, body: bytes) -> InvalidRequest:
+    if isinstance(error, msgspec.ValidationError):
+        return invalid_field(error)
+    if isinstance(error, RecursionError):
+        return InvalidRequest("the body is nested too deeply")
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidRequest(f"the body is not valid UTF-8: {error.reason}")
+    place = "" if "(byte" in str(error) else f" (byte {len(body)})"
+    return InvalidRequest(f"the body is not valid JSON: {error}{place}")
+
+
+def invalid_field(error: msgspec.ValidationError) -> InvalidRequest:
+    """msgspec's complaint about one field, with the field as `param`."""
+    text = str(error)
+    path = re.search(r" - at `\$\.?(.*?)`$", text)
+    named = re.search(r"(?:unknown|required) field `([^`]+)`", text)
+    param = ".".join(part for part in (path[1] if path else "", named[1] if named else "") if part) or None
+    text = text[: path.start()] if path else text
+    return InvalidRequest(f"{param}: {text}" if param else f"the body: {text}", param=param)
