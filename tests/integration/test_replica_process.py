@@ -106,7 +106,7 @@ def test_the_end_of_stdin_ends_it(tmp_path: Path) -> None:
         assert process.child.wait(2) == 3
 
 
-BAD = '''
+BAD = """
 import time
 from xi_core.errors import ArtifactError
 from xi_core.testing.fakes import CountingEngine
@@ -126,7 +126,7 @@ class Tokenless(CountingEngine):
 class Slow(CountingEngine):
     def load(self, plan, progress):
         time.sleep(60)
-'''
+"""
 
 
 @pytest.mark.parametrize(

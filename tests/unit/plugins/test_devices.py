@@ -8,8 +8,9 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+
 from xi_core.cluster.devices import Device, DeviceProbe
-from xi_core.plugins import import_path
+from xi_core.importing import import_path
 from xi_plugins import devices
 from xi_plugins.devices import cuda
 from xi_plugins.devices.cuda import CudaProbe

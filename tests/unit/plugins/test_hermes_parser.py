@@ -7,7 +7,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xi_core.plugins import import_path
+
+from xi_core.importing import import_path
 from xi_core.serving.parser import OutputParser
 from xi_plugins import parsers
 from xi_plugins.parsers.hermes import HermesParser, read_call

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from xi_core.cluster.placement import ClusterView, DeviceView, Placement, PlacementRequest, Rejection, WorkerView
-from xi_core.plugins import PluginHub, import_path
+from xi_core.importing import import_path
+from xi_core.plugins import PluginHub
 from xi_plugins import schedulers
 from xi_plugins.schedulers.idle_first import IdleFirst
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+
 from xi_core.cluster.routing import ReplicaView, RouteRequest
-from xi_core.plugins import import_path
+from xi_core.importing import import_path
 from xi_plugins import routers
 from xi_plugins.routers import least_loaded
 from xi_plugins.routers.least_loaded import LeastLoaded

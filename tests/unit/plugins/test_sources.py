@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from xi_core.errors import ArtifactError
+from xi_core.importing import import_path
 from xi_core.models.family import SourceRef
 from xi_core.models.source import Source
-from xi_core.plugins import import_path
 from xi_plugins import families, sources
 from xi_plugins.sources.builtin import FAMILIES, BuiltinSource
 from xi_plugins.sources.local import LocalSource

@@ -30,7 +30,7 @@ def test_good_weights_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [0, 4, 12, 40, len(safetensors()) - 1])
 def test_cut_off_weights_are_refused(tmp_path: Path, cut: int) -> None:
     (tmp_path / "model.safetensors").write_bytes(safetensors()[:cut])
-    with pytest.raises(ArtifactError, match="download the model again"):
+    with pytest.raises(ArtifactError, match="download it again"):
         checkpoint.check_weights(tmp_path)
 
 
@@ -64,7 +64,7 @@ def test_config_must_be_of_a_text_generation_model(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="ViTForImageClassification is not a text generation model"):
         checkpoint.read_config(tmp_path)
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ArtifactError, match="JSON"):
+    with pytest.raises(ArtifactError, match=r"config\.json is damaged"):
         checkpoint.read_config(tmp_path)
 
 

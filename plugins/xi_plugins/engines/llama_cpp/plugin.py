@@ -17,7 +17,9 @@ INSTALL = "pip install 'xi-inference[llama-cpp]'"
 FORMAT = "ggufv2"
 
 _COUNTS_PROMPT = Ability(reason="tokens of the prompt count as well as those of the answer")
-_REPEATS_ALONE = limited(reason="a seed repeats when the request runs alone; beside others llama.cpp rounds differently, which may change a draw")
+_REPEATS_ALONE = limited(
+    reason="a seed repeats when the request runs alone; beside others llama.cpp rounds differently, which may change a draw"
+)
 _COMMON = dict.fromkeys(COMMON_FIELDS, YES) | {
     "presence_penalty": _COUNTS_PROMPT,
     "frequency_penalty": _COUNTS_PROMPT,
