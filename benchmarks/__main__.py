@@ -1,0 +1,52 @@
+"""`python -m benchmarks [relay|engines|footprint …] [--quick]`: exit status 1 when a target is missed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from benchmarks.processes import stop_on_sigterm
+
+NAMES = ("relay", "engines", "footprint")
+
+
+def main() -> None:
+    """Run the named benchmarks, or all, one after the other."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}; all when none is named")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions; nothing is saved unless --save is given")
+    parser.add_argument("--save", action="store_true", help="write the results of a quick run too")
+    parser.add_argument("--in-process", action="store_true", help="engines: measure xi's serving layer without its processes; not saved")
+    parser.add_argument("--install", action="store_true", help="footprint: also install the base distribution in a fresh environment")
+    parser.add_argument("--threads", type=int, metavar="N", help="engines: threads of xi's engine and of its peer; one less than cores")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in NAMES]
+    if unknown:
+        parser.error(f"no benchmark is named {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    with stop_on_sigterm():
+        met = [_runner(name, arguments)() for name in arguments.names or NAMES]
+    sys.exit(0 if all(met) else 1)
+
+
+def _runner(name: str, arguments: argparse.Namespace) -> Callable[[], bool]:
+    quick, save = arguments.quick, arguments.save or not (arguments.quick or arguments.in_process)
+
+    def run() -> bool:
+        if name == "relay":
+            from benchmarks import relay
+
+            return relay.run(quick=quick, save=save)
+        if name == "engines":
+            from benchmarks import engines
+
+            return engines.run(quick=quick, save=save, in_process=arguments.in_process, threads=arguments.threads)
+        from benchmarks import footprint
+
+        return footprint.run(quick=quick, save=save, install=arguments.install)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
