@@ -33,6 +33,8 @@ def part(params: Iterable[click.Parameter], args: list[str]) -> tuple[list[str],
             known.extend(words.pop() for _ in range(0 if equals else min(arity[name], len(words))))
         elif word.startswith("--"):
             _add(options, name, value if equals else _value(words))
+        elif word[2:].isdecimal() and arity.get(word[:2]) == 1:  # -r2; not letters: -envs isn't -e nvs
+            known.extend((word[:2], word[2:]))
         elif word.startswith("-") and len(word) > 1:
             raise click.UsageError(f"No such option: {word}. An engine's option has two dashes: --{word.lstrip('-')}")
         else:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from xi_core.errors import XiError
+from xi_core.errors import AuthenticationFailed, XiError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -117,6 +117,8 @@ class Commands(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo(err=True)
             ctx.exit(INTERRUPTED)
+        except AuthenticationFailed as error:
+            raise Failure(f"{error.message}; commands take the key from -ak/--api-key or XI_API_KEY") from error
         except XiError as error:
             raise Failure(error.message) from error
         except Exception as error:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+ENDED = ("FAILED", "CANCELLED", "STOPPING")
+"""States of a launch that nobody can talk to any more."""
+
 
 def common(ctx: click.Context) -> Common:
     """The group's options; empty ones where a command runs without its group."""
@@ -86,10 +89,10 @@ def one_of(option: str | None, argument: str | None, noun: str) -> str | None:
 
 
 def pick_model(client: Client, name: str | None) -> str:
-    """The model to talk to: the one named, else the only one that is launched."""
+    """The model to talk to: the one named, else the only one that is launched and hasn't ended."""
     if name:
         return name
-    uids = [model.id for model in client.models()]
+    uids = [model.id for model in client.models() if model.state not in ENDED]
     if not uids:
         raise Failure("no model is launched: launch one with `xi launch xi-tiny`")
     if len(uids) > 1:

@@ -14,14 +14,15 @@ from msgspec import Meta, Struct
 from xi_core.errors import ConfigError
 
 DEFAULT_PORT = 9997
-Seconds = Annotated[float, Meta(gt=0)]
+YEAR = 366 * 24 * 3600
+Seconds = Annotated[float, Meta(gt=0, le=YEAR)]
 
 
 class Settings(Struct, kw_only=True, frozen=True):
     """All settings with their defaults. The environment variable of `hang_timeout` is `XI_HANG_TIMEOUT`."""
 
     home: str = "~/.xi"
-    """Models, logs and the plugin record live here."""
+    """Models and the logs of replicas live here."""
     endpoint: str = f"http://127.0.0.1:{DEFAULT_PORT}"
     """The server that commands talk to."""
     api_key: str = ""
@@ -42,13 +43,13 @@ class Settings(Struct, kw_only=True, frozen=True):
     """A launch that isn't READY by then is FAILED."""
     hang_timeout: Seconds = 60.0
     """A replica that is busy for this long without a step is killed and started again."""
-    grace: Annotated[float, Meta(ge=0)] = 10.0
+    grace: Annotated[float, Meta(ge=0, le=YEAR)] = 10.0
     """Time to finish running requests when something is stopped gently."""
     queue_size: Annotated[int, Meta(ge=0)] = 256
     """Requests of one model that may wait, in the gateway and in each replica."""
     request_timeout: Seconds = 600.0
     """A request without a first token by then fails with 504."""
-    max_body: Annotated[int, Meta(ge=1024)] = 16 * 1024 * 1024
+    max_body: Annotated[int, Meta(ge=1024, le=48 * 1024 * 1024)] = 16 * 1024 * 1024
     """Largest request body, in bytes."""
     batch_size: Annotated[int, Meta(ge=1, le=1024)] = 32
     """Most requests that one replica runs at once."""
@@ -57,8 +58,11 @@ class Settings(Struct, kw_only=True, frozen=True):
 
     @property
     def home_dir(self) -> Path:
-        """`home` as an absolute path."""
-        return Path(self.home).expanduser().absolute()
+        """`home` as an absolute path. Raises `ConfigError` where it begins with a home directory that nobody knows."""
+        try:
+            return Path(self.home).expanduser().absolute()
+        except RuntimeError:
+            raise ConfigError(f"XI_HOME='{self.home}': there is no such home directory; write the path in full", param="XI_HOME") from None
 
 
 XINFERENCE_NAMES = {

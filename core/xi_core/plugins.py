@@ -86,7 +86,7 @@ class Registry(Generic[D]):
         """Like `find`, but raises an error that lists the known names."""
         found = self.find(name)
         if found is None:
-            known = ", ".join(d.name for d in self._by_name.values()) or "none"
+            known = ", ".join(d.name for d in self._by_name.values()) or "none, for no plugin that is loaded offers one; see `xi plugins`"
             raise self._error(f"unknown {self._noun} '{name}'; known: {known}", param=param)
         return found
 
@@ -145,6 +145,7 @@ class PluginHub:
         hub = cls()
         allows = parse_selection(selection)
         points = sorted(importlib.metadata.entry_points(group=hookspecs.PROJECT), key=_built_ins_first)
+        allows.check(selection, [point.name for point in points])
         for point in points:
             record = _record(point)
             hub.records.append(record)
@@ -215,6 +216,12 @@ class PluginHub:
 class _Selection:
     def __init__(self, allowed: set[str], blocked: set[str]) -> None:
         self._allowed, self._blocked = allowed, blocked
+
+    def check(self, text: str, installed: list[str]) -> None:
+        """Raises `ConfigError` for a name that no installed plugin has: a misspelt one would let in what was to be blocked."""
+        unknown = sorted((self._allowed | self._blocked).difference(installed))
+        if unknown:
+            raise ConfigError(f"XI_PLUGINS={text!r}: no installed plugin is named '{unknown[0]}'; installed: {', '.join(installed)}")
 
     def __call__(self, name: str) -> bool:
         return name not in self._blocked and (not self._allowed or name in self._allowed)

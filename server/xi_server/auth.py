@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 
+import msgspec
+
 from xi_core.errors import AuthenticationFailed
-from xi_server.asgi import App, Receive, Scope, Send, header, new_request_id, send_error
+from xi_server.asgi import App, Receive, Scope, Send, header, new_request_id, send_whole
+from xi_server.routes.answers import control_error
 
 EXEMPT = frozenset({"/health", "/ready", "/v1/cluster/auth"})
 """The only paths that need no key, compared whole: probes of load balancers carry none, and clients ask whether a key is needed."""
@@ -26,7 +29,10 @@ class BearerAuth:
         if scope["type"] == "lifespan" or self._allows(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await send_error(send, self._refusal(scope).body(), new_request_id(), [(b"www-authenticate", b"Bearer")])
+            # Xinference's clients need `detail`; others don't mind it.
+            error = self._refusal(scope).body()
+            body = msgspec.json.encode(control_error(error))
+            await send_whole(send, error.status, body, new_request_id(), extra=[(b"www-authenticate", b"Bearer")])
         else:
             await send({"type": "websocket.close", "code": 1008})
 

@@ -65,7 +65,7 @@ class Server:
         environment = {**os.environ, "XI_HOME": str(home), "XI_GRACE": "2", **env}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "xi_core.cluster.launcher", "--port", "0", *arguments],
+                [sys.executable, "-P", "-m", "xi_core.cluster.launcher", "--port", "0", *arguments],
                 env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
             )  # fmt: skip
         url = eventually(lambda: re.search(r"xi serves at (\S+)", self.said()))
@@ -153,6 +153,30 @@ def test_a_signal_stops_everything(server: Server, number: signal.Signals) -> No
 
 def _runtime(server: Server) -> Path:
     return next(Path(tempfile.gettempdir()).glob(f"xi-{server.process.pid}-*"))
+
+
+def test_odd_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started in a directory with modules of the standard library's names, by `nohup`, with a temporary directory of a long path."""
+    for name in ("json", "selectors", "struct", "msgspec", "uvicorn"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = Server(tmp_path / "home", TMPDIR=str(long))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with contextlib.closing(server):
+        server.launch()
+        assert server.complete() == 200
+        ignored = re.search(r"SigIgn:\s+(\w+)", Path(f"/proc/{server.process.pid}/status").read_text())
+        assert ignored is not None
+        assert int(ignored[1], 16) & 1, "nohup wants SIGHUP ignored"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
+        assert not re.search("WARNING|ERROR|Traceback", server.log.read_text())
+    assert list(long.iterdir()) == []
 
 
 def test_killing_the_launcher_takes_all(server: Server) -> None:

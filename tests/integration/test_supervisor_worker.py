@@ -30,6 +30,7 @@ from xi_core.errors import (
     LaunchCancelled,
     LaunchError,
     ModelNotFound,
+    NoPlacement,
     Unavailable,
     UnknownEngine,
     UnknownModel,
@@ -38,7 +39,7 @@ from xi_core.errors import (
 )
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelFamily, ModelSpec, SourceRef
-from xi_core.plugins import PluginHub
+from xi_core.plugins import PluginHub, PluginRecord
 from xi_core.testing.waiting import until
 from xi_core.transport.rpc import Link, dial
 from xi_core.transport.schemes import by_scheme
@@ -169,6 +170,7 @@ class Stage:
             stop.set()
             await serving
 
+        self.end_worker = end
         self.stack.push_async_callback(end)
         await asyncio.wait_for(self.worker.registered.wait(), 10)
         return self.worker
@@ -298,7 +300,13 @@ async def test_the_same_launch_and_another(stage: Stage) -> None:
         ({"model_engine": "stub", "options": {"colour": 1}}, UnknownOption, "no option 'colour'; its options: mode, size"),
         ({"options": {"size": "x"}}, UnknownOption, "option 'size'"),
         ({"env": {"LD_PRELOAD": "x"}}, InvalidRequest, "LD_PRELOAD"),
+        ({"name": "~nobody-of-this-name/m"}, ArtifactError, "no such home directory as that of '~nobody-of-this-name/m'"),
+        ({"model_path": "~nobody-of-this-name/m"}, ArtifactError, "no such home directory"),
+        ({"name": "/" + "x" * 3000}, ArtifactError, "x can't be read: File name too long"),
+        ({"name": "x" * 3000}, UnknownModel, "unknown model"),
         ({"n_gpu": -1}, InvalidRequest, "n_gpu"),
+        ({"gpu_idx": [0]}, NoPlacement, r"no worker with the engine stub has 1 device\(s\) from the pool 0.*w1: has no devices"),
+        ({"gpu_idx": [0], "n_gpu": None}, InvalidRequest, "gpu_idx names devices, but n_gpu asks for none"),
         ({"model_type": "image"}, InvalidRequest, "model type 'image'"),
         ({"model_format": "mlx"}, UnknownModel, "has no model_format 'mlx' here; it has: toy"),
         ({"name": "/nowhere/m.gguf"}, ArtifactError, "no file or directory at /nowhere/m.gguf"),
@@ -487,6 +495,48 @@ async def test_terminate_while_it_is_resolved(workerless: Stage) -> None:
     await workerless.link.call(m.Terminate("toy"))
     with pytest.raises(LaunchCancelled):
         await launching
+
+
+async def test_a_worker_that_is_stopped_starts_nothing_again(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """Its replicas end one by one; those that end first are not started again while the others drain."""
+    await stage.launch("toy", model_uid="quick")
+    await stage.launch("toy", model_uid="stubborn", options={"mode": "stubborn"})
+    await stage.until("READY", "quick")
+    lives = [(await stage.until("READY", uid)).replicas[0].pid for uid in ("quick", "stubborn")]
+    with caplog.at_level("INFO"):
+        await stage.end_worker()
+    assert not any(alive(pid) for pid in lives if pid)
+    assert stage.worker._tasks == set()
+    for uid in ("quick", "stubborn"):
+        found = await stage.status(uid)
+        assert (found.state, found.replicas[0].restarts, found.replicas[0].error) == ("PENDING", 0, None)
+        assert "no worker is connected" in found.replicas[0].stage
+    assert "worker w1 has left" in caplog.text
+    assert not [record for record in caplog.records if record.levelname != "INFO"], caplog.text
+    await stage.work()
+    await stage.until("READY", "quick")
+
+
+async def test_a_plugin_that_is_quarantined_is_told_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = Stage(tmp_path)
+    made.hub.records.append(PluginRecord("mine", "mine:plugin", "mine", "1.0", state="quarantined", error="ImportError: no mylib"))
+    await made.supervise().close()
+    assert "xi runs without the plugin mine: ImportError: no mylib; `xi plugins -v` says more" in caplog.text
+
+
+async def test_a_log_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
+    made = Stage(tmp_path)
+    (tmp_path / "home").touch()
+    made.supervise()
+    try:
+        await made.work()
+        made.client()
+        await made.launch()
+        found = await until_ended(made, "FAILED")
+        assert found.error == f"the log file {tmp_path}/home/logs/toy-0.log can't be written: Not a directory; XI_HOME says where logs go"
+    finally:
+        await made.stack.aclose()
+        await made.supervisor.close()
 
 
 async def test_the_plan_that_a_replica_gets(stage: Stage) -> None:

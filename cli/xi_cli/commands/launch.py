@@ -115,7 +115,7 @@ def launch(
 
 def _named(name: str) -> str:
     """The name, made an absolute path if it is one: a file, or a directory that is written as a path or holds a model."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     written = os.sep in name or name.startswith((".", "~"))
     if path.is_file() or (path.is_dir() and (written or (path / "config.json").is_file())):
         return str(path.absolute())
@@ -125,7 +125,7 @@ def _named(name: str) -> str:
 
 
 def _absolute(text: str) -> str:
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     return str(path.absolute()) if path.exists() else text
 
 

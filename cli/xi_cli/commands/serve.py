@@ -51,7 +51,8 @@ def serve(ctx: click.Context, host: str | None, port: int | None, log_level: str
         check_access(host, key, no_auth)
     except ConfigError as error:
         raise click.UsageError(error.message) from None
-    command = [sys.executable, "-m", LAUNCHER, "--host", host, "--port", str(port), "--log-level", log_level]
+    # -P: the directory that this is started in may hold a `json.py`, which is none of ours.
+    command = [sys.executable, "-P", "-m", LAUNCHER, "--host", host, "--port", str(port), "--log-level", log_level]
     command += ["--no-auth"] if no_auth else []
     environment = {**os.environ, "XI_API_KEY": key} if key else dict(os.environ)
     become(command, environment)
@@ -59,8 +60,9 @@ def serve(ctx: click.Context, host: str | None, port: int | None, log_level: str
 
 def become(command: list[str], environment: dict[str, str]) -> None:
     """Replace this process by `command`, so that signals reach the launcher itself. Windows can't: there it runs as a child."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # Python's value for one that is closed
+            stream.flush()
     if sys.platform == "win32":
         import subprocess
 

@@ -9,7 +9,11 @@ from msgspec import Meta, Struct
 
 from xi_core.errors import LaunchCancelled, LaunchFailed
 
-Uid = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
+Uid = Annotated[str, Meta(pattern=r"^(?!\.+$)[A-Za-z0-9._-]{1,128}$(?!\n)")]
+"""A launch's name, which names files too: no line break (Python's `$` lets one pass), and not dots alone."""
+
+Name = Annotated[str, Meta(max_length=4096)]
+"""A model's name or path: no longer than paths can be."""
 
 LaunchState = Literal["PENDING", "PREPARING", "STARTING", "LOADING", "READY", "FAILED", "CANCELLED", "STOPPING"]
 """PENDING: accepted, not placed. PREPARING: files and environment. STARTING: process started, no word yet. LOADING: weights.
@@ -22,14 +26,14 @@ class LaunchSpec(Struct, kw_only=True, omit_defaults=True):
     `model_name` is a family's name, a directory or a `.gguf` file. `options` are the engine's own, as given by the user.
     """
 
-    model_name: str
+    model_name: Name
     model_uid: Uid | None = None
     model_type: str = "LLM"
     model_engine: str | None = None
     model_format: str | None = None
     size_in_billions: str | None = None
     quantization: str | None = None
-    model_path: str | None = None
+    model_path: Name | None = None
     replica: Annotated[int, Meta(ge=1, le=1024)] = 1
     n_gpu: int | Literal["auto"] | None = "auto"
     gpu_idx: list[int] | None = None

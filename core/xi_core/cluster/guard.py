@@ -66,9 +66,9 @@ class Guard:
 
     def _say(self, line: str) -> None:
         pipe = self._process.stdin
-        # A dead keeper is noticed by `restart_if_dead`, which tells its successor everything.
+        # A dead keeper is noticed by `restart_if_dead`, which tells its successor everything; a closed one has done its task.
         with contextlib.suppress(OSError):
-            if pipe is not None:
+            if pipe is not None and not pipe.closed:
                 os.write(pipe.fileno(), line.encode())
 
     def _hang_up(self) -> None:

@@ -13,7 +13,7 @@ from xi_core.cluster.devices import Device, DeviceProbeInfo
 from xi_core.engine.info import EngineInfo, HostInfo, Support
 from xi_core.importing import import_path
 from xi_core.models.family import ModelSpec
-from xi_core.models.inspect import inspect
+from xi_core.models.inspect import inspect, local_path
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ def match_engines(engines: Iterable[EngineInfo], model: ModelSpec, host: HostInf
 
 def inspect_path(engines: Iterable[EngineInfo], path: Path) -> ModelSpec:
     """What `path` holds: asked of the engines with formats of their own, then read as Hugging Face or GGUF. Raises `ArtifactError`."""
+    path = local_path(path)
     for info in engines:
         try:
             found = info.inspect(path) if info.inspect is not None else None

@@ -62,6 +62,8 @@ def keep() -> None:
     groups: dict[int, str] = {}
     for line in sys.stdin:
         number, _, tag = line[1:].strip().partition(" ")
+        if not number.isdecimal():
+            continue  # whatever it is, it must not keep the keeper from its task
         if line.startswith("+"):
             groups[int(number)] = tag
         elif line.startswith("-"):

@@ -7,6 +7,7 @@ the launcher is told to stop, they stop in order; when it is killed, each sees t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import selectors
 import signal
@@ -71,7 +72,8 @@ class Launcher:
         self._writing = writing
         self._selector.register(reading, selectors.EVENT_READ, None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._count_signal)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` wants it ignored
+                signal.signal(number, self._count_signal)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         return reading
 
@@ -172,9 +174,18 @@ def url_of(listening: socket.socket) -> str:
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """One line on stderr. Nobody may read it any more (a closed terminal, `| head`): that must not keep the launcher from its task."""
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:  # Python's value where it was started with a closed one
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+
+def hold_standard_streams() -> None:
+    """Open descriptors 0 to 2 where whoever started this had closed them: else a socket gets such a number, and logs are written to it."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-auth", action="store_true", help="listen off loopback without a key")
     parser.add_argument("--log-level", help="how much all processes log; default: XI_LOG_LEVEL")
     given = parser.parse_args(arguments)
+    hold_standard_streams()
     if given.log_level:
         os.environ["XI_LOG_LEVEL"] = given.log_level
     try:
@@ -192,11 +204,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         host = given.host or config.host
         check_access(host, config.api_key, given.no_auth)
         listening = listen(host, config.port if given.port is None else given.port)
+        sweep()
+        runtime = RuntimeFolder()
     except XiError as error:
         say(f"Error: {error.message}")
         return 1
-    sweep()
-    runtime = RuntimeFolder()
     try:
         return Launcher(listening, runtime, config.grace).run()
     finally:

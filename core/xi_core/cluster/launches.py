@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from xi_core.api.control import LaunchSpec, LaunchState, ModelStatus, ReplicaStatus
@@ -39,6 +40,14 @@ class Stop(Struct, frozen=True):
 
 
 Action = Start | Stop
+
+MASK = "***"
+"""What users see of the values of a launch's environment variables: they may be tokens."""
+
+
+def differences(one: LaunchSpec, other: LaunchSpec) -> str:
+    """The names of the fields in which two launch specs differ."""
+    return ", ".join(f.name for f in msgspec.structs.fields(LaunchSpec) if getattr(one, f.name) != getattr(other, f.name))
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -182,6 +191,7 @@ class LaunchEntry:
         """It is not wanted any more: what ends its live replicas, which serve no new requests from now on."""
         for replica in self.replicas:
             replica.state, replica.route = ("STOPPING" if replica.live else self.state), None
+            replica.stage = replica.stage if replica.live else ""
         return [Stop(r.worker, r.replica_id, r.incarnation, grace) for r in self.live]
 
     def status(self) -> ModelStatus:
@@ -190,7 +200,7 @@ class LaunchEntry:
         known = [r.context_length for r in self.replicas if r.context_length]
         return ModelStatus(
             model_uid=self.uid,
-            spec=wanted.spec,
+            spec=msgspec.structs.replace(wanted.spec, env=dict.fromkeys(wanted.spec.env, MASK)),
             state=self.state,
             created=wanted.created,
             engine=wanted.engine,

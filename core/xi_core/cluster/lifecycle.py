@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from xi_core.cluster import members as placing
-from xi_core.cluster.launches import Action, LaunchEntry, Replica, Start, Stop, Wanted
+from xi_core.cluster.launches import Action, LaunchEntry, Replica, Start, Stop, Wanted, differences
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
 from xi_core.cluster.placement import Placement, PlacementRequest, Rejection, Scheduler
@@ -77,7 +77,9 @@ class Lifecycle:
             if before.wanted.spec == wanted.spec:
                 return []
             raise Conflict(
-                f"'{wanted.uid}' is launched already with another spec; terminate it first, or choose another uid", param="model_uid"
+                f"'{wanted.uid}' is launched already with another spec ({differences(before.wanted.spec, wanted.spec)} differs); "
+                f"terminate it first, or choose another uid",
+                param="model_uid",
             )
         if before is not None and before.live:
             raise Conflict(f"'{wanted.uid}' is still stopping; try again in a moment", param="model_uid", retry_after=1.0)
@@ -138,6 +140,13 @@ class Lifecycle:
                 launch.open_until(now + self._launch_timeout)
         return []
 
+    def worker_leaving(self, worker: str) -> list[Action]:
+        """A worker was told to stop. It takes no more replicas; those that it has end one by one, and wait for another worker."""
+        member = self.members.get(worker)
+        if member is not None:
+            member.present, member.leaving = False, True
+        return []
+
     def replica_updated(self, now: float, worker: str, record: ReplicaRecord) -> list[Action]:
         """A worker told how one of its replicas is."""
         found = self._by_life(record.plan.incarnation)
@@ -154,6 +163,13 @@ class Lifecycle:
         launch, replica = found
         if launch.end:
             replica.clear()
+            replica.state = launch.state
+            return self._start_due(now)
+        host = self.members.get(replica.worker)
+        if host is not None and host.leaving:
+            replica.clear()
+            replica.stage = f"worker {host.name} was stopped"
+            launch.open_until(now + self._launch_timeout)
             return self._start_due(now)
         actions = self._died(now, launch, replica, error or "it ended without a word", final)
         return actions + self._start_due(now)

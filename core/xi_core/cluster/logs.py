@@ -1,12 +1,18 @@
-"""Log files of replicas: one per replica, rotated at its start, one old one kept. Their last lines are the reason of an unexpected end."""
+"""Log files of replicas: one per replica, rotated at its start and when it is large, one old one kept.
+
+Their last lines are the reason of an unexpected end.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 from typing import IO
 
+LARGEST = 16 * 1024 * 1024
+"""Bytes of a log at which it is rotated while it is written to."""
 LINES = 15
 TAIL = 16 * 1024
 """Bytes at the end of a log that are looked at."""
@@ -22,8 +28,21 @@ def open_log(home: Path, replica_id: str) -> IO[bytes]:
     path = log_file(home, replica_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        path.replace(path.with_name(path.name + ".1"))
+        path.replace(_old(path))
     return open(path, "ab", buffering=0, opener=_private)
+
+
+def bound(path: Path, largest: int = LARGEST) -> None:
+    """Rotate the log of a process that goes on writing to it, if it is large: its lines are copied to `….log.1`, then it is emptied.
+
+    Whatever the process writes between the two is lost. Where there is no room for a copy, the lines are lost: the log stays bounded.
+    """
+    with contextlib.suppress(OSError):
+        if path.stat().st_size < largest:
+            return
+        with contextlib.suppress(OSError), path.open("rb") as log, open(_old(path), "wb", opener=_private) as old:
+            shutil.copyfileobj(log, old)
+        os.truncate(path, 0)
 
 
 def tail(path: Path, lines: int = LINES) -> str:
@@ -37,6 +56,10 @@ def tail(path: Path, lines: int = LINES) -> str:
         return ""
     kept = [line.rstrip() for line in text.splitlines() if line.strip()]
     return "\n".join(kept[-lines:])
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(path.name + ".1")
 
 
 def _private(path: str, flags: int) -> int:

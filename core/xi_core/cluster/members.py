@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from xi_core.cluster.devices import Device
 from xi_core.cluster.launches import Replica
-from xi_core.cluster.placement import ClusterView, DeviceView, Placement, PlacementRequest, Rejection, Scheduler, WorkerView
+from xi_core.cluster.placement import ClusterView, DeviceView, Placement, PlacementRequest, Rejection, Scheduler, WorkerView, device_number
 
 
 @dataclass
@@ -20,6 +20,8 @@ class Member:
     engines: tuple[str, ...] = ()
     """Names of the engines that run on it."""
     present: bool = True
+    leaving: bool = False
+    """It was told to stop: its replicas end because of that, which is no fault of theirs."""
 
 
 def view(members: Iterable[Member], replicas: Iterable[Replica]) -> ClusterView:
@@ -58,7 +60,14 @@ def place(scheduler: Scheduler, request: PlacementRequest, cluster: ClusterView)
     if isinstance(decision, Rejection):
         return decision
     wrong = _wrong(request, decision, cluster)
-    return Rejection(reason=f"the scheduler's answer can't be used: {wrong}", verdicts=decision.verdicts) if wrong else decision
+    if wrong:
+        return Rejection(reason=f"the scheduler's answer can't be used: {wrong}", verdicts=decision.verdicts)
+    taken = _taken(decision, cluster)
+    if taken:
+        names = ", ".join(f"'{name}'" for name in taken)
+        reason = f"device {names} is taken on worker {decision.worker}; terminate a model, or run on CPU (n_gpu none)"
+        return Rejection(reason=reason, verdicts=decision.verdicts)
+    return decision
 
 
 def _wrong(request: PlacementRequest, decision: Placement, cluster: ClusterView) -> str:
@@ -69,15 +78,20 @@ def _wrong(request: PlacementRequest, decision: Placement, cluster: ClusterView)
         return f"engine {request.engine} doesn't run on worker '{decision.worker}'"
     if len(decision.devices) != request.n_gpu or len(set(decision.devices)) != request.n_gpu:
         return f"{request.n_gpu} devices were asked for, {len(set(decision.devices))} given"
-    known = {d.device: d for d in worker.devices}
+    numbers = {d.device: device_number(d.device, place) for place, d in enumerate(worker.devices)}
     for name in decision.devices:
-        if name not in known:
+        if name not in numbers:
             return f"worker '{decision.worker}' has no device '{name}'"
-        if known[name].replicas:
-            return f"device '{name}' is taken"
-        if request.gpu_idx is not None and [d.device for d in worker.devices].index(name) not in request.gpu_idx:
+        if request.gpu_idx is not None and numbers[name] not in request.gpu_idx:
             return f"device '{name}' is not among those of gpu_idx"
     return ""
+
+
+def _taken(decision: Placement, cluster: ClusterView) -> list[str]:
+    """The chosen devices that other replicas hold."""
+    return [
+        d.device for w in cluster.workers if w.worker == decision.worker for d in w.devices if d.device in decision.devices and d.replicas
+    ]
 
 
 def explain(rejection: Rejection) -> str:

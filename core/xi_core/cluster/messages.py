@@ -104,6 +104,12 @@ class ReplicaGone(Struct, tag="replica_gone", kw_only=True):
     """The replica said itself why it can't be loaded: trying again would end the same way."""
 
 
+class Leaving(Struct, tag="leaving"):
+    """This worker was told to stop. Its replicas end now, and nothing more is to be placed on it."""
+
+    worker: str
+
+
 # ---- supervisor → worker ------------------------------------------------------------------------
 
 
@@ -190,6 +196,7 @@ ANSWERS: dict[type[Struct], type[Struct]] = {
     Subscribe: Done,
     GetCluster: Cluster,
     Register: Done,
+    Leaving: Done,
     Inspect: Inspected,
     StartReplica: Done,
     StopReplica: Done,

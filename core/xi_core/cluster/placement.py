@@ -43,6 +43,12 @@ class PlacementRequest(Struct, kw_only=True, frozen=True):
     gpu_idx: tuple[int, ...] | None = None
 
 
+def device_number(device: str, place: int) -> int:
+    """The number by which `gpu_idx` names a device: 1 for `cuda:1`; its `place` among its worker's devices where the id holds none."""
+    _, colon, number = device.rpartition(":")
+    return int(number) if colon and number.isdecimal() else place
+
+
 class Verdict(Struct, kw_only=True, frozen=True):
     """Why a device, or a worker where `device` is empty, was taken or not."""
 

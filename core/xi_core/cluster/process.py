@@ -21,8 +21,11 @@ from xi_core.wire.plan import LaunchPlan
 
 log = logging.getLogger(__name__)
 
-REPLICA_COMMAND = (sys.executable, "-m", "xi_core.replica")
+REPLICA_COMMAND = (sys.executable, "-P", "-m", "xi_core.replica")
+"""`-P`: the directory in which `xi serve` was started may hold a `json.py`, which is none of ours."""
 LONGEST_REPORT = 4 * 1024 * 1024
+MOST_WAITING = 1000
+"""Reports that may wait to be heeded; beyond them, those that only tell how it goes are dropped."""
 SECRETS = ("XI_API_KEY",)
 """Settings that are no business of a replica."""
 
@@ -55,6 +58,7 @@ class ReplicaProcess:
         """What the replica tells; None when it has closed the pipe."""
         self._loop = asyncio.get_running_loop()
         self._buffer = b""
+        self._returncode: int | None = None
         self._reader, writer = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -77,20 +81,26 @@ class ReplicaProcess:
 
     @property
     def returncode(self) -> int | None:
-        """None while the process runs; then its exit status, or minus the signal that killed it."""
-        return self._process.poll()
+        """None while the process runs; then its exit status, or minus the signal that killed it.
+
+        A process that has ended stays a zombie until `close`: as long as somebody may kill its group, no other gets that number.
+        """
+        if self._returncode is None:
+            self._returncode = _looked_at(self._process)
+        return self._returncode
 
     def terminate(self) -> None:
         """Ask the replica to drain and exit."""
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+            os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL to all of its process group."""
+        """SIGKILL to all of its process group. Not after `close`."""
         keeper.kill_group(self.pid)
 
     def close(self) -> None:
-        """Free the pipes, once the process has ended or was killed."""
+        """Free the pipes and the process's number, once the process has ended or was killed and nobody lists its group any more."""
+        self._process.poll()
         self._close_reader()
         if self._process.stdin is not None:
             self._loop.remove_writer(self._process.stdin.fileno())
@@ -135,12 +145,28 @@ class ReplicaProcess:
 
     def _take(self, line: bytes) -> None:
         try:
-            self.reports.put_nowait(wire.decode(line))
+            found = wire.decode(line)
         except msgspec.DecodeError as error:
             log.warning("a report of process %d can't be read and is ignored: %s", self.pid, error)
+            return
+        if self.reports.qsize() < MOST_WAITING or not isinstance(found, wire.Stage | wire.Health):
+            self.reports.put_nowait(found)
 
     def _close_reader(self) -> None:
         if self._reader >= 0:
             self._loop.remove_reader(self._reader)
             os.close(self._reader)
             self._reader = -1
+
+
+def _looked_at(process: subprocess.Popen[bytes]) -> int | None:
+    """As `process.poll()`, but leaves the process a zombie where the system can."""
+    if sys.platform != "linux":
+        return process.poll()
+    try:
+        found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # reaped already
+        return process.poll()
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status

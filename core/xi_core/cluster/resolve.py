@@ -172,8 +172,11 @@ class Resolver:
                 raise LaunchError(f"model {model.name} needs the {kind} parser '{name}', which no plugin offers; see `xi plugins`")
 
     async def _n_gpu(self, spec: LaunchSpec) -> int:
+        """How many devices each replica gets. Who names devices wants one: it is asked for even where no worker has any."""
         if spec.n_gpu == "auto":
-            return int(any(w.register.devices for w in (await self._workers()).values()))
+            return int(spec.gpu_idx is not None or any(w.register.devices for w in (await self._workers()).values()))
+        if spec.gpu_idx is not None and not spec.n_gpu:
+            raise InvalidRequest("gpu_idx names devices, but n_gpu asks for none; leave one of them out", param="gpu_idx")
         return spec.n_gpu or 0
 
     def _with_pip(self, engine: EngineInfo, reason: str) -> str:

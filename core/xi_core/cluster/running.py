@@ -126,7 +126,12 @@ class RunningReplica:
         )
         self._tell("STARTING", "starting the process")
         try:
-            with logs.open_log(self._home, plan.replica_id) as log_to:
+            log_to = logs.open_log(self._home, plan.replica_id)
+        except OSError as error:
+            path = logs.log_file(self._home, plan.replica_id)
+            raise LaunchFailed(f"the log file {path} can't be written: {error.strerror or error}; XI_HOME says where logs go") from error
+        try:
+            with log_to:
                 self._process = ReplicaProcess(self._command, plan, environment(os.environ, plan, self.record.spec.env), log_to)
         except OSError as error:
             raise LaunchFailed(f"the process of {plan.replica_id} could not be started: {error.strerror or error}") from error
@@ -152,6 +157,7 @@ class RunningReplica:
                 break
             if report is not None:
                 self._heed(report)
+            logs.bound(logs.log_file(self._home, self.plan.replica_id))
             reason = self._overdue()
             if reason:
                 self.error = reason
@@ -217,8 +223,8 @@ class RunningReplica:
         process.kill()
         await _exited(process, KILL_TIMEOUT)
         keeper.kill_tagged({tag(self.plan)})
-        process.close()
         self._guard.drop(process.pid)
+        process.close()
         self.record.status.pid = None
         _remove_socket(self.plan.endpoint)
 
@@ -287,7 +293,8 @@ def _remove_socket(endpoint: str) -> None:
     """A killed replica leaves its socket's file."""
     scheme, _, address = endpoint.partition("://")
     if scheme == "ipc":
-        Path(address).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            Path(address).unlink(missing_ok=True)
 
 
 def _how(returncode: int | None) -> str:

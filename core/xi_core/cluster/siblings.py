@@ -57,7 +57,7 @@ class Sibling:
         """Spawn it, in a session of its own: Ctrl-C reaches the launcher only."""
         environment = {name: value for name, value in os.environ.items() if self._secret or name != "XI_API_KEY"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *self._command, *self._first, "--watch-stdin"],
+            [sys.executable, "-P", "-m", *self._command, *self._first, "--watch-stdin"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -74,8 +74,9 @@ class Sibling:
         *lines, rest = (self._heard + data).split(b"\n")
         self._heard = rest[-LONGEST_LINE:]
         for line in lines:
-            with contextlib.suppress(ValueError):  # not a word for the launcher
-                if json.loads(line).get("role") == self.role:
+            with contextlib.suppress(ValueError, RecursionError):  # not a word for the launcher: a plugin printed something
+                word = json.loads(line)
+                if isinstance(word, dict) and word.get("role") == self.role:
                     self.ready = self.fresh = True
         return bool(data)
 

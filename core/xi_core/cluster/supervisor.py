@@ -51,6 +51,9 @@ class Supervisor:
         scheduler = import_path(hub.schedulers.get(config.launch_strategy, param="XI_LAUNCH_STRATEGY").scheduler)()
         if not isinstance(scheduler, Scheduler):
             raise PluginError(f"scheduler '{config.launch_strategy}' is not a subclass of xi_core.cluster.placement.Scheduler")
+        for plugin in hub.records:
+            if plugin.state == "quarantined":
+                log.warning("xi runs without the plugin %s: %s; `xi plugins -v` says more", plugin.name, plugin.error)
         self._settled_at = time.monotonic() + settle
         self._lifecycle = Lifecycle(scheduler, epoch, launch_timeout=config.launch_timeout, grace=config.grace, settled_at=self._settled_at)
         replica_transport = next((t.transport for t in hub.transports if scheme_of(endpoint) in t.schemes), "")
@@ -80,6 +83,7 @@ class Supervisor:
             m.Register: partial(self._register, link),
             m.ReplicaUpdate: partial(self._replica_update, link),
             m.ReplicaGone: self._replica_gone,
+            m.Leaving: self._leaving,
             m.Subscribe: partial(self._subscribe, link),
             m.Launch: self._launch,
             m.Terminate: self._terminate,
@@ -93,7 +97,11 @@ class Supervisor:
         self._executor.gateways.pop(link, None)
         for name, worker in list(self._executor.workers.items()):
             if worker.link is link:
-                log.warning("worker %s is away", name)
+                member = self._lifecycle.members.get(name)
+                if member is not None and member.leaving:
+                    log.info("worker %s has left", name)
+                else:
+                    log.warning("worker %s is away", name)
                 del self._executor.workers[name]
                 self._executor.do(self._lifecycle.worker_left(time.monotonic(), name))
 
@@ -108,7 +116,8 @@ class Supervisor:
         member = Member(command.worker, command.incarnation, command.devices, engines)
         self._executor.do(self._lifecycle.worker_joined(time.monotonic(), member, command.replicas))
         if before is None:
-            log.info("worker %s joined with %d devices and %d replicas", command.worker, len(command.devices), len(command.replicas))
+            devices = ", ".join(device.id for device in command.devices) or "no devices but CPU"
+            log.info("worker %s joined; %s; %d replicas run there", command.worker, devices, len(command.replicas))
         return m.Done()
 
     async def _replica_update(self, link: Link, notice: m.ReplicaUpdate) -> None:
@@ -118,6 +127,10 @@ class Supervisor:
 
     async def _replica_gone(self, notice: m.ReplicaGone) -> None:
         self._executor.do(self._lifecycle.replica_gone(time.monotonic(), notice.incarnation, notice.error, notice.final))
+
+    async def _leaving(self, command: m.Leaving) -> m.Done:
+        self._executor.do(self._lifecycle.worker_leaving(command.worker))
+        return m.Done()
 
     async def _subscribe(self, link: Link, command: m.Subscribe) -> m.Done:
         self._executor.gateways[link] = ProcessInfo(role="gateway", pid=command.pid, name=command.gateway)

@@ -28,6 +28,7 @@ from xi_core.cluster.messages import (
     Done,
     Inspect,
     Inspected,
+    Leaving,
     MatchEngine,
     Matches,
     Register,
@@ -41,7 +42,7 @@ from xi_core.cluster.process import REPLICA_COMMAND
 from xi_core.cluster.running import RunningReplica, in_thread
 from xi_core.cluster.sibling import announce, exit_status, set_up_logging, stop_event
 from xi_core.config import Settings, settings
-from xi_core.errors import ArtifactError, Conflict, PluginError, TransportError, XiError
+from xi_core.errors import ArtifactError, Conflict, PluginError, TransportError, Unavailable, XiError
 from xi_core.importing import import_path
 from xi_core.models.family import SourceRef
 from xi_core.models.source import Progress, Source
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 VOCABULARY = Vocabulary(ANSWERS, NOTICES)
 REDIAL_FIRST, REDIAL_MOST = 0.1, 1.0
 REGISTER_TIMEOUT = 5.0
+LEAVE_TIMEOUT = 1.0
 KEEPER_POLL = 0.5
 STOP_MARGIN = 2.0
 """Seconds beyond the grace in which replicas must be gone when the worker stops."""
@@ -72,12 +74,14 @@ class Worker:
         self.registered = asyncio.Event()
         """Set while the supervisor knows this worker."""
         self._hub, self._settings, self._runtime, self._supervisor, self._command = hub, config, runtime, supervisor, command
+        self._home = config.home_dir
         self._incarnation = secrets.token_hex(4)
         self._devices = host.find_devices(hub.devices, os.environ)
         self._host = host.host_info(self._devices)
         self._engines = host.probe_engines(hub.engines, self._host)
         self._guard = Guard()
         self._link: Link | None = None
+        self._stopping = False
         self._introduced = False
         """Whether the supervisor has been told on this link who this is: what is said next comes after it."""
         self._running: dict[str, RunningReplica] = {}
@@ -164,13 +168,15 @@ class Worker:
 
     async def _start(self, command: StartReplica) -> Done:
         plan = command.plan
+        if self._stopping:
+            raise Unavailable(f"worker {self.name} is being stopped")
         if plan.replica_id in self._running:
             raise Conflict(f"replica {plan.replica_id} runs on worker {self.name} already")
         command.plan = msgspec.structs.replace(plan, endpoint=self._endpoint(plan.incarnation))
         replica = RunningReplica(
             command,
             worker=self.name,
-            home=self._settings.home_dir,
+            home=self._home,
             fetch=self._fetch,
             guard=self._guard,
             on_change=self._changed,
@@ -232,9 +238,13 @@ class Worker:
         source = import_path(info.source)()
         if not isinstance(source, Source):
             raise PluginError(f"model source '{info.name}': {info.source} is not a subclass of xi_core.models.source.Source")
-        return source.fetch(ref, self._settings.home_dir, progress)
+        return source.fetch(ref, self._home, progress)
 
     async def _stop_all(self) -> None:
+        self._stopping = True
+        if self._link is not None:
+            with contextlib.suppress(XiError):  # it will notice
+                await self._link.call(Leaving(self.name), timeout=LEAVE_TIMEOUT)
         for replica in self._running.values():
             replica.stop(self._settings.grace)
         if self._tasks:

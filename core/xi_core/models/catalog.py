@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
@@ -48,8 +49,8 @@ def default_uid(spec: LaunchSpec) -> str:
     """The uid of a launch that names none: the model's name, or the stem of its path."""
     name = spec.model_name
     if looks_like_path(name):
-        path = Path(name).expanduser()
-        name = path.name if path.is_dir() else path.stem
+        path = Path(os.path.expanduser(name))  # unlike Path's own, it leaves a `~somebody` that isn't known
+        name = path.name if _is_directory(path) else path.stem
     uid = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:128]
     if not uid.strip("."):
         raise InvalidRequest(f"no uid can be made of the model name '{spec.model_name}'; give one (model_uid)", param="model_uid")
@@ -58,7 +59,14 @@ def default_uid(spec: LaunchSpec) -> str:
 
 def looks_like_path(name: str) -> bool:
     """Whether a model name is meant as a directory or file: by its form, or because a directory of this name is there."""
-    return "/" in name or name.startswith("~") or name.lower().endswith(".gguf") or name in (".", "..") or Path(name).is_dir()
+    return "/" in name or name.startswith("~") or name.lower().endswith(".gguf") or name in (".", "..") or _is_directory(Path(name))
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, or a place that may not be looked at: inspection says so
+        return False
 
 
 def path_of(spec: LaunchSpec, families: Iterable[ModelFamily]) -> str | None:

@@ -19,12 +19,23 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 def inspect(path: str | Path) -> ModelSpec:
     """The spec of the model at `path`. Raises `ArtifactError`, saying what is missing or damaged and what to do."""
-    found = Path(path).expanduser().absolute()
-    if found.is_dir():
-        return _directory(found)
-    if found.is_file():
-        return _gguf_file(found)
+    found = local_path(path)
+    try:
+        if found.is_dir():
+            return _directory(found)
+        if found.is_file():
+            return _gguf_file(found)
+    except OSError as error:
+        raise ArtifactError(f"{str(found)[:300]} can't be read: {error.strerror or error}", param="model_path") from None
     raise ArtifactError(f"no file or directory at {found}", param="model_path")
+
+
+def local_path(path: str | Path) -> Path:
+    """`path` as an absolute one. Raises `ArtifactError` for the home of somebody who isn't known here."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise ArtifactError(f"no such home directory as that of '{path}'; write the path in full", param="model_path") from None
 
 
 def _gguf_file(path: Path) -> ModelSpec:

@@ -32,10 +32,14 @@ def json_response(answer: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(answer), status_code=status, media_type=JSON)
 
 
+def control_error(error: ErrorBody) -> ControlError:
+    """An error as the control API's clients read it."""
+    return ControlError(PublicError(message=error.message, type=error.type, param=error.param, code=error.code), error.message)
+
+
 def error_response(error: ErrorBody) -> Response:
     """An error in the envelope, with `Retry-After` where it has one."""
-    public = PublicError(message=error.message, type=error.type, param=error.param, code=error.code)
-    response = json_response(ControlError(public, error.message), error.status)
+    response = json_response(control_error(error), error.status)
     for name, value in retry_after_header(error.retry_after):
         response.headers[name.decode()] = value.decode()
     return response

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from xi_core.api.body import decode_body, invalid_field
-from xi_core.api.control import LaunchSpec
+from xi_core.api.control import LaunchSpec, Uid
 from xi_core.errors import InvalidRequest
 
 RENAMED = {"model_size_in_billions": "size_in_billions", "envs": "env"}
@@ -92,9 +92,28 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
         value = _gpu_idx(value)
     elif field == "n_gpu":
         value = _n_gpu(value)
-    elif field == "model_type" and value != "LLM":
-        raise InvalidRequest(f"model_type: {value!r} is not served yet; only LLM is", param="model_type")
+    elif field == "model_type":
+        value = _model_type(value)
+    elif field == "model_uid" and isinstance(value, str):
+        _check_uid(value)
     fields[field] = value
+
+
+def _model_type(value: Any) -> str:
+    if isinstance(value, str) and value.upper() == "LLM":
+        return "LLM"
+    raise InvalidRequest(f"model_type: {value!r} is not served yet; only LLM is", param="model_type")
+
+
+def _check_uid(value: str) -> None:
+    """What the struct's own pattern says, in words."""
+    try:
+        msgspec.convert(value, Uid)
+    except msgspec.ValidationError:
+        raise InvalidRequest(
+            f"model_uid: {value[:200]!r} can't be a uid: it has 1 to 128 letters (A-Z), digits, '.', '_' and '-', and not dots alone",
+            param="model_uid",
+        ) from None
 
 
 def _n_gpu(value: Any) -> int | str:

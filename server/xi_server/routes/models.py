@@ -62,8 +62,14 @@ async def terminate_model(request: Request, uid: str) -> Response:
     """End a launch, whatever state it is in. Answers when its replicas are gone."""
     gateway = gateway_of(request)
     await gateway.supervisor.call(Terminate(uid), timeout=gateway.settings.grace + 30.0)
-    await _until(gateway, lambda: uid not in gateway.table.models)
+    await _until(gateway, lambda: _has_ended(gateway, uid))
     return json_response({"id": uid, "object": "model", "deleted": True})
+
+
+def _has_ended(gateway: Gateway, uid: str) -> bool:
+    """Whether the routing table knows that this launch is gone. One that was never ready stays in it for a while, as CANCELLED."""
+    model = gateway.table.models.get(uid)
+    return model is None or model.route.state == "CANCELLED"
 
 
 async def _wait_ready(gateway: Gateway, uid: str, left: Callable[[], Awaitable[bool]]) -> None:

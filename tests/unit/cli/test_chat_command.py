@@ -84,6 +84,13 @@ def test_which_model(xi, talking):
     assert "name one of the models that are launched: a, b" in result.stderr
 
 
+def test_models_that_have_ended_are_not_meant(xi, talking):
+    ended = [{"id": state.lower(), "created": 1, "state": state} for state in ("FAILED", "CANCELLED", "STOPPING")]
+    talking.script["GET", "/v1/models"] = {"object": "list", "data": [*ended, {"id": "xi-tiny", "created": 1}]}
+    assert xi("chat", "-p", "Hi").exit_code == 0
+    assert talking.calls(*CHAT)[-1].body["model"] == "xi-tiny"
+
+
 @pytest.mark.parametrize("command", ["chat", "generate"])
 def test_errors_before_and_in_the_stream(xi, talking, words, command):
     route = CHAT if command == "chat" else COMPLETE

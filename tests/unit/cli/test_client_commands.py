@@ -158,3 +158,9 @@ def test_a_wrong_setting_is_named(xi, monkeypatch):
     result = xi("list")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: XI_PORT='many'")
+
+
+def test_a_missing_key_says_where_commands_take_it_from(xi, server, words):
+    server.script[MODELS] = (401, words.error("no API key", "invalid_api_key"))
+    result = xi("list")
+    assert (result.exit_code, result.stderr) == (1, "Error: no API key; commands take the key from -ak/--api-key or XI_API_KEY\n")

@@ -43,13 +43,14 @@ def test_convert(text, value):
         (["-r"], ["-r"], {}),
         (["-"], ["-"], {}),
         (["--help"], ["--help"], {}),
+        (["-r2", "name"], ["-r", "2", "name"], {}),
     ],
 )
 def test_part(args, known, options):
     assert part(PARAMS, args) == (known, options)
 
 
-@pytest.mark.parametrize("args", [["-x"], ["-ngl", "9"], ["--a", "1", "--a=2"], ["--a-b", "1", "--a_b", "2"], ["--=1"]])
+@pytest.mark.parametrize("args", [["-x"], ["-ngl", "9"], ["-rx"], ["-x2"], ["--a", "1", "--a=2"], ["--a-b", "1", "--a_b", "2"], ["--=1"]])
 def test_part_refuses(args):
     with pytest.raises(click.UsageError):
         part(PARAMS, args)

@@ -81,6 +81,7 @@ def test_unknown_options_go_to_the_engine_in_any_form(xi, launched):
         (["a", "--n-gpu", "many"], "'many' is neither 'auto', 'none' nor a number"),
         (["a", "--gpu-idx", "x"], "'x' is no list of numbers"),
         (["./missing"], "there is no file or directory './missing'"),
+        (["~nobody-of-this-name/m"], "there is no file or directory '~nobody-of-this-name/m'"),
         (["missing.gguf"], "there is no file or directory 'missing.gguf'"),
         (["a", "b"], "unexpected extra argument"),
         (["a", "-r"], "requires an argument"),

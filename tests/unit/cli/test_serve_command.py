@@ -17,7 +17,7 @@ def became(monkeypatch):
 
 
 def launcher(host="127.0.0.1", port="9997", level="info"):
-    return [sys.executable, "-m", "xi_core.cluster.launcher", "--host", host, "--port", port, "--log-level", level]
+    return [sys.executable, "-P", "-m", "xi_core.cluster.launcher", "--host", host, "--port", port, "--log-level", level]
 
 
 @pytest.mark.parametrize(
