@@ -5,6 +5,7 @@
     │   ├── UnsupportedField      400  a valid field that this engine can't honour
     │   └── ContextLengthExceeded 400  the prompt doesn't fit
     ├── AuthenticationFailed      401  no key, or a wrong one
+    ├── Forbidden                 403  asked from where nobody may ask
     ├── NotFound                  404
     │   └── ModelNotFound         404  no launch of that uid
     ├── Conflict                  409  the uid is taken by another launch spec
@@ -152,6 +153,14 @@ class AuthenticationFailed(XiError):
     status = 401
     code = "invalid_api_key"
     type = "authentication_error"
+
+
+class Forbidden(XiError):
+    """The request comes from where none is taken, such as a web page of another site."""
+
+    status = 403
+    code = "forbidden"
+    type = "permission_error"
 
 
 class NotFound(XiError):

@@ -18,6 +18,7 @@ from xi_server.asgi import App, ClientGone, Message, Receive, Scope, Send, new_r
 from xi_server.auth import BearerAuth
 from xi_server.dispatch import TOKEN_PATHS
 from xi_server.gateway import Gateway
+from xi_server.origin import OriginGuard
 from xi_server.routes import cluster, engines, health, models
 from xi_server.routes.answers import error_response
 
@@ -29,7 +30,7 @@ SUMMARY = "Launch and serve language models. The inference API is OpenAI's; laun
 def create_app(gateway: Gateway) -> App:
     """The whole application over `gateway`."""
     front = Front(gateway, control_app(gateway))
-    return BearerAuth(front, gateway.settings.api_key) if gateway.settings.api_key else front
+    return BearerAuth(front, gateway.settings.api_key) if gateway.settings.api_key else OriginGuard(front)
 
 
 class Front:

@@ -38,5 +38,7 @@ def invalid_field(error: msgspec.ValidationError) -> InvalidRequest:
     path = re.search(r" - at `\$\.?(.*?)`$", text)
     named = re.search(r"(?:unknown|required) field `([^`]+)`", text)
     param = ".".join(part for part in (path[1] if path else "", named[1] if named else "") if part) or None
+    if param is not None and param.startswith("["):  # a place in the body that has no name: msgspec knows no more
+        param = None
     text = text[: path.start()] if path else text
     return InvalidRequest(f"{param}: {text}" if param else f"the body: {text}", param=param)

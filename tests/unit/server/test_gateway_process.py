@@ -45,7 +45,7 @@ class Running:
 
 
 def request(body: bytes, path: str = "/v1/chat/completions", method: str = "POST") -> bytes:
-    return b"%s %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (method.encode(), path.encode(), len(body), body)
+    return b"%s %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s" % (method.encode(), path.encode(), len(body), body)
 
 
 async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
