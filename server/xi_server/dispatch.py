@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 TOKEN_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 MAX_TRIES = 2
+UPLOAD_TIMEOUT = 60.0
+"""Seconds in which a request's body must have come."""
 CLIENT_CLOSED = 499
 """Status in the metrics of a request whose client left."""
 STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -62,9 +64,9 @@ class Dispatcher:
             self.active.discard(exchange)
 
     def tick(self, now: float) -> None:
-        """Called now and then, to find clients that read nothing. `now` in loop time."""
+        """Called now and then, to find clients that read nothing or write nothing. `now` in loop time."""
         for exchange in list(self.active):
-            exchange.slow.check(now)
+            exchange.check(now)
 
 
 class Exchange:
@@ -110,6 +112,12 @@ class Exchange:
         """The client has left."""
         self.dropped = False
         """The client was cut off because it read too slowly."""
+
+    def check(self, now: float) -> None:
+        """Cut off a client that stands still. `now` in loop time."""
+        self.slow.check(now)
+        if self.model is None and time.monotonic() - self._began > UPLOAD_TIMEOUT:
+            self._drop(f"its request has not come in whole within {UPLOAD_TIMEOUT:g} s")
 
     async def run(self) -> None:
         """Answer the request, whatever happens. Raises nothing but a cancellation that comes twice."""

@@ -11,6 +11,10 @@ DEFAULT_TOKENS = 256
 """What a request is taken to cost when it doesn't say how many tokens it wants."""
 
 
+MOST_TOKENS = 131_072
+"""What a request is taken to cost at most, whatever it says."""
+
+
 class Route(Struct):
     """Fields that decide where a request goes; all others are skipped without being built."""
 
@@ -21,8 +25,9 @@ class Route(Struct):
 
     @property
     def most_tokens(self) -> int | None:
-        """The request's own limit of tokens."""
-        return self.max_completion_tokens or self.max_tokens
+        """The request's own limit of tokens, as far as it can be believed: it has not been checked, and routers add it up."""
+        wanted = self.max_completion_tokens or self.max_tokens
+        return None if wanted is None else min(max(wanted, 1), MOST_TOKENS)
 
 
 _decode = msgspec.json.Decoder(Route).decode

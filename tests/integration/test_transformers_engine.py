@@ -6,6 +6,8 @@ import json
 import math
 import random
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -362,6 +364,30 @@ def test_wrong_requests_are_refused(small: TransformersEngine, prompt: list[int]
 
 
 # ---- tokenizer ----------------------------------------------------------------------------------
+
+
+def test_a_long_text_has_the_ids_of_its_pieces_and_lets_other_threads_run(tiny: Any) -> None:
+    piece = "What is xi? It serves language models.\n"
+    short, long = tiny.tokenizer.encode(piece), tiny.tokenizer.encode(piece * 1000)
+    assert long == short * 1000
+    gaps: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        last = time.monotonic()
+        while not done.wait(0.001):
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.monotonic()
+    tiny.tokenizer.encode(piece * 40_000)
+    took = time.monotonic() - began
+    done.set()
+    watcher.join()
+    assert max(gaps) < max(took / 2, 0.2)
 
 
 @pytest.mark.parametrize("text", TEXTS)

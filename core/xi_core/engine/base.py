@@ -116,7 +116,7 @@ class StepOutput(Struct):
 
 
 class Tokenizer(ABC):
-    """Text to ids and back. Called on the replica's loop, not on the engine's thread."""
+    """Text to ids and back. Called on the replica's loop, not on the engine's thread; a long text on a thread beside it."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:

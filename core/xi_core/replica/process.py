@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import struct
-import time
+import threading
 from typing import Any, BinaryIO
 
 import msgspec
@@ -47,18 +47,26 @@ def read_plan(stream: BinaryIO) -> LaunchPlan:
 
 
 class Reporter:
-    """Writes reports, a JSON line each, to the worker's pipe. Any thread; never blocks: a worker that doesn't read loses reports."""
+    """Writes reports, a JSON line each, to the worker's pipe. Any thread; never blocks.
+
+    A worker that doesn't read loses stages and life signs, of which there are newer ones soon, but no `Ready` and no `Failed`.
+    """
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+        self._lock = threading.Lock()
+        self._unsent = b""
 
     def send(self, item: Report) -> None:
-        """Write one report. A worker that is gone is no error here: the life line ends this process."""
-        try:
-            os.write(self._fd, report.encode(item) + b"\n")
-        except OSError as error:
-            log.debug("the worker doesn't read reports: %s", error)
+        """Write one report, after what the pipe had no room for. A worker that is gone is no error: the life line ends this process."""
+        with self._lock:
+            if not self._unsent or isinstance(item, Ready | Failed):
+                self._unsent += report.encode(item) + b"\n"
+            try:
+                self._unsent = self._unsent[os.write(self._fd, self._unsent) :]
+            except OSError as error:
+                log.debug("the worker doesn't read reports: %s", error)
 
     def stage(self, stage: str, progress: float | None = None) -> None:
         """Report a stage of the launch."""
@@ -122,6 +130,7 @@ async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:
     await service.probe(PROBE_SECONDS)
     transport: Transport = import_path(plan.transport)()
     server = ReplicaServer(service, transport)
+    model = service.model  # what xi itself can't add is out of its manifest
     reporter.send(Ready(endpoint=server.endpoint, context_length=model.context_length, slots=model.slots, manifest=model.manifest))
     try:
         await _until_stopped(service, reporter, stop)
@@ -147,13 +156,26 @@ async def _unless(stop: asyncio.Event, work: asyncio.Future[tuple[Engine, Loaded
 
 async def _until_stopped(service: Service, reporter: Reporter, stop: asyncio.Event) -> None:
     """Report health until stopped. Raises `EngineError` when the engine has failed for good, so that the worker starts another."""
-    probed = time.monotonic()
-    while not stop.is_set():
-        if service.busy:
-            probed = time.monotonic()
-        elif time.monotonic() - probed > IDLE_PROBE_INTERVAL:
-            probed = time.monotonic()
+    probes = asyncio.create_task(_probe_when_idle(service))
+    try:
+        await _report_health(service, reporter, stop, probes)
+    finally:
+        probes.cancel()
+        await asyncio.wait([probes])
+
+
+async def _probe_when_idle(service: Service) -> None:
+    """Ask an engine that nobody asks for a token now and then. Raises `EngineError` when none comes."""
+    while True:
+        await asyncio.sleep(IDLE_PROBE_INTERVAL)
+        if not service.busy:
             await service.probe(PROBE_SECONDS)
+
+
+async def _report_health(service: Service, reporter: Reporter, stop: asyncio.Event, probes: asyncio.Task[None]) -> None:
+    while not stop.is_set():
+        if probes.done():
+            probes.result()
         load, reason = service.load(), service.unhealthy()
         reporter.send(Health(healthy=reason is None, steps=load.steps, running=load.running, waiting=load.waiting, reason=reason or ""))
         if service.failure is not None:

@@ -8,13 +8,19 @@ import time
 
 import msgspec
 
-from xi_core.errors import TransportError
+from xi_core.errors import ChannelFull, TransportError, Unavailable
 from xi_core.serving.service import Running, Service
 from xi_core.transport.base import Listener, Peer, Transport
 from xi_core.wire import frames
-from xi_core.wire.frames import Abort, End, Frame, Ping, Pong, Step, Submit
+from xi_core.wire.frames import Abort, Data, End, Frame, Ping, Pong, Step, Submit
 
 log = logging.getLogger(__name__)
+
+
+PIECE = 1024 * 1024
+"""Bytes of one answer in one message, at most."""
+FORGET = 600.0
+"""Seconds of silence after which nothing of a gateway is kept."""
 
 
 class _Gateway:
@@ -25,9 +31,22 @@ class _Gateway:
         self.requests: dict[int, Running] = {}
         self.heard = time.monotonic()
         self.frames: list[Frame] = []
+        self.large = False
+        """There are large frames among them, which go in messages of their own."""
+        self.stuck = False
+        """It didn't read: the frames wait until it is heard of again."""
         self._server = server
 
     def put(self, frame: Frame) -> None:
+        """Take a frame of an answer. A large one goes in pieces, since a message has a largest size."""
+        if type(frame) is Data and len(frame.data) > PIECE:
+            self.large = True
+            for start in range(0, len(frame.data), PIECE):
+                self._add(Data(frame.id, frame.data[start : start + PIECE], 0 if start else frame.tokens))
+        else:
+            self._add(frame)
+
+    def _add(self, frame: Frame) -> None:
         if not self.frames:
             self._server.schedule(self)
         self.frames.append(frame)
@@ -64,17 +83,26 @@ class ReplicaServer:
         self._loop.call_soon(self._flush, gateway)
 
     def _flush(self, gateway: _Gateway) -> None:
-        if not gateway.frames:
-            return
-        step = Step(gateway.frames)
-        gateway.frames = []
-        self._send(gateway, step)
-
-    def _send(self, gateway: _Gateway, message: Step | Pong) -> None:
         try:
-            self._listener.send(gateway.peer, frames.encode(message))
+            while gateway.frames:
+                step = gateway.frames[:1] if gateway.large else gateway.frames
+                self._listener.send(gateway.peer, frames.encode(Step(step)))
+                gateway.frames = gateway.frames[len(step) :]
+        except ChannelFull as error:
+            gateway.stuck = True
+            self._give_up(gateway, error.message)
         except TransportError as error:
-            self._drop(gateway, error.message)
+            self._forget(gateway, error.message)
+        else:
+            gateway.stuck = gateway.large = False
+
+    def _pong(self, gateway: _Gateway, ping: Ping) -> None:
+        try:
+            self._listener.send(gateway.peer, frames.encode(Pong(ping.seq, self._plan.incarnation, self._service.load())))
+        except ChannelFull:
+            log.debug("a gateway doesn't read: no pong for it")
+        except TransportError as error:
+            self._forget(gateway, error.message)
 
     def _receive(self, peer: Peer, message: bytes) -> None:
         try:
@@ -86,8 +114,10 @@ class ReplicaServer:
         if gateway is None:
             gateway = self._gateways[peer] = _Gateway(self, peer)
         gateway.heard = time.monotonic()
+        if gateway.stuck:
+            self._flush(gateway)
         if isinstance(received, Ping):
-            self._send(gateway, Pong(received.seq, self._plan.incarnation, self._service.load()))
+            self._pong(gateway, received)
         elif isinstance(received, Submit):
             self._submit(gateway, received)
         else:
@@ -103,15 +133,22 @@ class ReplicaServer:
         if run is not None:
             self._service.abort(run)
 
-    def _drop(self, gateway: _Gateway, reason: str) -> None:
+    def _give_up(self, gateway: _Gateway, reason: str) -> None:
+        """A gateway takes no answers now: stop its requests, and tell it so in case that it comes back, for it would wait for ever."""
+        if gateway.requests:
+            log.warning("a gateway takes no answers (%s): %d of its requests are aborted", reason, len(gateway.requests))
+        for run in list(gateway.requests.values()):
+            self._service.fail(run, Unavailable("the gateway did not take this answer in time; send the request again", retry_after=1.0))
+
+    def _forget(self, gateway: _Gateway, reason: str) -> None:
         """A gateway is gone: nobody reads its answers."""
         self._gateways.pop(gateway.peer, None)
-        gateway.frames = []
         if gateway.requests:
             log.warning("a gateway is gone (%s): %d of its requests are aborted", reason, len(gateway.requests))
         for run in list(gateway.requests.values()):
             self._service.abort(run)
         gateway.requests.clear()
+        gateway.frames = []
 
     async def _sweep_silent(self) -> None:
         timeout = self._plan.limits.peer_timeout
@@ -124,5 +161,7 @@ class ReplicaServer:
                 continue
             last = now
             for gateway in list(self._gateways.values()):
-                if now - gateway.heard > timeout:
-                    self._drop(gateway, f"silent for {timeout:g} s")
+                if now - gateway.heard > FORGET:
+                    self._forget(gateway, f"silent for {FORGET:g} s")
+                elif now - gateway.heard > timeout:
+                    self._give_up(gateway, f"silent for {timeout:g} s")

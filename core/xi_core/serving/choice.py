@@ -10,9 +10,15 @@ from xi_core.serving.delta import Delta
 from xi_core.serving.parser import OutputParser, Parsed
 from xi_core.serving.stops import StopMatcher
 
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON can't write."""
+
 
 class Choice:
-    """Text of a choice as it grows. A character whose bytes are split over tokens comes out whole, with its last byte."""
+    """Text of a choice as it grows. A character whose bytes are split over tokens comes out whole, with its last byte.
+
+    One that the answer's end cuts short does not come out at all, as in vLLM and llama.cpp.
+    """
 
     def __init__(self, index: int, tokenizer: Tokenizer, stops: list[str], parser: OutputParser | None = None) -> None:
         self.index = index
@@ -36,13 +42,14 @@ class Choice:
         ended = out.finish is not None or self._stops.found is not None
         if ended and self._stops.found is None:
             text += self._stops.finish()
-        return self._delta(text, out.finish or "stop" if ended else None)
+        finish = "stop" if self._stops.found is not None else out.finish  # a stop string wins over the length that it just fits
+        return self._delta(text, finish)
 
     def _decode(self, out: TokenOut) -> str:
         data = self._tokenizer.token_bytes(out.token)
         if self._strip and data:
             data, self._strip = data.removeprefix(b" "), False
-        return self._utf8.decode(data, final=out.finish is not None)
+        return self._utf8.decode(data)
 
     def _delta(self, text: str, finish: str | None) -> Delta:
         parsed = self._parse(text, finish is not None)
@@ -78,9 +85,10 @@ def logprob_entry(tokenizer: Tokenizer, token: int, logprobs: TokenLogprobs) -> 
     """The API's form of a token's log-probabilities."""
     return TokenLogprob(
         token=tokenizer.token_text(token),
-        logprob=logprobs.logprob,
+        logprob=max(logprobs.logprob, LEAST_LOGPROB),
         bytes=list(tokenizer.token_bytes(token)),
         top_logprobs=[
-            TopLogprob(token=tokenizer.token_text(id), logprob=value, bytes=list(tokenizer.token_bytes(id))) for id, value in logprobs.top
+            TopLogprob(token=tokenizer.token_text(id), logprob=max(value, LEAST_LOGPROB), bytes=list(tokenizer.token_bytes(id)))
+            for id, value in logprobs.top
         ],
     )

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections import deque
 from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
-from xi_core.api.openai import TokenLogprob, TopLogprob
+from xi_core.api.openai import Message, TokenLogprob, TopLogprob
 from xi_core.engine.base import ApiEngine, ApiRequest, ApiSink, LoadedModel
 from xi_core.errors import EngineError, ErrorBody, InvalidRequest, XiError
 from xi_core.serving.delta import Delta
 from xi_core.serving.parser import ToolCallDelta
-from xi_core.serving.request import Job
+from xi_core.serving.request import Job, message_text
 from xi_core.serving.service import LoopQueue, Running, Service
 from xi_core.wire.plan import LaunchPlan
+
+log = logging.getLogger(__name__)
 
 # ---- what is read of an engine's events -----------------------------------------------------------
 
@@ -156,7 +159,17 @@ class ApiService(Service):
             part = self._waiting.popleft()
             part.started = True
             self._busy_slots += 1
+            self._submit(part)
+
+    def _submit(self, part: _Part) -> None:
+        """What `submit` raises comes as a failure of this part, which frees its slot."""
+        try:
             self._api.submit(part.body, self._sink)
+        except XiError as error:
+            self._sink.failed(part.id, error.status, error.message, error.param, error.code)
+        except Exception:
+            log.exception("the engine did not take request %d", part.run.id)
+            self._sink.failed(part.id, 500, "the engine did not take this request; the replica's log has the details")
 
     def _stop_part(self, part: int) -> None:
         """A waiting part goes at once; a running one keeps its slot until the engine says that it has stopped."""
@@ -174,20 +187,20 @@ class ApiService(Service):
             return
         if isinstance(item, _Text):
             if part.open:
-                self._event(part, item.data)
+                self._attempt(part.run, self._event, part, item.data)
             return
         del self._parts[part.id]
         self._busy_slots -= 1
         if part.open:
             part.run.parts.remove(part.id)
-            self._ended(part, item)
+            self._attempt(part.run, self._ended, part, item)
         self._admit()
 
     def _event(self, part: _Part, data: bytes | str) -> None:
         try:
             event = _decode(data)
         except msgspec.DecodeError as error:
-            self._fail(part.run, EngineError(f"the engine sent an event that can't be read: {error}"))
+            self.fail(part.run, EngineError(f"the engine sent an event that can't be read: {error}"))
             return
         if event.usage is not None:
             part.run.prompt_tokens = event.usage.prompt_tokens
@@ -201,9 +214,9 @@ class ApiService(Service):
     def _ended(self, part: _Part, item: _Done | _Failed) -> None:
         """The finish is delivered last, when the usage is known."""
         if isinstance(item, _Failed):
-            self._fail(part.run, XiError.from_body(item.error))
+            self.fail(part.run, XiError.from_body(item.error))
         elif part.finish is None:
-            self._fail(part.run, EngineError("the engine ended the answer without a finish reason"))
+            self.fail(part.run, EngineError("the engine ended the answer without a finish reason"))
         else:
             self._deliver(part.run, Delta(index=part.index, finish=part.finish, tokens=part.tokens))
 
@@ -222,7 +235,7 @@ def engine_body(job: Job, index: int) -> dict[str, Any]:
     if job.seed is not None:
         body["seed"] = job.seed_of(index)
     if job.kind == "chat":
-        body["messages"] = msgspec.to_builtins(job.chat.messages)
+        body["messages"] = [_message(message) for message in job.chat.messages]
         if job.tools:
             body["tools"] = job.tools
             if job.chat.tool_choice is not None:
@@ -234,6 +247,16 @@ def engine_body(job: Job, index: int) -> dict[str, Any]:
         if job.logprobs is not None:
             body["logprobs"] = job.logprobs
     return body
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """A message with its content as one text, so that it reads the same in every engine."""
+    plain: dict[str, Any] = msgspec.to_builtins(message)
+    if message.content is not None or not message.tool_calls:
+        plain["content"] = message_text(message)
+    for call in plain.get("tool_calls") or []:
+        call["function"]["arguments"] = call["function"]["arguments"] or "{}"
+    return plain
 
 
 def _delta(part: _Part, choice: _EventChoice) -> Delta:

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from xi_core.api.body import decode_body
-from xi_core.api.openai import ChatRequest, CompletionRequest, NamedTool
+from xi_core.api.openai import ChatRequest, CompletionRequest, Message, NamedTool
 from xi_core.errors import InvalidRequest, NotFound, UnsupportedField
 from xi_core.wire.manifest import Manifest
 
@@ -17,6 +17,8 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 DEFAULT_COMPLETION_TOKENS = 16
 """`max_tokens` of a completion that names none, as in OpenAI's API."""
+LONGEST_TOKEN = 256
+"""Characters. No vocabulary has tokens that are longer."""
 
 _decode: dict[str, Callable[[bytes], ChatRequest | CompletionRequest]] = {
     CHAT: msgspec.json.Decoder(ChatRequest).decode,
@@ -58,6 +60,18 @@ class Job(Struct, kw_only=True):
             raise TypeError("not a completions job")
         return self.request
 
+    @property
+    def prompt_field(self) -> str:
+        """The field that holds the prompt, for errors."""
+        return "messages" if self.kind == "chat" else "prompt"
+
+    def least_tokens(self) -> int:
+        """Tokens that the prompt has at the very least: an answer that is quick to give."""
+        if self.kind == "chat":
+            return sum(len(message_text(message)) for message in self.chat.messages) // LONGEST_TOKEN
+        prompt = self.completion.prompt
+        return len(prompt) // LONGEST_TOKEN if isinstance(prompt, str) else len(prompt)
+
     def seed_of(self, choice: int) -> int | None:
         """Each choice of a seeded request has a seed of its own, so that the choices differ but repeat."""
         return None if self.seed is None else self.seed + choice
@@ -78,7 +92,7 @@ def parse(route: str, body: bytes, manifest: Manifest, engine: str, defaults: di
 def _check_manifest(request: ChatRequest | CompletionRequest, fields: dict[str, Any], engine: str) -> None:
     for info in msgspec.structs.fields(request):
         value = getattr(request, info.name)
-        if info.name in _ALWAYS or value is None or value is False:
+        if info.name in _ALWAYS or value is None or value is False or value in ([], {}):
             continue
         name = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}.get(info.name, info.name)
         cell = fields.get(name)
@@ -102,6 +116,8 @@ def _job(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]) -> 
     stream = bool(request.stream)
     if request.stream_options is not None and not stream:
         raise InvalidRequest("stream_options is only allowed with stream: true", param="stream_options")
+    if isinstance(request, ChatRequest):
+        _check_messages(request.messages)
     stop = request.stop or []
     return Job(
         kind="chat" if isinstance(request, ChatRequest) else "completions",
@@ -119,6 +135,19 @@ def _job(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]) -> 
         tools=_tools(request) if isinstance(request, ChatRequest) else None,
         echo=isinstance(request, CompletionRequest) and bool(request.echo),
     )
+
+
+def _check_messages(messages: list[Message]) -> None:
+    for index, message in enumerate(messages):
+        if message.content is None and message.role != "assistant":
+            field = f"messages[{index}].content"
+            raise InvalidRequest(f"{field}: a message of the role '{message.role}' needs content", param=field)
+
+
+def message_text(message: Message) -> str:
+    """A message's content as one text. Parts become lines of their own, as in vLLM and llama.cpp."""
+    content = message.content
+    return content if isinstance(content, str) else "\n".join(part.text for part in content or [])
 
 
 def _max_tokens(request: ChatRequest | CompletionRequest) -> int | None:
@@ -144,10 +173,10 @@ def _sampling(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]
 
 
 def _biases(given: dict[str, float]) -> dict[int, float]:
-    try:
-        return {int(token): bias for token, bias in given.items()}
-    except ValueError:
-        raise InvalidRequest("logit_bias: keys are token ids, as text", param="logit_bias") from None
+    wrong = next((token for token in given if not (token.isascii() and token.isdigit() and len(token) <= 10)), None)
+    if wrong is not None:
+        raise InvalidRequest(f"logit_bias: keys are token ids, as text; '{wrong[:50]}' is none", param="logit_bias")
+    return {int(token): bias for token, bias in given.items()}
 
 
 def _logprobs(request: ChatRequest | CompletionRequest) -> int | None:

@@ -18,7 +18,7 @@ import msgspec
 
 from xi_core.api.openai import Usage
 from xi_core.engine.base import Engine, LoadedModel
-from xi_core.errors import EngineError, Overloaded, Unavailable, XiError, envelope
+from xi_core.errors import ContextLengthExceeded, EngineError, Overloaded, Unavailable, XiError, envelope
 from xi_core.serving.answer import JSON, Answer, answer_for, error_event
 from xi_core.serving.delta import Delta
 from xi_core.serving.request import CHAT, COMPLETIONS, Job, parse
@@ -26,6 +26,9 @@ from xi_core.wire.frames import Data, End, Frame, Load, Open, Submit
 from xi_core.wire.plan import LaunchPlan
 
 log = logging.getLogger(__name__)
+
+LONGEST_LOOK = 2.0
+"""Most seconds that count between two looks at the progress: after longer ones it was this process that stood still, not its engine."""
 
 Outlet = Callable[[Frame], None]
 """Takes the frames of a request, in order."""
@@ -54,22 +57,44 @@ class LoopQueue(Generic[T]):
 
     def _drain(self) -> None:
         self._scheduled = False  # before taking: an item put from here on schedules anew
-        while self._items:
-            self._take(self._items.popleft())
+        try:
+            for _ in range(len(self._items)):  # no more than have come: a quick engine must not keep the loop for itself
+                self._take(self._items.popleft())
+        finally:
+            if self._items and not self._scheduled:  # taking one has raised: the others must not wait for the next
+                self._scheduled = True
+                self._loop.call_soon(self._drain)
 
 
 class Running:
     """One request that is being served."""
 
-    __slots__ = ("answer", "completion_tokens", "ended", "id", "job", "open_choices", "opened", "outlet", "parts", "prompt_tokens")
+    __slots__ = (
+        "answer",
+        "completion_tokens",
+        "ended",
+        "id",
+        "job",
+        "open_choices",
+        "opened",
+        "outlet",
+        "parts",
+        "prompt_tokens",
+        "size",
+        "told_tokens",
+    )
 
-    def __init__(self, id: int, outlet: Outlet, job: Job, answer: Answer) -> None:
+    def __init__(self, id: int, size: int, outlet: Outlet, job: Job, answer: Answer) -> None:
         self.id = id
+        self.size = size
+        """Bytes of the request's body."""
         self.outlet = outlet
         self.job = job
         self.answer = answer
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.told_tokens = 0
+        """Those that the frames sent so far have told of."""
         self.open_choices = job.n
         self.opened = False
         self.ended = False
@@ -89,7 +114,8 @@ class Service(ABC):
         self._idle = asyncio.Event()
         self._tokens = 0
         self._last_steps = 0
-        self._progress_at = time.monotonic()
+        self._looked_at = time.monotonic()
+        self._stalled = 0.0
         self._failure: XiError | None = None
 
     # -- what the replica calls --------------------------------------------------------------------
@@ -111,11 +137,22 @@ class Service(ABC):
         if not run.ended:
             self._finish(run)
 
+    def fail(self, run: Running, error: XiError) -> None:
+        """End a request with a typed error: as a status before the first frame, as an event after it."""
+        if run.ended:
+            return
+        if run.opened:
+            run.outlet(Data(run.id, error_event(error.body())))
+            run.outlet(End(run.id, error.code))
+        else:
+            refuse(run.id, run.outlet, error)
+        self._finish(run)
+
     def fail_all(self, error: XiError) -> None:
         """End every request with `error`: the engine can't go on."""
         self._failure = error
         for run in list(self._requests):
-            self._fail(run, error)
+            self.fail(run, error)
 
     def load(self) -> Load:
         """The live counters."""
@@ -139,10 +176,10 @@ class Service(ABC):
         except XiError as error:
             return error.message
         steps, now = self._engine.stats().steps, time.monotonic()
-        if steps != self._last_steps or not self._requests:
-            self._last_steps, self._progress_at = steps, now
-        stalled = now - self._progress_at
-        return f"no step for {stalled:.0f} s while requests run" if stalled > self.plan.limits.hang_timeout else None
+        stood_still = steps == self._last_steps and bool(self._requests)
+        self._stalled = self._stalled + min(now - self._looked_at, LONGEST_LOOK) if stood_still else 0.0
+        self._last_steps, self._looked_at = steps, now
+        return f"no step for {self._stalled:.0f} s while requests run" if self._stalled > self.plan.limits.hang_timeout else None
 
     @property
     def failure(self) -> XiError | None:
@@ -187,7 +224,7 @@ class Service(ABC):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), grace)
         for run in list(self._requests):
-            self._fail(run, Unavailable("the replica is stopping"))
+            self.fail(run, Unavailable("the replica is stopping"))
 
     @abstractmethod
     def close(self, grace: float) -> None:
@@ -227,10 +264,34 @@ class Service(ABC):
 
     def _begin(self, submit: Submit, outlet: Outlet) -> Running:
         job = parse(submit.route, submit.body, self.model.manifest, self.plan.engine.name, self._defaults())
-        run = Running(submit.id, outlet, job, answer_for(job, self.plan.uid, self._prompt_text(job)))
-        self._start(run)
+        self._check_size(job)
+        run = Running(submit.id, len(submit.body), outlet, job, answer_for(job, self.plan.uid, self._prompt_text(job)))
+        try:
+            self._start(run)
+        except BaseException:
+            self._finish(run)  # some of its choices may run already
+            raise
         self._requests.add(run)
         return run
+
+    def _check_size(self, job: Job) -> None:
+        """Refuse at once what can't fit: to encode it would take long."""
+        least, context = job.least_tokens(), self.model.context_length
+        if least > context:
+            raise ContextLengthExceeded(
+                f"the prompt has more than {least} tokens; the context of {self.plan.uid} holds {context}, answer included",
+                param=job.prompt_field,
+            )
+
+    def _attempt(self, run: Running, work: Callable[..., None], *arguments: Any) -> None:
+        """Do `work` for one request: what it raises costs this request only."""
+        try:
+            work(*arguments)
+        except XiError as error:
+            self.fail(run, error)
+        except Exception:
+            log.exception("request %d failed", run.id)
+            self.fail(run, EngineError("the replica failed to serve this request; its log has the details"))
 
     def _deliver(self, run: Running, delta: Delta) -> None:
         if run.ended:
@@ -244,7 +305,8 @@ class Service(ABC):
             data += run.answer.end(self._usage(run))
         if data:
             self._open(run)
-            run.outlet(Data(run.id, data, delta.tokens))
+            run.outlet(Data(run.id, data, run.completion_tokens - run.told_tokens))
+            run.told_tokens = run.completion_tokens
         if run.open_choices == 0:
             run.outlet(End(run.id, delta.finish or ""))
             self._finish(run)
@@ -253,17 +315,6 @@ class Service(ABC):
         if not run.opened:
             run.opened = True
             run.outlet(Open(run.id, 200, run.answer.content_type, run.prompt_tokens))
-
-    def _fail(self, run: Running, error: XiError) -> None:
-        """A typed error: as a status before the first frame, as an event after it."""
-        if run.ended:
-            return
-        if run.opened:
-            run.outlet(Data(run.id, error_event(error.body())))
-            run.outlet(End(run.id, error.code))
-        else:
-            refuse(run.id, run.outlet, error)
-        self._finish(run)
 
     def _finish(self, run: Running) -> None:
         run.ended = True

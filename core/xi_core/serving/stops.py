@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Finds the first stop string in text that comes in pieces, wherever the pieces are cut."""
+    """Finds the stop string that is whole first in text that comes in pieces, wherever the pieces are cut."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -20,10 +20,10 @@ class StopMatcher:
         if not self._stops:
             return text
         text = self._held + text
-        first = min(((at, stop) for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
+        first = min(((at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
         if first is not None:
-            self._held, self.found = "", first[1]
-            return text[: first[0]]
+            self._held, self.found = "", first[2]
+            return text[: first[1]]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

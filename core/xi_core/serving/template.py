@@ -7,6 +7,7 @@ The conventions are those of Hugging Face's `apply_chat_template` (https://huggi
 from __future__ import annotations
 
 import json
+import threading
 import time
 from datetime import datetime
 from typing import Any, NoReturn
@@ -36,13 +37,25 @@ class _GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox with a clock: each call and look-up checks the deadline, so that no loop runs on for ever."""
+class _Clock(threading.local):
+    """Each thread's own deadline: long prompts are rendered beside the loop."""
 
     deadline = 0.0
 
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox with a clock: each call and look-up checks the deadline, so that no loop runs on for ever."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._clock = _Clock()
+
+    def start_clock(self) -> None:
+        """What this thread renders from here on may take `MAX_SECONDS`."""
+        self._clock.deadline = time.monotonic() + MAX_SECONDS
+
     def _check(self) -> None:
-        if time.monotonic() > self.deadline:
+        if time.monotonic() > self._clock.deadline:
             raise _TooLong(f"it ran longer than {MAX_SECONDS:.0f} s")
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +88,7 @@ class ChatTemplate:
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **variables: Any) -> str:
         """The prompt for `messages`, ending where the assistant's answer begins. Raises `InvalidRequest` where the template refuses."""
         names = {**self._special, **variables, "messages": messages, "tools": tools, "add_generation_prompt": True}
-        self._environment.deadline = time.monotonic() + MAX_SECONDS
+        self._environment.start_clock()
         parts: list[str] = []
         size = 0
         try:
@@ -84,7 +97,7 @@ class ChatTemplate:
                 size += len(part)
                 if size > MAX_OUTPUT:
                     raise _TooLong(f"it wrote more than {MAX_OUTPUT} characters")
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError, ArithmeticError) as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}", param="messages") from None
         return "".join(parts)
 

@@ -5,42 +5,49 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 
 from xi_core.api.openai import Message
-from xi_core.engine.base import LoadedModel, SamplingParams, StepOutput, TokenEngine
+from xi_core.engine.base import LoadedModel, SamplingParams, StepOutput, TokenEngine, TokenOut
 from xi_core.engine.batcher import Batcher
 from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, XiError
 from xi_core.importing import import_path
 from xi_core.serving.choice import Choice
 from xi_core.serving.parser import OutputParser
-from xi_core.serving.request import Job
+from xi_core.serving.request import CHAT, Job, message_text
 from xi_core.serving.service import LoopQueue, Running, Service
 from xi_core.serving.template import ChatTemplate
+from xi_core.wire.manifest import Manifest, no
 from xi_core.wire.plan import LaunchPlan
 
 log = logging.getLogger(__name__)
+
+LONG_BODY = 16 * 1024
+"""Bytes of a request's body above which its prompt is rendered and encoded on a thread: on the loop it would hold up all others."""
 
 
 class TokenService(Service):
     """Serves requests over a token engine, stepped by a batcher on a thread of its own. Call on the loop."""
 
     def __init__(self, plan: LaunchPlan, engine: TokenEngine, model: LoadedModel) -> None:
-        super().__init__(plan, engine, model)
+        super().__init__(plan, engine, _with_what_xi_adds(plan, model))
         self._tokenizer = engine.tokenizer
         self._sampling = engine.default_sampling
         source = plan.chat_template or engine.tokenizer.chat_template
         self._template = ChatTemplate(source, engine.tokenizer.special_tokens) if source else None
         self._tool_parser: type[OutputParser] | None = import_path(plan.parsers["tool"]) if "tool" in plan.parsers else None
         self._ids = itertools.count(1)
+        self._encoders = ThreadPoolExecutor(1, "xi-prompts")
         self._parts: dict[int, tuple[Running, Choice]] = {}
         steps: LoopQueue[StepOutput | EngineError] = LoopQueue(asyncio.get_running_loop(), self._take)
         self._batcher = Batcher(engine, steps.put, lambda error: steps.put(_as_engine_error(error)), plan.limits.batch_interval)
         self._batcher.start()
 
     def close(self, grace: float) -> None:
+        self._encoders.shutdown(wait=False, cancel_futures=True)
         self._batcher.stop(grace)
         self._engine.close(grace)
 
@@ -58,14 +65,26 @@ class TokenService(Service):
         return b"".join(map(self._tokenizer.token_bytes, self._checked(prompt))).decode("utf-8", "replace")
 
     def _start(self, run: Running) -> None:
+        if run.size <= LONG_BODY:
+            self._queue(run, self._encode(run.job))
+        else:
+            encoding = asyncio.get_running_loop().run_in_executor(self._encoders, self._encode, run.job)
+            encoding.add_done_callback(lambda done: self._encoded(run, done))
+
+    def _encoded(self, run: Running, encoding: asyncio.Future[list[int]]) -> None:
+        if not run.ended and not encoding.cancelled():
+            self._attempt(run, lambda: self._queue(run, encoding.result()))
+        elif not encoding.cancelled():
+            encoding.exception()  # nobody asks any more
+
+    def _queue(self, run: Running, prompt: list[int]) -> None:
         job = run.job
-        prompt = self._encode(job)
         run.prompt_tokens = len(prompt)
         room = self.model.context_length - len(prompt)
         if room < 1:
             raise ContextLengthExceeded(
                 f"the prompt has {len(prompt)} tokens; the context of {self.plan.uid} holds {self.model.context_length}, answer included",
-                param="messages" if job.kind == "chat" else "prompt",
+                param=job.prompt_field,
             )
         self._check_biases(job.logit_bias)
         most = min(job.max_tokens or room, room)
@@ -111,23 +130,36 @@ class TokenService(Service):
             part = self._parts.get(token.id)
             if part is None:  # it was stopped while this step ran
                 continue
-            run, choice = part
-            delta = choice.add(token)
-            if delta.finish is not None:
-                self._parts.pop(token.id, None)
-                run.parts.remove(token.id)
-                if token.finish is None:  # a stop string: the engine doesn't know
-                    self._batcher.remove(token.id)
-            self._deliver(run, delta)
+            self._attempt(part[0], self._token, *part, token)
         for error in output.errors:
             part = self._parts.get(error.id)
             if part is not None:
                 cause = InvalidRequest(error.message, param=error.param) if error.status < 500 else EngineError(error.message)
-                self._fail(part[0], cause)
+                self.fail(part[0], cause)
+
+    def _token(self, run: Running, choice: Choice, token: TokenOut) -> None:
+        delta = choice.add(token)
+        if delta.finish is not None:
+            self._parts.pop(token.id, None)
+            run.parts.remove(token.id)
+            if token.finish is None:  # a stop string: the engine doesn't know
+                self._batcher.remove(token.id)
+        self._deliver(run, delta)
 
     def _stop_part(self, part: int) -> None:
         self._parts.pop(part, None)
         self._batcher.remove(part)
+
+
+def _with_what_xi_adds(plan: LaunchPlan, model: LoadedModel) -> LoadedModel:
+    """The model as it is served: tools need a parser of xi's, which only the model's family can name."""
+    fields = model.manifest.endpoints.get(CHAT, {})
+    if "tool" in plan.parsers or "tools" not in fields:
+        return model
+    missing = no("its family names no tool parser, so that calls could not be told from text")
+    chat = {name: missing if name in ("tools", "tool_choice") else cell for name, cell in fields.items()}
+    manifest = Manifest(endpoints={**model.manifest.endpoints, CHAT: chat})
+    return msgspec.structs.replace(model, manifest=manifest)
 
 
 def _params(job: Job, index: int, most: int) -> SamplingParams:
@@ -150,8 +182,7 @@ def _as_engine_error(error: BaseException) -> EngineError:
 def plain_message(message: Message) -> dict[str, Any]:
     """A message as templates expect it: text content, arguments of tool calls as objects, `developer` as `system`."""
     plain: dict[str, Any] = msgspec.to_builtins(message)
-    content = message.content
-    plain["content"] = content if isinstance(content, str) else "".join(part.text for part in content or [])
+    plain["content"] = message_text(message)
     if message.role == "developer":
         plain["role"] = "system"
     for call in plain.get("tool_calls") or []:

@@ -196,6 +196,27 @@ class EngineKit:
         for prompt in self.prompts:
             answer = self.ask(harness, prompt, temperature=0, stream=True)
             assert "\ufffd" not in answer.text
+            whole, tokens = answer.text, self.ask(harness, prompt, temperature=0).usage["completion_tokens"]
+            for most in range(1, min(tokens, 24)):
+                cut = self.ask(harness, prompt, temperature=0, max_tokens=most)
+                assert whole.startswith(cut.text), "a character that is cut short does not come out"
+
+    def test_parts_of_a_message_are_lines(self, harness: Harness) -> None:
+        if self.route != CHAT:
+            return  # prompts have no parts
+        first, second = self.prompts[0], self.prompts[-1]
+        parts = [{"type": "text", "text": text} for text in (first, second)]
+        answer = harness.chat([{"role": "user", "content": parts}], temperature=0)
+        plain = self.ask(harness, f"{first}\n{second}", temperature=0)
+        assert (answer.text, answer.usage) == (plain.text, plain.usage)
+
+    def test_messages_without_content(self, harness: Harness) -> None:
+        if self.route != CHAT:
+            return  # prompts have no messages
+        question = {"role": "user", "content": self.prompts[0]}
+        silent = harness.chat([question, {"role": "assistant", "content": None}, question], temperature=0)
+        assert silent.status == 200, silent.raw
+        assert harness.chat([{"role": "user"}]).status == 400
 
     # -- refusals ----------------------------------------------------------------------------------
 

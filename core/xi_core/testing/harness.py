@@ -171,6 +171,7 @@ class Harness:
             return service_for(self.plan, self.engine, self.model)
 
         self.service = self._await(make())
+        self.model = self.service.model
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -11,6 +11,7 @@ from xi_core.cluster.placement import (
     Scheduler,
     Verdict,
     WorkerView,
+    device_number,
 )
 
 Rank = tuple[int, int, float, str]
@@ -105,13 +106,7 @@ def _why_not(request: PlacementRequest) -> str:
 
 
 def _in_pool(request: PlacementRequest, device: DeviceView, place: int) -> bool:
-    return request.gpu_idx is None or _number(device, place) in request.gpu_idx
-
-
-def _number(device: DeviceView, place: int) -> int:
-    """Device number: 1 for `cuda:1`; its place among its worker's devices where the id holds none."""
-    _, colon, number = device.device.rpartition(":")
-    return int(number) if colon and number.isdecimal() else place
+    return request.gpu_idx is None or device_number(device.device, place) in request.gpu_idx
 
 
 def _has_engine(request: PlacementRequest, worker: WorkerView) -> bool:

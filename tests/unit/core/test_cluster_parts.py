@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import socket
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,9 +16,10 @@ import pytest
 from xi_core.cluster import host, logs, runtime
 from xi_core.cluster.devices import Device, DeviceProbe, DeviceProbeInfo
 from xi_core.cluster.envrules import check_env
-from xi_core.cluster.launcher import listen, url_of
+from xi_core.cluster.launcher import listen, say, url_of
 from xi_core.cluster.messages import ModelRoute
 from xi_core.cluster.process import environment
+from xi_core.cluster.siblings import Sibling
 from xi_core.cluster.table import RoutingTable
 from xi_core.errors import ConfigError, InvalidRequest
 from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan
@@ -86,8 +92,8 @@ def test_tail_of_long_and_missing_logs(tmp_path: Path) -> None:
 
 
 def test_runtime_folders_of_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(runtime.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(runtime, "LONGEST", 1000)
     alive = runtime.RuntimeFolder()
     dead = tmp_path / "xi-123-abc"
     dead.mkdir()
@@ -107,6 +113,102 @@ def test_runtime_folders_of_the_dead_are_swept(tmp_path: Path, monkeypatch: pyte
     finally:
         alive.remove()
     assert not alive.path.exists()
+
+
+def test_a_temporary_directory_with_a_long_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 100)
+    short = Path(tempfile.mkdtemp(prefix="xi-test-", dir="/tmp"))
+    long.mkdir()
+    monkeypatch.setattr(runtime.tempfile, "tempdir", str(long))
+    monkeypatch.setattr(runtime, "FALLBACK", str(short))
+    try:
+        folder = runtime.RuntimeFolder()
+        assert folder.path.parent == short
+        assert len(os.fsencode(folder.path)) <= runtime.LONGEST
+        folder.remove()
+        monkeypatch.setattr(runtime, "FALLBACK", "/nowhere")
+        with pytest.raises(ConfigError, match="is too long a path for sockets; set TMPDIR"):
+            runtime.RuntimeFolder()
+    finally:
+        short.rmdir()
+
+
+def test_no_temporary_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.tempfile, "tempdir", None)
+    monkeypatch.setattr(runtime.tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    runtime.sweep()
+    with pytest.raises(ConfigError, match="set TMPDIR to a directory that can be written"):
+        runtime.RuntimeFolder()
+
+
+def test_a_folder_that_another_launchers_sweep_took_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(runtime, "LONGEST", 1000)
+    lock, made = runtime.fcntl.flock, []
+
+    def swept(descriptor: int, how: int) -> None:
+        made.append(descriptor)
+        if len(made) == 1:
+            shutil.rmtree(next(tmp_path.iterdir()))
+        lock(descriptor, how)
+
+    monkeypatch.setattr(runtime.fcntl, "flock", swept)
+    folder = runtime.RuntimeFolder()
+    assert (folder.path / runtime.LOCK).exists()
+    assert len(made) == 2
+    folder.remove()
+
+
+def test_nobody_reads_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stderr", Broken())
+    say("hello")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_descriptors_that_were_closed_are_held(tmp_path: Path) -> None:
+    """Else the listening socket would be descriptor 0, 1 or 2, and a child's log would be written to it."""
+    found = tmp_path / "found"
+    code = (
+        "import os, sys; from xi_core.cluster.launcher import hold_standard_streams, say; hold_standard_streams(); say('nobody hears')\n"
+        "what = [(os.readlink(f'/proc/self/fd/{n}'), os.get_inheritable(n)) for n in range(3)]\n"
+        "open(sys.argv[1], 'w').write(repr(what))"
+    )
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code, str(found)]
+    assert subprocess.run(command, timeout=20, check=False).returncode == 0
+    assert found.read_text() == repr([("/dev/null", True)] * 3)
+
+
+class Talking(Sibling):
+    """A sibling whose stdout is a pipe of the test."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__("worker", [], secret=False)
+        self.fd = fd
+
+    @property
+    def stdout(self) -> int:
+        return self.fd
+
+
+def test_what_a_plugin_prints_is_no_word_for_the_launcher() -> None:
+    reading, writing = os.pipe()
+    sibling = Talking(reading)
+    try:
+        for line in (b"5\n", b"[1]\n", b"null\n", b"hello\n", b"[" * 2000 + b"\n", b'{"role": "gateway"}\n'):
+            os.write(writing, line)
+            assert sibling.hear()
+        assert not sibling.ready
+        os.write(writing, b'{"role": "worker", "pid": 1}\n')
+        sibling.hear()
+        assert sibling.ready
+    finally:
+        os.close(writing)
+        assert not sibling.hear()
+        os.close(reading)
 
 
 def plan(*devices: str) -> LaunchPlan:

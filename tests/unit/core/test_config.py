@@ -40,6 +40,18 @@ def test_a_wrong_value_names_its_variable(variable: str, value: str) -> None:
     assert value in caught.value.message
 
 
+@pytest.mark.parametrize("variable", ["XI_GRACE", "XI_LAUNCH_TIMEOUT", "XI_HANG_TIMEOUT", "XI_REQUEST_TIMEOUT"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e300"])
+def test_times_are_finite(variable: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{variable}='{value}'"):
+        read({variable: value})
+
+
+def test_a_home_that_nobody_knows() -> None:
+    with pytest.raises(ConfigError, match="XI_HOME='~nobody-of-this-name/x': there is no such home directory"):
+        read({"XI_HOME": "~nobody-of-this-name/x"}).home_dir  # noqa: B018 - the property raises
+
+
 def test_an_empty_variable_is_none() -> None:
     assert read({"XI_PORT": ""}).port == 9997
 

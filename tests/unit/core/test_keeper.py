@@ -110,3 +110,21 @@ def test_the_keeper_ignores_the_signals_of_a_terminal() -> None:
 def _ignored(pid: int) -> int:
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn"))
     return int(line.split()[1], 16)
+
+
+def test_a_line_that_is_none_does_not_keep_the_keeper_from_its_task(family: tuple[subprocess.Popen[bytes], str]) -> None:
+    process, tag = family
+    guard = Guard()
+    guard.add(process.pid, tag)
+    for line in ("+\n", "-0@e-1\n", "+x y\n", "\n"):
+        guard._say(line)
+    guard.close()
+    wait_until(lambda: process.poll() is not None and not tagged(tag), 5.0)
+
+
+def test_a_closed_guard_takes_the_last_words_of_its_worker(family: tuple[subprocess.Popen[bytes], str]) -> None:
+    process, tag = family
+    guard = Guard()
+    guard.add(process.pid, tag)
+    guard.close()
+    guard.drop(process.pid)

@@ -392,6 +392,17 @@ class World(RuleBasedStateMachine):
         self.up.discard(name)
         self.carry_out(self.core.worker_left(self.now, name))
 
+    @precondition(lambda self: self.up)
+    @rule(data=st.data())
+    def stop_worker(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.up)))
+        self.carry_out(self.core.worker_leaving(name))
+        for process in [p for p in self.processes.values() if p.status.worker == name]:
+            self.end(process, None)
+        assert not [p for p in self.processes.values() if p.status.worker == name], "started on a worker that is being stopped"
+        self.up.discard(name)
+        self.carry_out(self.core.worker_left(self.now, name))
+
     @precondition(lambda self: len(self.up) < 2)
     @rule()
     def heal_links(self) -> None:

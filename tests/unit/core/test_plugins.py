@@ -116,6 +116,17 @@ def test_selection_by_name(install: Callable[..., None]) -> None:
     assert "llama.cpp" in without.engines
 
 
+@pytest.mark.parametrize("selection", ["nope", "-nope", "-schedulers,-schedulars"])
+def test_a_selection_of_what_is_not_installed_is_a_mistake(selection: str) -> None:
+    with pytest.raises(ConfigError, match=r"no installed plugin is named '\w+'; installed: .*schedulers"):
+        PluginHub.load(selection)
+
+
+def test_a_hub_without_the_plugin_says_where_to_look() -> None:
+    with pytest.raises(ConfigError, match="known: none, for no plugin that is loaded offers one; see `xi plugins`"):
+        PluginHub.load("-schedulers").schedulers.get("idle_first")
+
+
 def test_a_mixed_selection_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="not both"):
         parse_selection("a,-b")

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from xi_core.errors import ChannelFull
 from xi_core.replica.process import service_for
 from xi_core.replica.server import ReplicaServer
 from xi_core.serving.request import CHAT
@@ -122,6 +123,64 @@ async def test_a_silent_gateway_has_its_requests_aborted(server: ReplicaServer) 
     for id, fields in enumerate(stuck_engine_requests):
         silent.ask(id, **fields)
     await until_idle(other)
+
+
+@pytest.mark.parametrize("server", [0.3], indirect=True)
+async def test_a_gateway_that_stood_still_learns_what_became_of_its_requests(server: ReplicaServer) -> None:
+    """Without a word it would wait for ever: its channel is fine and its pings are answered again."""
+    gateway = Gateway(server.endpoint)
+    gateway.ask(1, stream=True, ignore_eos=True, max_tokens=10**5)
+    gateway.ask(2, ignore_eos=True, max_tokens=10**5)
+    streamed, whole = await gateway.answer(1), await gateway.answer(2)
+    assert (streamed.status, whole.status) == (200, 503)
+    for answer in (streamed, whole):
+        assert answer.error is not None
+        assert answer.error["code"] == "unavailable"
+    gateway.ask(3, max_tokens=3)
+    assert (await gateway.answer(3)).text == "one"
+
+
+async def test_frames_that_found_no_room_come_when_the_gateway_reads_again(server: ReplicaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = Gateway(server.endpoint)
+    send, full = server._listener.send, asyncio.Event()
+
+    def no_room(peer: bytes, message: bytes) -> None:
+        full.set()
+        raise ChannelFull("it doesn't read")
+
+    monkeypatch.setattr(server._listener, "send", no_room)
+    gateway.ask(1, stream=True, max_tokens=1)
+    gateway.ask(2, ignore_eos=True, max_tokens=10**5, stream=True)
+    await asyncio.wait_for(full.wait(), 5)
+    monkeypatch.setattr(server._listener, "send", send)
+    gateway.send(Ping(1))
+    first, second = await gateway.answer(1), await gateway.answer(2)
+    assert first.text == "o", "it had ended: nothing of it is lost"
+    assert second.error is not None
+    await until_idle(gateway)
+
+
+async def test_a_large_answer_comes_in_pieces(server: ReplicaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One message of it could be over the transport's limit, and what can't be sent would take the gateway's other requests along."""
+    monkeypatch.setattr("xi_core.replica.server.PIECE", 100)
+    gateway = Gateway(server.endpoint)
+    gateway.ask(1)
+    answer = await gateway.answer(1)
+    pieces = [frame for frame in gateway.frames_of(1) if isinstance(frame, Data)]
+    assert len(pieces) == -(-len(answer.raw) // 100) > 1
+    assert answer.text.startswith("one two")
+    assert len(gateway.steps) >= len(pieces)
+
+
+async def test_a_gateway_that_is_gone_is_forgotten(server: ReplicaServer) -> None:
+    gateway = Gateway(server.endpoint)
+    gateway.ask(1, stream=True, ignore_eos=True, max_tokens=10**5)
+    await gateway.until(lambda: gateway.frames_of(1))
+    gateway.channel.abort()
+    async with asyncio.timeout(5):
+        while server._gateways:
+            await asyncio.sleep(0.01)
+    assert not server._service.busy
 
 
 async def test_garbage_is_dropped_and_the_rest_goes_on(server: ReplicaServer) -> None:

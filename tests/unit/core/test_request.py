@@ -1,10 +1,14 @@
+import contextlib
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from xi_core.api.openai import ChatRequest, CompletionRequest
 from xi_core.errors import InvalidRequest, NotFound, UnsupportedField, XiError
-from xi_core.serving.request import CHAT, COMPLETIONS, Job, parse
+from xi_core.serving.request import CHAT, COMPLETIONS, Job, message_text, parse
 from xi_core.testing.fake_plugin import full_manifest
 from xi_core.wire.manifest import YES, Manifest, limited, no, of_fields
 
@@ -71,7 +75,12 @@ def test_choices_have_seeds_of_their_own() -> None:
         ({"stop": ""}, "stop"), ({"stop": ["x"] * 17}, "stop"), ({"stop": [1]}, "stop[0]"), ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": 1}, "stream": True}, "stream_options.include_usage"),
         ({"stream_options": {}}, "stream_options"), ({"logprobs": 3}, "logprobs"), ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
-        ({"top_logprobs": 2}, "top_logprobs"), ({"logit_bias": {"x": 1}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
+        ({"top_logprobs": 2}, "top_logprobs"), ({"logit_bias": {"x": 1}}, "logit_bias"), ({"logit_bias": {" 1": 1}}, "logit_bias"), ({"logit_bias": {"1_0": 1}}, "logit_bias"),
+        ({"logit_bias": {"٣": 1}}, "logit_bias"), ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ({"seed": 2**63}, "seed"), ({"seed": -(2**63) - 1}, "seed"), ({"repetition_penalty": 1e-300}, "repetition_penalty"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "tool", "tool_call_id": "a"}]}, "messages[1].content"),
+        ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
         ({"messages": []}, "messages"), ({"messages": "Hi"}, "messages"), ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"content": "x"}]}, "messages[0].role"), ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tool_choice": "required"}, "tool_choice"), ({"tools": [WEATHER], "tool_choice": "always"}, "tool_choice"),
@@ -135,3 +144,46 @@ def test_a_body_nested_too_deeply() -> None:
         % schema.encode()
     )
     assert refused(body).message == "the body is nested too deeply"
+
+
+def test_an_assistants_message_may_have_no_content() -> None:
+    messages = [{"role": "assistant", "content": None, "refusal": None}, {"role": "user", "content": "Hi"}]
+    assert [message_text(message) for message in job(chat(messages=messages)).chat.messages] == ["", "Hi"]
+
+
+@pytest.mark.parametrize(("prompt", "least"), [("a" * 256_000, 1000), ([1] * 700, 700), ("", 0)])
+def test_what_a_prompt_has_at_least(prompt: Any, least: int) -> None:
+    body = msgspec.json.encode({"model": "m", "prompt": prompt})
+    assert job(body, COMPLETIONS).least_tokens() == least
+
+
+def test_parts_are_lines() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    asked = job(chat(messages=[{"role": "user", "content": parts}]))
+    assert message_text(asked.chat.messages[0]) == "one\ntwo"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = sorted({info.name for kind in (ChatRequest, CompletionRequest) for info in msgspec.structs.fields(kind)})
+
+
+@given(
+    route=st.sampled_from([CHAT, COMPLETIONS]),
+    fields=st.dictionaries(st.sampled_from(NAMES), JSON, max_size=5),
+    keep=st.booleans(),
+)
+def test_whatever_the_fields_hold_the_answer_is_a_job_or_a_refusal(route: str, fields: dict[str, Any], keep: bool) -> None:
+    prompt = {"messages": [{"role": "user", "content": "x"}]} if route == CHAT else {"prompt": "x"}
+    body = msgspec.json.encode({"model": "m", **fields, **(prompt if keep else {})})
+    with contextlib.suppress(InvalidRequest):  # any other error fails this test
+        assert parse(route, body, full_manifest(), "fake", {}).least_tokens() >= 0
+
+
+@given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
+def test_whatever_the_bytes_are_the_answer_is_a_refusal(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        parse(CHAT, body, full_manifest(), "fake", {})

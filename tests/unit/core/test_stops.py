@@ -28,6 +28,11 @@ def test_the_first_stop_in_the_text_wins() -> None:
     assert run(["zz", "b"], ["abczz"]) == ("a", "b")
 
 
+def test_the_stop_that_is_whole_first_wins() -> None:
+    assert run(["abc", "b"], ["abc"]) == run(["abc", "b"], ["a", "b", "c"]) == ("a", "b")
+    assert run(["b", "ab"], ["ab"]) == ("", "ab"), "of two that end together, the one that began first"
+
+
 def test_held_back_text_comes_at_the_end() -> None:
     assert run(["END"], ["abc EN"]) == ("abc EN", None)
 
@@ -47,6 +52,7 @@ def test_cutting_the_text_anywhere_changes_nothing(text: str, stops: list[str], 
     marks = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[a:b] for a, b in itertools.pairwise(marks)]
     got, found = run(stops, pieces)
+    assert (got, found) == run(stops, [text])
     ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
     if not ends:
         assert (got, found) == (text, None)

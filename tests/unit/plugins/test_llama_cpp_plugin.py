@@ -18,7 +18,7 @@ import pytest
 
 from xi_core.engine.base import ApiRequest
 from xi_core.engine.info import EngineInfo, HostInfo
-from xi_core.errors import ArtifactError, EngineError, InvalidRequest, UnknownOption
+from xi_core.errors import ArtifactError, EngineError, InvalidRequest, UnknownOption, UnsupportedField
 from xi_core.models.family import ModelSpec, SourceRef
 from xi_plugins.engines.llama_cpp import plugin
 from xi_plugins.engines.llama_cpp.gguf import Header, read_header
@@ -250,6 +250,12 @@ def test_seeds_fit_32_bits_and_never_mean_random() -> None:
     assert "seed" not in translated()
 
 
+@pytest.mark.parametrize("first", [-3, 2**32 - 8, -(2**32) - 3, 2**63 - 20])
+def test_seeds_of_the_choices_of_one_request_differ(first: int) -> None:
+    folded = {translated(seed=first + choice)["seed"] for choice in range(6)}
+    assert len(folded) == 6
+
+
 def test_seeded_requests_never_reuse_the_cache() -> None:
     assert translated()["cache_prompt"] is True
     assert translated(seed=5)["cache_prompt"] is False
@@ -288,6 +294,10 @@ def test_tools() -> None:
     named = translated(CHAT, tools=tools, tool_choice={"type": "function", "function": {"name": "get_weather"}})
     assert (named["tools"], named["tool_choice"]) == ([tools[1]], "required")
     assert "tools" not in translated(CHAT, tools=tools, tool_choice="none")
+    with pytest.raises(UnsupportedField) as caught:
+        translated(CHAT, tools=tools, logprobs=True, top_logprobs=1)
+    assert caught.value.param == "logprobs"
+    assert "tools" not in translated(CHAT, tools=tools, tool_choice="none", logprobs=True, top_logprobs=1)
     assert "tools" not in translated(CHAT)
 
 

@@ -109,6 +109,12 @@ def test_a_seed_reproduces_whatever_else_is_in_the_batch() -> None:
         assert tokens[order.index(5)] == sample(steps[step : step + 1], [alone])[0][0]
 
 
+def test_a_negative_seed_is_a_seed_of_its_own() -> None:
+    draws = [row(seed=seed).draw() for seed in (-2, -1, 0, 1, 2, 2**63 - 1)]
+    assert len(set(draws)) == len(draws)
+    assert row(seed=-1).draw() == row(seed=-1).draw()
+
+
 def test_unseeded_rows_differ() -> None:
     logits = torch.zeros(20, SIZE)
     assert len(set(sample(logits, [row() for _ in range(20)])[0])) > 1

@@ -50,6 +50,7 @@ async def test_every_route_asks_for_the_key(locked: Any, kit: Any) -> None:
         call = await kit.Call(path=path, method=method, body=b"{}").run(locked.app)
         assert (call.status, call.error["code"]) == (401, "invalid_api_key"), (method, path)
         assert call.answer_headers["www-authenticate"] == "Bearer"
+        assert call.json["detail"] == call.error["message"], "where Xinference's clients look"
     assert locked.supervisor.launched == []
     assert locked.supervisor.asked == []
 

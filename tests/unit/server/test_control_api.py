@@ -125,6 +125,15 @@ async def test_deleted_model_is_gone_for_the_next_request(stage: Any, replica: A
     assert (await stage.ask()).status == 404
 
 
+async def test_a_deleted_launch_that_was_never_ready_is_not_waited_for(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays in the routing table as CANCELLED, for its reason to be read."""
+    monkeypatch.setattr("xi_server.routes.models.SETTLE", 30.0)
+    await stage.serve("m", state="CANCELLED")
+    monkeypatch.setattr(stage.supervisor, "publish", lambda *_, **__: None)
+    async with asyncio.timeout(5):
+        assert (await stage.control("DELETE", "/v1/models/m")).status == 200
+
+
 async def test_engines(stage: Any) -> None:
     stage.supervisor.engines = [EngineStatus(name="llama.cpp", available=True, reason="1.0", formats=["ggufv2"], plugin="p", model="yes")]
     call = await stage.control("GET", "/v1/engines", query=b"model=xi-tiny")

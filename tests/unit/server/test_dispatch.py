@@ -473,6 +473,21 @@ async def test_slow_client_over_its_buffer_is_cut_off_alone(stage: Any, replica:
     await kit.until(lambda: one.aborted == [one.submitted[0].id])
 
 
+async def test_a_client_that_never_finishes_its_request_is_cut_off(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = stage.start()
+    call.sent_body = True  # nothing comes, and the connection stays
+    while not stage.gateway.dispatcher.active:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    stage.gateway.dispatcher.tick(0.0)
+    assert not call.aborted
+    monkeypatch.setattr("xi_server.dispatch.UPLOAD_TIMEOUT", -1.0)
+    stage.gateway.dispatcher.tick(0.0)
+    assert call.aborted
+    await asyncio.wait_for(call.task, 5)
+    assert not stage.gateway.dispatcher.active
+
+
 async def test_slow_client_that_reads_again_gets_everything(stage: Any, replica: Any, kit: Any) -> None:
     one = replica()
     await stage.serve("m", one)

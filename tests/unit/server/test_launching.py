@@ -62,7 +62,7 @@ def test_gpu_idx(given: Any, kept: Any) -> None:
     [
         ("n_gpu", "two"), ("n_gpu", -1), ("n_gpu", True), ("n_gpu", 1.5), ("gpu_idx", -1), ("gpu_idx", "0"), ("gpu_idx", [0, 0]),
         ("gpu_idx", []), ("gpu_idx", [True]), ("replica", 0), ("replica", "2"), ("replica", 5000), ("model_uid", "a/b"), ("model_uid", "x" * 200),
-        ("model_uid", 3), ("model_name", 3), ("model_name", ""), ("model_type", "embedding"), ("model_engine", []), ("options", [1]),
+        ("model_uid", 3), ("model_name", 3), ("model_name", ""), ("model_name", "x" * 5000), ("model_path", "x" * 5000), ("model_type", "embedding"), ("model_engine", []), ("options", [1]),
     ],
 )  # fmt: skip
 def test_wrong_types_and_ranges_name_the_field(field: str, value: Any) -> None:
@@ -70,6 +70,22 @@ def test_wrong_types_and_ranges_name_the_field(field: str, value: Any) -> None:
         spec(**{field: value})
     assert caught.value.param == field
     assert field in caught.value.message
+
+
+@pytest.mark.parametrize("uid", ["a\n", "\n", "..", ".", "a b", "", "ä", "a/b"])
+def test_a_uid_names_files_and_lines_so_it_is_plain(uid: str) -> None:
+    with pytest.raises(InvalidRequest, match="can't be a uid: it has 1 to 128 letters") as caught:
+        spec(model_uid=uid)
+    assert caught.value.param == "model_uid"
+
+
+@pytest.mark.parametrize("uid", ["a", "Qwen2.5-7B_x", ".hidden", "x" * 128])
+def test_uids(uid: str) -> None:
+    assert spec(model_uid=uid).model_uid == uid
+
+
+def test_the_model_type_in_any_case() -> None:
+    assert spec(model_type="llm") == spec(model_type="LLM") == spec()
 
 
 def test_env_values_are_text() -> None:

@@ -8,13 +8,15 @@ import msgspec
 from msgspec import Struct, field
 
 from xi_core.engine.base import ApiRequest
-from xi_core.errors import ContextLengthExceeded, InvalidRequest
+from xi_core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
 _ORDER = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 """xi's order of samplers; llama.cpp applies `logit_bias` before all of them."""
+_SPREAD = 0x9E3779B1
+"""An odd number with bits all over, so that the upper half of a seed changes all of the lower one."""
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp takes this seed for "none given"."""
 
@@ -73,8 +75,8 @@ def _sampling(body: dict[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 def _seed(seed: int) -> int:
-    """Any 64-bit seed as one of llama.cpp's 32-bit seeds."""
-    folded = (seed ^ (seed >> 32)) & 0xFFFFFFFF
+    """Any 64-bit seed as one of llama.cpp's 32-bit seeds; neighbours, as the choices of one request have them, stay apart."""
+    folded = (seed ^ (seed >> 32) * _SPREAD) & 0xFFFFFFFF
     return folded if folded != _RANDOM_SEED else _RANDOM_SEED - 1
 
 
@@ -104,6 +106,8 @@ def _tools(body: dict[str, Any]) -> dict[str, Any]:
     tools, choice = body.get("tools"), body.get("tool_choice")
     if not tools or choice == "none":
         return {}
+    if wants_logprobs(body):
+        raise UnsupportedField("logprobs: engine llama.cpp gives no log-probabilities where tools may be called", param="logprobs")
     if isinstance(choice, dict):  # llama.cpp reads a named choice as "auto": offer that tool alone, and require it
         name = choice["function"]["name"]
         tools, choice = [tool for tool in tools if tool["function"]["name"] == name], "required"

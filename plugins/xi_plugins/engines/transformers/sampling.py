@@ -30,7 +30,8 @@ class RowSampler:
     def __init__(self, params: SamplingParams, prompt: list[int], size: int, device: torch.device) -> None:
         self.params = params
         self.greedy = params.temperature < GREEDY_BELOW
-        self._random = random.Random(params.seed)
+        # Python's generator takes the absolute value of a seed; -1 and 1 are two seeds.
+        self._random = random.Random(None if params.seed is None else params.seed % 2**64)
         self.bias: tuple[torch.Tensor, torch.Tensor] | None = None
         self.counts = self.seen = None
         if params.logit_bias:

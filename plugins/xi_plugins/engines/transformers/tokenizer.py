@@ -12,6 +12,8 @@ from xi_core.engine.base import Tokenizer
 from xi_core.errors import ArtifactError
 from xi_plugins.engines.transformers import checkpoint
 
+_LONG = 8192
+"""Characters from which a text is encoded as a batch of one: the library lets other Python threads run meanwhile only for batches."""
 _SPACE = "▁"
 """SentencePiece writes a space as this character."""
 
@@ -58,6 +60,8 @@ class HubTokenizer(Tokenizer):
         return cls(backend, size, special, checkpoint.chat_template(directory, config), begin)
 
     def encode(self, text: str) -> list[int]:
+        if len(text) > _LONG:
+            return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_prompt(self, text: str) -> list[int]:
