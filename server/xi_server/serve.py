@@ -67,10 +67,18 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self.stopping = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
+
+    async def main_loop(self) -> None:
+        """uvicorn's own looks ten times a second whether it should exit. This one is told, and wakes for the Date header only."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self.stopping.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -109,6 +117,7 @@ class HttpServer:
             self._server.force_exit = True
         self._gateway.stopping = True
         self._server.should_exit = True
+        self._server.stopping.set()
 
     def orphaned(self) -> None:
         """The launcher is dead: end now, whatever is open."""
