@@ -18,6 +18,7 @@ from xi_core.importing import import_path
 from xi_core.replica.lifeline import die_with_parent, watch_stdin
 from xi_core.replica.server import ReplicaServer
 from xi_core.serving.events import ApiService
+from xi_core.serving.progress import probe
 from xi_core.serving.service import Service
 from xi_core.serving.tokens import TokenService
 from xi_core.transport.base import Transport
@@ -127,7 +128,7 @@ async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:
     engine, model = loading.result()
     service = service_for(plan, engine, model)
     reporter.stage("warming up")
-    await service.probe(PROBE_SECONDS)
+    await probe(service, PROBE_SECONDS)
     transport: Transport = import_path(plan.transport)()
     server = ReplicaServer(service, transport)
     model = service.model  # what xi itself can't add is out of its manifest
@@ -169,7 +170,7 @@ async def _probe_when_idle(service: Service) -> None:
     while True:
         await asyncio.sleep(IDLE_PROBE_INTERVAL)
         if not service.busy:
-            await service.probe(PROBE_SECONDS)
+            await probe(service, PROBE_SECONDS)
 
 
 async def _report_health(service: Service, reporter: Reporter, stop: asyncio.Event, probes: asyncio.Task[None]) -> None:

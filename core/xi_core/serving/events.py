@@ -15,9 +15,10 @@ from xi_core.api.openai import Message, TokenLogprob, TopLogprob
 from xi_core.engine.base import ApiEngine, ApiRequest, ApiSink, LoadedModel
 from xi_core.errors import EngineError, ErrorBody, InvalidRequest, XiError
 from xi_core.serving.delta import Delta
+from xi_core.serving.loop_queue import LoopQueue
 from xi_core.serving.parser import ToolCallDelta
 from xi_core.serving.request import Job, message_text
-from xi_core.serving.service import LoopQueue, Running, Service
+from xi_core.serving.service import Running, Service
 from xi_core.wire.plan import LaunchPlan
 
 log = logging.getLogger(__name__)

@@ -8,62 +8,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
-
-import msgspec
+from typing import Any
 
 from xi_core.api.openai import Usage
 from xi_core.engine.base import Engine, LoadedModel
 from xi_core.errors import ContextLengthExceeded, EngineError, Overloaded, Unavailable, XiError, envelope
 from xi_core.serving.answer import JSON, Answer, answer_for, error_event
 from xi_core.serving.delta import Delta
-from xi_core.serving.request import CHAT, COMPLETIONS, Job, parse
+from xi_core.serving.progress import ProgressWatch
+from xi_core.serving.request import Job, parse
 from xi_core.wire.frames import Data, End, Frame, Load, Open, Submit
 from xi_core.wire.plan import LaunchPlan
 
 log = logging.getLogger(__name__)
 
-LONGEST_LOOK = 2.0
-"""Most seconds that count between two looks at the progress: after longer ones it was this process that stood still, not its engine."""
-
 Outlet = Callable[[Frame], None]
 """Takes the frames of a request, in order."""
-
-T = TypeVar("T")
-
-
-class LoopQueue(Generic[T]):
-    """Items from any thread, taken on the loop in batches: one wake-up however many have come."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, take: Callable[[T], None]) -> None:
-        self._loop = loop
-        self._take = take
-        self._items: deque[T] = deque()
-        self._scheduled = False
-
-    def put(self, item: T) -> None:
-        """Add an item. Any thread."""
-        self._items.append(item)
-        if not self._scheduled:
-            self._scheduled = True
-            try:
-                self._loop.call_soon_threadsafe(self._drain)
-            except RuntimeError:  # the loop is closed: the replica is ending and nobody listens
-                log.debug("an engine's output came after the loop had closed")
-
-    def _drain(self) -> None:
-        self._scheduled = False  # before taking: an item put from here on schedules anew
-        try:
-            for _ in range(len(self._items)):  # no more than have come: a quick engine must not keep the loop for itself
-                self._take(self._items.popleft())
-        finally:
-            if self._items and not self._scheduled:  # taking one has raised: the others must not wait for the next
-                self._scheduled = True
-                self._loop.call_soon(self._drain)
 
 
 class Running:
@@ -103,7 +65,7 @@ class Running:
 
 
 class Service(ABC):
-    """What token engines and API engines have in common: validation, frames, counting, probing, draining."""
+    """What token engines and API engines have in common: validation, frames, counting, draining."""
 
     def __init__(self, plan: LaunchPlan, engine: Engine, model: LoadedModel) -> None:
         self.plan = plan
@@ -113,9 +75,7 @@ class Service(ABC):
         self._requests: set[Running] = set()
         self._idle = asyncio.Event()
         self._tokens = 0
-        self._last_steps = 0
-        self._looked_at = time.monotonic()
-        self._stalled = 0.0
+        self._progress = ProgressWatch(engine, plan.limits.hang_timeout)
         self._failure: XiError | None = None
 
     # -- what the replica calls --------------------------------------------------------------------
@@ -171,15 +131,7 @@ class Service(ABC):
         """Why the engine makes no progress; None when it does, or has nothing to do. Call it regularly: it keeps the clock."""
         if self._failure is not None:
             return self._failure.message
-        try:
-            self._engine.check()
-        except XiError as error:
-            return error.message
-        steps, now = self._engine.stats().steps, time.monotonic()
-        stood_still = steps == self._last_steps and bool(self._requests)
-        self._stalled = self._stalled + min(now - self._looked_at, LONGEST_LOOK) if stood_still else 0.0
-        self._last_steps, self._looked_at = steps, now
-        return f"no step for {self._stalled:.0f} s while requests run" if self._stalled > self.plan.limits.hang_timeout else None
+        return self._progress.look(busy=self.busy)
 
     @property
     def failure(self) -> XiError | None:
@@ -190,31 +142,6 @@ class Service(ABC):
     def busy(self) -> bool:
         """Whether any request is being served."""
         return bool(self._requests)
-
-    async def probe(self, timeout: float) -> None:
-        """Serve one token to ourselves, the whole way. Raises `EngineError` if it doesn't come in `timeout` seconds."""
-        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        status, body = 200, b""
-
-        def outlet(frame: Frame) -> None:
-            nonlocal status, body
-            if isinstance(frame, Open):
-                status = frame.status
-            elif isinstance(frame, Data):
-                body += frame.data
-            elif not done.done():
-                done.set_result(body)
-
-        run = self.submit(self._probe_request(), outlet)
-        try:
-            await asyncio.wait_for(done, timeout)
-        except TimeoutError:
-            raise EngineError(f"the engine gave no token within {timeout:.0f} s") from None
-        finally:
-            if run is not None:
-                self.abort(run)
-        if status not in (200, 429):  # a full queue is progress enough
-            raise EngineError(f"the engine can't answer: {body.decode(errors='replace')[:500]}")
 
     async def drain(self, grace: float) -> None:
         """Refuse new requests, and wait for the running ones for `grace` seconds."""
@@ -329,12 +256,6 @@ class Service(ABC):
     def _usage(run: Running) -> Usage:
         total = run.prompt_tokens + run.completion_tokens
         return Usage(prompt_tokens=run.prompt_tokens, completion_tokens=run.completion_tokens, total_tokens=total)
-
-    def _probe_request(self) -> Submit:
-        body: dict[str, Any] = {"model": self.plan.uid, "max_tokens": 1, "temperature": 0}
-        if self.model.manifest.serves(COMPLETIONS):
-            return Submit(0, COMPLETIONS, msgspec.json.encode({**body, "prompt": "Hi"}))
-        return Submit(0, CHAT, msgspec.json.encode({**body, "messages": [{"role": "user", "content": "Hi"}]}))
 
 
 def refuse(id: int, outlet: Outlet, error: XiError) -> None:

@@ -16,9 +16,10 @@ from xi_core.engine.batcher import Batcher
 from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, XiError
 from xi_core.importing import import_path
 from xi_core.serving.choice import Choice
+from xi_core.serving.loop_queue import LoopQueue
 from xi_core.serving.parser import OutputParser
 from xi_core.serving.request import CHAT, Job, message_text
-from xi_core.serving.service import LoopQueue, Running, Service
+from xi_core.serving.service import Running, Service
 from xi_core.serving.template import ChatTemplate
 from xi_core.wire.manifest import Manifest, no
 from xi_core.wire.plan import LaunchPlan

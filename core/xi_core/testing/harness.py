@@ -22,6 +22,7 @@ from xi_core.engine.base import Engine, LoadedModel
 from xi_core.errors import DeadlineExceeded
 from xi_core.importing import import_path
 from xi_core.replica.process import service_for
+from xi_core.serving.progress import probe
 from xi_core.serving.request import CHAT, COMPLETIONS
 from xi_core.serving.service import Running, Service
 from xi_core.wire.frames import Data, End, Frame, Load, Open, Submit
@@ -227,7 +228,7 @@ class Harness:
 
     def probe(self, timeout: float = 60.0) -> None:
         """The replica's own readiness check."""
-        self._await(self.service.probe(timeout))
+        self._await(probe(self.service, timeout))
 
     def _await(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(120.0)

@@ -82,6 +82,7 @@ class Probed:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "IDLE_PROBE_INTERVAL", 0.01)
     monkeypatch.setattr(process, "REPORT_INTERVAL", 0.01)
+    monkeypatch.setattr(process, "probe", Probed.probe)
 
 
 async def until_stopped(service: Probed, reports: Reports, stop: asyncio.Event) -> None:

@@ -12,9 +12,11 @@ import pytest
 from xi_core.engine.base import ApiRequest, ApiSink, EngineStats, LoadedModel, Progress, StepOutput
 from xi_core.errors import EngineError
 from xi_core.replica.process import service_for
+from xi_core.serving.loop_queue import LoopQueue
 from xi_core.serving.parser import OutputParser, Parsed
+from xi_core.serving.progress import probe
 from xi_core.serving.request import CHAT
-from xi_core.serving.service import LoopQueue, Service
+from xi_core.serving.service import Service
 from xi_core.serving.tokens import TokenService
 from xi_core.testing.fake_plugin import full_manifest
 from xi_core.testing.fakes import TEXT, ByteTokenizer, CountingEngine, ScriptedEngine
@@ -182,7 +184,7 @@ async def test_check_is_believed() -> None:
 async def test_probe_fails_when_no_token_comes() -> None:
     async with serving(Mute()) as service:
         with pytest.raises(EngineError, match="no token"):
-            await service.probe(0.05)
+            await probe(service, 0.05)
 
 
 async def test_drain_waits_then_ends_with_a_typed_error() -> None:
@@ -402,10 +404,10 @@ async def test_a_process_that_stood_still_does_not_blame_its_engine() -> None:
     async with serving(Stuck(), hang_timeout=30.0) as service:
         Client(service)
         service.unhealthy()
-        service._looked_at -= 100  # as after SIGSTOP and SIGCONT
+        service._progress._looked_at -= 100  # as after SIGSTOP and SIGCONT
         assert service.unhealthy() is None
         for _ in range(20):
-            service._looked_at -= 2
+            service._progress._looked_at -= 2
             service.unhealthy()
         assert "no step" in (service.unhealthy() or ""), "many looks without a step do count"
 
