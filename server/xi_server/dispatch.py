@@ -141,8 +141,7 @@ class Exchange:
         self._body = await read_body(self._scope, self._receive, dispatcher.max_body)
         route = read_route(self._body)
         if not isinstance(route.model, str):
-            running = ", ".join(f"'{uid}'" for uid in sorted(dispatcher.table.models)) or "none"
-            raise InvalidRequest(f"the request names no model; running: {running}", param="model")
+            raise InvalidRequest(f"the request names no model; ready: {dispatcher.table.names_ready()}", param="model")
         model = self.model = dispatcher.table.find(route.model)
         if model.usable():
             check_queue(route.model, model.open_requests, model.slots, dispatcher.queue_size)

@@ -101,12 +101,16 @@ class RoutingTable:
         self._waiting: asyncio.Future[None] | None = None
 
     def find(self, uid: str) -> ServedModel:
-        """The model of this uid. Raises `ModelNotFound`, naming the running ones."""
+        """The model of this uid. Raises `ModelNotFound`, naming those that are ready."""
         found = self.models.get(uid)
         if found is None:
-            running = ", ".join(f"'{name}'" for name in sorted(self.models)) or "none; launch one with `xi launch`"
-            raise ModelNotFound(f"model '{uid[:200]}' does not exist; running: {running}", param="model")
+            raise ModelNotFound(f"model '{uid[:200]}' does not exist; ready: {self.names_ready()}", param="model")
         return found
+
+    def names_ready(self) -> str:
+        """The uids of models that can be asked, for messages."""
+        ready = sorted(uid for uid, model in self.models.items() if model.usable())
+        return ", ".join(f"'{uid}'" for uid in ready) or "none; launch one with `xi launch`"
 
     def links(self) -> Iterator[ReplicaLink]:
         """All links."""

@@ -246,6 +246,12 @@ def test_requests(here: RunningServer, body: Any, status: int, param: str | None
     assert error["message"]
 
 
+def test_a_field_that_the_engine_can_not_honour(here: RunningServer) -> None:
+    status, error = post(here, {"model": "xi-tiny", "prompt": "x", "echo": True}, "/v1/completions")
+    assert (status, error["param"], error["code"]) == (400, "echo", "unsupported_field")
+    assert "llama.cpp" in error["message"]
+
+
 def test_other_routes(here: RunningServer) -> None:
     status, error = post(here, {}, "/v1/no-such-route")
     assert status == 404

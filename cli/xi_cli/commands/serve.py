@@ -26,9 +26,12 @@ LAUNCHER = "xi_core.cluster.launcher"
     "-ak", "--api-key", metavar="KEY", help="Ask clients for this key. [env: XI_API_KEY, which keeps it out of the shell's history]"
 )
 @click.option("--no-auth", is_flag=True, help="Listen on other addresses than loopback without a key: whoever reaches the port may use it.")
+@click.option("--json", "as_json", is_flag=True, help="When all is ready, print one JSON line: the endpoint and the processes.")
 @verbose_option
 @click.pass_context
-def serve(ctx: click.Context, host: str | None, port: int | None, log_level: str | None, api_key: str | None, no_auth: bool) -> None:
+def serve(
+    ctx: click.Context, host: str | None, port: int | None, log_level: str | None, api_key: str | None, no_auth: bool, as_json: bool
+) -> None:
     """Start xi on this machine: supervisor, worker and gateway.
 
     Prints each process and the endpoint, and runs until Ctrl-C, which ends the models too. Only this machine can reach it unless -H
@@ -53,7 +56,7 @@ def serve(ctx: click.Context, host: str | None, port: int | None, log_level: str
         raise click.UsageError(error.message) from None
     # -P: the directory that this is started in may hold a `json.py`, which is none of ours.
     command = [sys.executable, "-P", "-m", LAUNCHER, "--host", host, "--port", str(port), "--log-level", log_level]
-    command += ["--no-auth"] if no_auth else []
+    command += ["--no-auth"] * no_auth + ["--json"] * as_json
     environment = {**os.environ, "XI_API_KEY": key} if key else dict(os.environ)
     become(command, environment)
 

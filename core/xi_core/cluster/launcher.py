@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import selectors
 import signal
@@ -32,7 +33,8 @@ TRIES = 3
 class Launcher:
     """The three siblings, the listening socket and the runtime folder."""
 
-    def __init__(self, listening: socket.socket, runtime: RuntimeFolder, grace: float) -> None:
+    def __init__(self, listening: socket.socket, runtime: RuntimeFolder, grace: float, as_json: bool = False) -> None:
+        self._as_json = as_json
         self._grace = grace
         self._started = False
         self._signals = 0
@@ -114,6 +116,9 @@ class Launcher:
     def _say_endpoint(self) -> None:
         url = url_of(self._listening)
         say(f"xi serves at {url}  (docs: {url}/docs)")
+        if self._as_json:
+            processes = [{"role": sibling.role, "pid": sibling.pid} for sibling in self._siblings]
+            result(json.dumps({"endpoint": url, "processes": processes}))
 
     def _next_start(self) -> float | None:
         times = [s.start_at for s in self._siblings if s.start_at is not None]
@@ -181,6 +186,13 @@ def say(text: str) -> None:
             sys.stderr.flush()
 
 
+def result(line: str) -> None:
+    """One line on stdout, for programs. Nobody may be reading it any more."""
+    with contextlib.suppress(OSError):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
 def hold_standard_streams() -> None:
     """Open descriptors 0 to 2 where whoever started this had closed them: else a socket gets such a number, and logs are written to it."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -194,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--no-auth", action="store_true", help="listen off loopback without a key")
+    parser.add_argument("--json", action="store_true", help="when all is ready, one JSON line on stdout: the endpoint and the processes")
     parser.add_argument("--log-level", help="how much all processes log; default: XI_LOG_LEVEL")
     given = parser.parse_args(arguments)
     hold_standard_streams()
@@ -210,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"Error: {error.message}")
         return 1
     try:
-        return Launcher(listening, runtime, config.grace).run()
+        return Launcher(listening, runtime, config.grace, given.json).run()
     finally:
         listening.close()
         runtime.remove()

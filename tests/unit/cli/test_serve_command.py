@@ -33,6 +33,7 @@ def launcher(host="127.0.0.1", port="9997", level="info"):
         (["serve", "-H", "localhost"], launcher(host="localhost")),
         (["serve", "-H", "::1"], launcher(host="::1")),
         (["serve", "-H", "0.0.0.0", "--no-auth"], [*launcher(host="0.0.0.0"), "--no-auth"]),
+        (["serve", "--json"], [*launcher(), "--json"]),
         (["-H", "0.0.0.0", "serve", "--no-auth"], [*launcher(host="0.0.0.0"), "--no-auth"]),
     ],
 )

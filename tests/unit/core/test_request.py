@@ -187,3 +187,10 @@ def test_whatever_the_fields_hold_the_answer_is_a_job_or_a_refusal(route: str, f
 def test_whatever_the_bytes_are_the_answer_is_a_refusal(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         parse(CHAT, body, full_manifest(), "fake", {})
+
+
+def test_every_field_stands_in_the_table() -> None:
+    """A new field of the API wants its rows of wrong values above."""
+    tables = [mark.args[1] for mark in test_each_field_is_checked_and_named.pytestmark if mark.args[0] == ("fields", "param")]
+    checked = {name for table in tables for fields, _ in table for name in fields}
+    assert {field.name for field in msgspec.structs.fields(ChatRequest)} <= checked
