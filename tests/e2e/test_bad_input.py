@@ -115,6 +115,16 @@ def test_option_with_a_wrong_value(here: RunningServer, engine: str) -> None:
     assert "context_length" in refused(here, "launch", "xi-tiny", "-u", "other", "-en", engine, "--context-length", "many")
 
 
+@pytest.mark.parametrize("engine", ["llama.cpp", "transformers"])
+def test_option_that_only_the_model_can_refuse(here: RunningServer, engine: str) -> None:
+    """The replica finds it out; the answer is still the caller's mistake, not the server's."""
+    body = {"model_name": "xi-tiny", "model_uid": "too-long", "model_engine": engine, "context_length": 100_000}
+    status, error = post(here, body, "/v1/models")
+    assert (status, error["code"]) == (400, "unknown_option")
+    assert "100000" in error["message"]
+    here.xi("terminate", "too-long")
+
+
 def test_engine_not_installed(here: RunningServer) -> None:
     assert "pip install libabsent" in refused(here, "launch", "xi-tiny", "-u", "other", "-en", "absent")
     assert "pip install libabsent" in here.xi("engines").stdout.replace("\n", " ")

@@ -15,7 +15,7 @@ import click
 from xi_cli import engine_options
 from xi_cli.group import INTERRUPTED, Failure
 from xi_cli.options import client_options, connect, json_option, one_of, print_json, say
-from xi_core.errors import LaunchFailed, ModelNotFound, UnknownModel, UnknownOption, XiError
+from xi_core.errors import LaunchCancelled, LaunchError, ModelNotFound, UnknownModel, UnknownOption, XiError
 
 STARTING = 5.0
 """Seconds in which `xi launch` waits for a server that may just be starting."""
@@ -163,7 +163,9 @@ def _watch(ctx: click.Context, client: Client, uid: str) -> ModelStatus:
     except KeyboardInterrupt:
         _cancel(ctx, client, uid)
         raise
-    except LaunchFailed as error:
+    except LaunchCancelled:
+        raise
+    except LaunchError as error:
         say(f"{uid}: FAILED")
         raise Failure(error.message) from error
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from xi_core.errors import LaunchCancelled, LaunchFailed
+from xi_core.errors import ErrorBody, LaunchCancelled, LaunchError, LaunchFailed, XiError
 
 Uid = Annotated[str, Meta(pattern=r"^(?!\.+$)[A-Za-z0-9._-]{1,128}$(?!\n)")]
 """A launch's name, which names files too: no line break (Python's `$` lets one pass), and not dots alone."""
@@ -76,13 +76,17 @@ class ModelStatus(Struct, kw_only=True):
     context_length: int | None = None
     replicas: list[ReplicaStatus] = msgspec.field(default_factory=list)
     error: str | None = None
+    error_code: str | None = None
+    """Code of the error that the replica named itself, such as `artifact_error`."""
 
     def is_ready(self) -> bool:
-        """Whether the launch is READY. Raises `LaunchFailed`, with the reason, or `LaunchCancelled` if it ended otherwise."""
+        """Whether the launch is READY. Raises a `LaunchError` with the reason, or `LaunchCancelled` if it ended otherwise."""
         if self.state == "FAILED":
             reasons = [self.error, *(replica.error for replica in self.replicas)]
             unknown = f"model '{self.model_uid}' failed; the replica's log says why"
-            raise LaunchFailed(next((reason for reason in reasons if reason), unknown))
+            reason = next((reason for reason in reasons if reason), unknown)
+            cause = XiError.from_body(ErrorBody(message=reason, code=self.error_code))
+            raise cause if isinstance(cause, LaunchError) else LaunchFailed(reason)
         if self.state in ("CANCELLED", "STOPPING"):
             raise LaunchCancelled(f"model '{self.model_uid}' was terminated before it was ready")
         return self.state == "READY"

@@ -146,6 +146,7 @@ class LaunchEntry:
     end: End = ""
     ended_at: float = 0.0
     error: str | None = None
+    error_code: str | None = None
     was_ready: bool = False
 
     @property
@@ -210,6 +211,7 @@ class LaunchEntry:
             context_length=min(known) if known else wanted.model.context_length,
             replicas=[r.status() for r in self.replicas],
             error=self.error,
+            error_code=self.error_code,
         )
 
     def route(self) -> ModelRoute:

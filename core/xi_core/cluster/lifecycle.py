@@ -155,7 +155,9 @@ class Lifecycle:
         found[0].take(found[1], record, now + self._launch_timeout)
         return []
 
-    def replica_gone(self, now: float, incarnation: str, error: str | None = None, final: bool = False) -> list[Action]:
+    def replica_gone(
+        self, now: float, incarnation: str, error: str | None = None, final: bool = False, code: str | None = None
+    ) -> list[Action]:
         """A life of a replica has ended. `final`: it could not be loaded and said why, so that trying again is of no use."""
         found = self._by_life(incarnation)
         if found is None:
@@ -171,6 +173,8 @@ class Lifecycle:
             replica.stage = f"worker {host.name} was stopped"
             launch.open_until(now + self._launch_timeout)
             return self._start_due(now)
+        if final and not launch.was_ready and not replica.restarts:
+            launch.error_code = code
         actions = self._died(now, launch, replica, error or "it ended without a word", final)
         return actions + self._start_due(now)
 

@@ -102,6 +102,8 @@ class ReplicaGone(Struct, tag="replica_gone", kw_only=True):
     incarnation: str = ""
     final: bool = False
     """The replica said itself why it can't be loaded: trying again would end the same way."""
+    code: str | None = None
+    """The error's code in `xi_core.errors`, where it has one."""
 
 
 class Leaving(Struct, tag="leaving"):

@@ -61,6 +61,8 @@ class RunningReplica:
         status = ReplicaStatus(replica_id=plan.replica_id, state="PREPARING", stage="preparing", worker=worker, devices=plan.devices)
         self.record = ReplicaRecord(plan=plan, spec=start.spec, status=status, created=start.created, model=start.model)
         self.error: str | None = None
+        self.code: str | None = None
+        """The error's code, where the replica or its artifact named one."""
         """Why it ended, where nobody asked it to."""
         self.final = False
         self._home, self._fetch, self._guard, self._on_change, self._command = home, fetch, guard, on_change, command
@@ -93,14 +95,14 @@ class RunningReplica:
                 self._spawn(artifact)
                 await self._watch()
         except XiError as error:
-            self.error, self.final = error.message, True
+            self.error, self.code, self.final = error.message, error.code, True
         except Exception as error:
             log.exception("replica %s", self.plan.replica_id)
             self.error = f"{type(error).__name__}: {error}"
         finally:
             await self._clean_up()
         if self._grace is not None:
-            self.error, self.final = None, False
+            self.error, self.code, self.final = None, None, False
 
     # ---- fetching and starting ------------------------------------------------------------------
 
@@ -197,7 +199,7 @@ class RunningReplica:
             if isinstance(report, wire.Failed):
                 self._failure = XiError.from_body(report.error)
         if self._failure is not None:
-            self.error = self._failure.message
+            self.error, self.code = self._failure.message, self._failure.code
             self.final = self.record.status.state != "READY"
             return
         last = logs.tail(logs.log_file(self._home, self.plan.replica_id))

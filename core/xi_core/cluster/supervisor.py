@@ -126,7 +126,7 @@ class Supervisor:
             self._executor.do(self._lifecycle.replica_updated(time.monotonic(), worker, notice.record))
 
     async def _replica_gone(self, notice: m.ReplicaGone) -> None:
-        self._executor.do(self._lifecycle.replica_gone(time.monotonic(), notice.incarnation, notice.error, notice.final))
+        self._executor.do(self._lifecycle.replica_gone(time.monotonic(), notice.incarnation, notice.error, notice.final, notice.code))
 
     async def _leaving(self, command: m.Leaving) -> m.Done:
         self._executor.do(self._lifecycle.worker_leaving(command.worker))

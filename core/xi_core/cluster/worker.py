@@ -210,7 +210,14 @@ class Worker:
         del self._running[plan.replica_id]
         if replica.error:
             log.warning("%s", replica.error)
-        gone = ReplicaGone(replica_id=plan.replica_id, uid=plan.uid, error=replica.error, incarnation=plan.incarnation, final=replica.final)
+        gone = ReplicaGone(
+            replica_id=plan.replica_id,
+            uid=plan.uid,
+            error=replica.error,
+            code=replica.code,
+            incarnation=plan.incarnation,
+            final=replica.final,
+        )
         if not self._notify(gone) and replica.error:
             status = msgspec.structs.replace(replica.record.status, state="FAILED", error=replica.error)
             self._unreported.append(msgspec.structs.replace(replica.record, status=status))
