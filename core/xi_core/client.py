@@ -7,8 +7,8 @@
     for delta in client.chat("xi-tiny", [{"role": "user", "content": "Hello!"}], stream=True):
         print(delta.text, end="")
 
-Synchronous, over the standard library. Each call has a connection of its own, so that a client may be shared between threads, no idle
-connection goes stale, and leaving a call early (Ctrl-C, closing a stream) closes the connection, which makes the server stop generating.
+Synchronous; the wire below is `xi_core.endpoint`. A client may be shared between threads. Leaving a call early (Ctrl-C, closing a stream)
+closes its connection, which makes the server stop generating.
 """
 
 from __future__ import annotations
@@ -16,28 +16,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing, suppress
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
-from typing import Any, Literal, NamedTuple, TypeVar, overload
-from urllib.parse import quote, urlencode, urlsplit
+from typing import Any, Literal, TypeVar, overload
+from urllib.parse import quote, urlencode
 
 import msgspec
 from msgspec import Struct
 
 from xi_core.api.control import ClusterInfo, EngineStatus, LaunchAnswer, LaunchSpec, ModelStatus
 from xi_core.api.openai import ChatCompletion, Completion, Model, ModelList, Usage
-from xi_core.errors import (
-    ChannelClosed,
-    ConfigError,
-    DeadlineExceeded,
-    ErrorBody,
-    LaunchCancelled,
-    ModelNotFound,
-    ProtocolMismatch,
-    Unavailable,
-    XiError,
-)
+from xi_core.endpoint import Endpoint
+from xi_core.errors import ChannelClosed, ConfigError, ErrorBody, LaunchCancelled, ModelNotFound, Unavailable, XiError
 
-CONNECT_TIMEOUT = 5.0
 CONTROL_TIMEOUT = 60.0
 """Longest silence of the server on anything but generation, in seconds."""
 POLL_INTERVAL = 0.2
@@ -66,17 +55,6 @@ class Delta(Struct, kw_only=True):
 Deltas = Generator[Delta, None, None]
 
 
-class _Answer(NamedTuple):
-    """A response whose head is read. Closing only one of the two would leave the socket open, and the server at work."""
-
-    connection: HTTPConnection
-    response: HTTPResponse
-
-    def close(self) -> None:
-        self.response.close()
-        self.connection.close()
-
-
 class Client:
     """A client of the xi server at `endpoint` (`http://host:port`). `timeout`: longest silence while it generates, in seconds.
 
@@ -85,14 +63,9 @@ class Client:
     """
 
     def __init__(self, endpoint: str, api_key: str | None = None, timeout: float = 600.0) -> None:
-        self.endpoint = endpoint.rstrip("/").removesuffix("/v1")
+        self._server = Endpoint(endpoint, api_key)
+        self.endpoint = self._server.url
         self.timeout = timeout
-        self._secure, self._host, self._port, self._prefix = _parsed(self.endpoint)
-        self._headers = {"Accept": "application/json, text/event-stream", "User-Agent": "xi-client", "Connection": "close"}
-        if api_key:
-            if not (api_key.isascii() and api_key.isprintable()):
-                raise ConfigError("the API key holds characters that can't stand in a header; use printable ASCII", param="api_key")
-            self._headers["Authorization"] = f"Bearer {api_key}"
 
     # ---- control ----------------------------------------------------------------------------------
 
@@ -135,7 +108,7 @@ class Client:
         while time.monotonic() < deadline:
             with suppress(Unavailable, ChannelClosed):  # the model is READY, whatever happens to the gateway now
                 served = self._call(_Served, "GET", f"/v1/models/{quote(uid, safe='')}").endpoints
-                if served != [] and self._status("/ready") != 503:
+                if served != [] and self._server.status("/ready", self._patience()) != 503:
                     return
             time.sleep(POLL_INTERVAL / 4)
 
@@ -149,7 +122,7 @@ class Client:
 
     def terminate(self, uid: str) -> None:
         """End a launch and wait until its replicas are gone. Raises `ModelNotFound`."""
-        self._call(msgspec.Raw, "DELETE", f"/v1/models/{quote(uid, safe='')}", timeout=self.timeout)
+        self._server.call(msgspec.Raw, "DELETE", f"/v1/models/{quote(uid, safe='')}", None, self.timeout)
 
     def engines(self, model: str | None = None) -> list[EngineStatus]:
         """The engines, and whether they run on the server's workers; with `model`, also whether they take it."""
@@ -162,11 +135,17 @@ class Client:
 
     def health(self) -> bool:
         """Whether the server says that it is well. Raises `Unavailable` only if nobody answers."""
-        return self._status("/health") == 200
+        return self._server.status("/health", self._patience()) == 200
 
-    def _status(self, path: str) -> int:
-        with closing(self._send("GET", path, None, min(self.timeout, CONTROL_TIMEOUT))) as answer:
-            return answer.response.status
+    def reachable(self) -> bool:
+        """Whether something accepts connections at the endpoint; False only where they are refused."""
+        return self._server.reachable()
+
+    def _call(self, wanted: type[T], method: str, path: str, body: Any = None) -> T:
+        return self._server.call(wanted, method, path, body, self._patience())
+
+    def _patience(self) -> float:
+        return min(self.timeout, CONTROL_TIMEOUT)
 
     # ---- generation -------------------------------------------------------------------------------
 
@@ -182,8 +161,8 @@ class Client:
         """A chat completion, or with `stream` its deltas as they come. `fields` are those of the API (`temperature`, `max_tokens`, …)."""
         body = {"model": model, "messages": list(messages), "stream": stream, **fields}
         if stream:
-            return self._stream("/v1/chat/completions", body)
-        return self._call(ChatCompletion, "POST", "/v1/chat/completions", body, self.timeout)
+            return _deltas(self._server.stream(_Event, "/v1/chat/completions", body, self.timeout))
+        return self._server.call(ChatCompletion, "POST", "/v1/chat/completions", body, self.timeout)
 
     @overload
     def complete(self, model: str, prompt: str | list[int], *, stream: Literal[False] = False, **fields: Any) -> Completion: ...
@@ -195,106 +174,8 @@ class Client:
         """The completion of a text or of token ids, or with `stream` its deltas."""
         body = {"model": model, "prompt": prompt, "stream": stream, **fields}
         if stream:
-            return self._stream("/v1/completions", body)
-        return self._call(Completion, "POST", "/v1/completions", body, self.timeout)
-
-    # ---- the wire ---------------------------------------------------------------------------------
-
-    def _call(self, wanted: type[T], method: str, path: str, body: Any = None, timeout: float | None = None) -> T:
-        """Send a request and decode its answer as `wanted`."""
-        with closing(self._open(method, path, body, timeout or min(self.timeout, CONTROL_TIMEOUT))) as answer:
-            try:
-                return msgspec.json.decode(answer.response.read() or b"null", type=wanted)
-            except (msgspec.DecodeError, msgspec.ValidationError) as error:
-                raise _not_xi(self.endpoint, answer.response, str(error)) from None
-            except (OSError, HTTPException) as error:
-                raise _cut(self.endpoint, error) from None
-
-    def _stream(self, path: str, body: dict[str, Any]) -> Deltas:
-        """Open a stream at once, so that errors come here, and return the generator of its deltas."""
-        answer = self._open("POST", path, body, self.timeout)
-        if not (answer.response.getheader("Content-Type") or "").startswith("text/event-stream"):
-            answer.close()
-            raise _not_xi(self.endpoint, answer.response, "it doesn't stream")
-        return self._deltas(answer)
-
-    def _deltas(self, answer: _Answer) -> Deltas:
-        try:
-            for line in answer.response:
-                name, _, data = line.strip().partition(b":")
-                if name != b"data":
-                    continue
-                if data.strip() == b"[DONE]":
-                    return
-                yield from _read(_decoded_event(data))
-        except (OSError, HTTPException) as error:
-            raise _cut(self.endpoint, error) from None
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise _not_xi(self.endpoint, answer.response, str(error)) from None
-        finally:
-            answer.close()
-        raise ChannelClosed(f"{self.endpoint} closed the connection in the middle of its answer; ask again")
-
-    def _open(self, method: str, path: str, body: Any, timeout: float) -> _Answer:
-        """Send a request; the response has status 2xx. The caller closes the answer."""
-        answer = self._send(method, path, body, timeout)
-        if 200 <= answer.response.status < 300:
-            return answer
-        with closing(answer):
-            raise _refusal(self.endpoint, answer.response)
-
-    def _send(self, method: str, path: str, body: Any, timeout: float) -> _Answer:
-        connection = self._connection()
-        try:
-            self._connect(connection)
-            connection.sock.settimeout(timeout)
-            headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
-            connection.request(method, self._prefix + path, None if body is None else msgspec.json.encode(body), headers)
-            return _Answer(connection, connection.getresponse())
-        except (OSError, HTTPException) as error:
-            connection.close()
-            raise _cut(self.endpoint, error) from None
-        except BaseException:
-            connection.close()
-            raise
-
-    def _connection(self) -> HTTPConnection:
-        return (HTTPSConnection if self._secure else HTTPConnection)(self._host, self._port, timeout=CONNECT_TIMEOUT)
-
-    def reachable(self) -> bool:
-        """Whether something accepts connections at the endpoint; False only where they are refused."""
-        connection = self._connection()
-        try:
-            connection.connect()
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            return True  # another trouble, which a request will name
-        finally:
-            connection.close()
-        return True
-
-    def _connect(self, connection: HTTPConnection) -> None:
-        try:
-            connection.connect()
-        except OSError as error:
-            why = "" if isinstance(error, ConnectionRefusedError) else f" ({error.strerror or error})"
-            raise Unavailable(
-                f"no xi server answers at {self.endpoint}{why}: start one with `xi serve`, "
-                f"or name another with -e/--endpoint or XI_ENDPOINT"
-            ) from None
-
-
-def _parsed(endpoint: str) -> tuple[bool, str, int | None, str]:
-    """Whether it is https, host, port and path of an endpoint."""
-    try:
-        url = urlsplit(endpoint)
-        port = url.port
-    except ValueError as error:
-        raise ConfigError(f"endpoint '{endpoint}': {error}; write it like http://127.0.0.1:9997", param="endpoint") from None
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or not endpoint.isascii():
-        raise ConfigError(f"endpoint '{endpoint}' is no address of a server; write it like http://127.0.0.1:9997", param="endpoint")
-    return url.scheme == "https", url.hostname, port, url.path.rstrip("/")
+            return _deltas(self._server.stream(_Event, "/v1/completions", body, self.timeout))
+        return self._server.call(Completion, "POST", "/v1/completions", body, self.timeout)
 
 
 def _spec(name: str, fields: dict[str, Any]) -> LaunchSpec:
@@ -315,37 +196,6 @@ def _launch_body(spec: LaunchSpec) -> dict[str, Any]:
     return {**options, **body}
 
 
-# ---- errors ---------------------------------------------------------------------------------------
-
-
-def _refusal(endpoint: str, response: HTTPResponse) -> XiError:
-    """The error that a response of another status than 2xx carries."""
-    try:
-        body = msgspec.json.decode(response.read(), type=_Failure).error
-    except (msgspec.DecodeError, msgspec.ValidationError, OSError, HTTPException):
-        return _not_xi(endpoint, response, "its error isn't in OpenAI's envelope")
-    body.status = response.status
-    retry_after = response.getheader("Retry-After") or ""
-    body.retry_after = float(retry_after) if retry_after.isdigit() else None
-    return XiError.from_body(body)
-
-
-def _not_xi(endpoint: str, response: HTTPResponse, detail: str) -> ProtocolMismatch:
-    kind = response.getheader("Content-Type") or "no content type"
-    return ProtocolMismatch(
-        f"{endpoint} answers, but not as xi does (HTTP {response.status}, {kind}; {detail}): "
-        f"is it another service, or another version of xi? Name xi's endpoint with -e/--endpoint or XI_ENDPOINT"
-    )
-
-
-def _cut(endpoint: str, error: OSError | HTTPException) -> XiError:
-    if isinstance(error, TimeoutError):
-        return DeadlineExceeded(f"{endpoint} did not answer in time; its log says what it is busy with")
-    if isinstance(error, HTTPException) and not isinstance(error, OSError | IncompleteRead):
-        return ProtocolMismatch(f"{endpoint} does not speak HTTP as xi does ({type(error).__name__}): is it another service?")
-    return ChannelClosed(f"{endpoint} closed the connection before its answer was complete ({error}); is xi being stopped?")
-
-
 # ---- answers --------------------------------------------------------------------------------------
 
 
@@ -353,10 +203,6 @@ class _Served(Struct):
     """What the gateway adds to a launch's status: the routes that it serves the model on. None: it doesn't say."""
 
     endpoints: list[str] | None = None
-
-
-class _Failure(Struct):
-    error: ErrorBody
 
 
 class _Piece(Struct):
@@ -378,7 +224,10 @@ class _Event(Struct):
     error: ErrorBody | None = None
 
 
-_decoded_event = msgspec.json.Decoder(_Event).decode
+def _deltas(events: Generator[_Event, None, None]) -> Deltas:
+    with closing(events):
+        for event in events:
+            yield from _read(event)
 
 
 def _read(event: _Event) -> Deltas:

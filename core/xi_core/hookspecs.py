@@ -4,7 +4,7 @@ An entry point of group `xi` names it:
 
     # pyproject.toml
     [project]
-    dependencies = ["xi-inference>=0.1"]
+    dependencies = ["xi-inference>=0.1,<0.2"]
 
     [project.entry-points.xi]
     myengine = "xi_myengine.plugin"

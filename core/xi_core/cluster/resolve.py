@@ -182,7 +182,7 @@ class Resolver:
     def _with_pip(self, engine: EngineInfo, reason: str) -> str:
         if "pip install" in reason:
             return reason
-        return f"{reason or 'its library is not installed'}; install it: {self._pip_line(engine)}"
+        return f"{reason or 'its library is not installed'}; install it and start xi again: {self._pip_line(engine)}"
 
     def _pip_line(self, engine: EngineInfo) -> str:
         plugin = self._hub.engines.plugin_of.get(engine.name.lower(), "")

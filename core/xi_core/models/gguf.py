@@ -73,6 +73,15 @@ class Metadata(Struct, frozen=True):
         return tuple(value if isinstance(value, int) and value > 0 else 0 for value in values)
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether the file begins as a GGUF file does, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == MAGIC
+    except OSError:
+        return False
+
+
 def read_metadata(path: Path) -> Metadata:
     """The metadata of the GGUF file at `path`. Raises `ArtifactError` if it isn't one, is cut short or names no architecture."""
     try:

@@ -23,8 +23,10 @@ def inspect(path: str | Path) -> ModelSpec:
     try:
         if found.is_dir():
             return _directory(found)
-        if found.is_file():
+        if found.is_file() and (found.suffix.lower() == ".gguf" or gguf.is_gguf(found)):
             return _gguf_file(found)
+        if found.is_file():
+            raise ArtifactError(f"no engine here takes {found}: it is neither a GGUF file nor a directory with a model", param="model_path")
     except OSError as error:
         raise ArtifactError(f"{str(found)[:300]} can't be read: {error.strerror or error}", param="model_path") from None
     raise ArtifactError(f"no file or directory at {found}", param="model_path")

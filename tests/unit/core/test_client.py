@@ -48,16 +48,20 @@ def test_an_option_cant_be_a_field_of_the_launch(wire):
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        (wire.status("FAILED", error="out of memory"), LaunchFailed, "out of memory"),
-        (wire.status("FAILED", replicas=[{"replica_id": "m-0", "state": "FAILED", "error": "damaged"}]), LaunchFailed, "damaged"),
-        (wire.status("FAILED"), LaunchFailed, "model 'm' failed"),
-        (wire.status("CANCELLED"), LaunchCancelled, "terminated before it was ready"),
-        (wire.status("STOPPING"), LaunchCancelled, "terminated before it was ready"),
-        (wire.refusal(404, "model_not_found"), LaunchCancelled, "terminated before it was ready"),
+        (lambda wire: wire.status("FAILED", error="out of memory"), LaunchFailed, "out of memory"),
+        (
+            lambda wire: wire.status("FAILED", replicas=[{"replica_id": "m-0", "state": "FAILED", "error": "damaged"}]),
+            LaunchFailed,
+            "damaged",
+        ),
+        (lambda wire: wire.status("FAILED"), LaunchFailed, "model 'm' failed"),
+        (lambda wire: wire.status("CANCELLED"), LaunchCancelled, "terminated before it was ready"),
+        (lambda wire: wire.status("STOPPING"), LaunchCancelled, "terminated before it was ready"),
+        (lambda wire: wire.refusal(404, "model_not_found"), LaunchCancelled, "terminated before it was ready"),
     ],
 )
 def test_ends_of_a_launch(wire, answer, error, message):
-    wire.answers = [wire.http({"model_uid": "m"}), answer]
+    wire.answers = [wire.http({"model_uid": "m"}), answer(wire)]
     with pytest.raises(error, match=message):
         Client(wire.url).launch("m")
 
@@ -128,7 +132,9 @@ def test_chat_and_complete(wire):
     assert Client(wire.url).chat("m", MESSAGES, temperature=0).choices[0].message.content == "Hello"
     assert wire.body() == {"model": "m", "messages": MESSAGES, "stream": False, "temperature": 0}
     wire.answers = [
-        wire.http({"id": "1", "created": 1, "model": "m", "choices": [{"index": 0, "text": "Hello", "finish_reason": "length"}], "usage": usage})
+        wire.http(
+            {"id": "1", "created": 1, "model": "m", "choices": [{"index": 0, "text": "Hello", "finish_reason": "length"}], "usage": usage}
+        )
     ]
     assert Client(wire.url).complete("m", [1, 2], max_tokens=1).choices[0].text == "Hello"
     assert wire.body() == {"model": "m", "prompt": [1, 2], "stream": False, "max_tokens": 1}
@@ -158,15 +164,14 @@ def test_streams(wire):
 
 def test_an_error_in_the_stream_is_raised_by_its_class(wire):
     wire.answers = [
-        wire.sse({"choices": [{"text": "a"}]}, {"error": {"message": "gone", "type": "server_error", "param": None, "code": "replica_lost"}})
+        wire.sse(
+            {"choices": [{"text": "a"}]}, {"error": {"message": "gone", "type": "server_error", "param": None, "code": "replica_lost"}}
+        )
     ]
     deltas = Client(wire.url).complete("m", "p", stream=True)
     assert next(deltas).text == "a"
     with pytest.raises(ReplicaLost, match="gone"):
         next(deltas)
-
-
-# ---- errors ----------------------------------------------------------------------------------------
 
 
 def test_fields_of_the_spec_that_the_body_carries():

@@ -252,3 +252,10 @@ def test_a_hostile_gguf_file_ends_in_values_or_an_artifact_error(tmp_path: Path,
         return
     assert all(isinstance(value, int | float | bool | str | tuple) for value in found.values.values())
     assert all(number >= 0 for number in found.numbers("context_length"))
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("Once upon a time")
+    with pytest.raises(ArtifactError, match=r"no engine here takes .*book\.txt"):
+        inspect(path)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, Support
 from xi_core.hookspecs import hookimpl
@@ -17,9 +20,10 @@ FORMAT = "text"
 class Options(EngineOptions):
     """What users may set: `xi launch … --slots 8`."""
 
-    slots: int = 8
+    slots: Annotated[int, Meta(ge=1)] = 8
     """Requests that run at once."""
-    context_length: int = 4096
+    context_length: Annotated[int, Meta(ge=2)] = 4096
+    """Most tokens of prompt and answer together."""
 
 
 def manifest() -> Manifest:
@@ -34,8 +38,10 @@ def probe(host: HostInfo) -> Support:
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
-    """Whether the engine takes this model."""
-    return Support(ok=spec.format == FORMAT, reason=f"takes text files, not {spec.format}")
+    """Whether the engine takes this model; if not, why."""
+    if spec.format != FORMAT:
+        return Support(ok=False, reason=f"takes text files, not {spec.format}")
+    return Support(ok=True)
 
 
 def inspect(path: Path) -> ModelSpec | None:

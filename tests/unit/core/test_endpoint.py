@@ -1,0 +1,172 @@
+"""The wire below the client: what breaks, refuses, keeps silent or isn't xi, and that leaving closes the connection."""
+
+import socket
+
+import pytest
+
+from xi_core import endpoint
+from xi_core.client import Client
+from xi_core.errors import (
+    AuthenticationFailed,
+    ChannelClosed,
+    ConfigError,
+    DeadlineExceeded,
+    ModelNotFound,
+    Overloaded,
+    ProtocolMismatch,
+    RemoteError,
+    Unavailable,
+    UnknownModel,
+)
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+# ---- breaking off ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["close", "drop", "raise"])
+def test_leaving_a_stream_closes_the_connection(wire, how):
+    wire.hold = True
+    wire.answers = [wire.sse({"choices": [{"text": "a"}]}, done=False)]
+    deltas = Client(wire.url).complete("m", "p", stream=True)
+    assert next(deltas).text == "a"
+    if how == "close":
+        deltas.close()
+    elif how == "drop":
+        del deltas
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            deltas.throw(KeyboardInterrupt())
+    assert wire.left.wait(10)
+
+
+def test_an_interrupt_while_it_waits_closes_the_connection(wire, monkeypatch):
+    wire.hold = True
+    wire.answers = [b""]
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(endpoint.HTTPConnection, "getresponse", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Client(wire.url).chat("m", MESSAGES)
+    assert wire.left.wait(10)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda wire: wire.sse({"choices": [{"text": "a"}]}, done=False),
+        lambda _: b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {"choices": [{"text": "a"}]}\n\n',
+    ],
+)
+def test_a_stream_that_ends_early_is_an_error(wire, cut):
+    wire.answers = [cut(wire)]
+    deltas = Client(wire.url).complete("m", "p", stream=True)
+    assert next(deltas).text == "a"
+    with pytest.raises(ChannelClosed, match="closed the connection"):
+        next(deltas)
+
+
+# ---- errors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status_code", "code", "error"),
+    [
+        (404, "model_not_found", ModelNotFound),
+        (401, "invalid_api_key", AuthenticationFailed),
+        (400, "unknown_model", UnknownModel),
+        (418, "teapot", RemoteError),
+    ],
+)
+def test_the_servers_errors_by_class(wire, status_code, code, error):
+    wire.answers = [wire.refusal(status_code, code, "the message")]
+    with pytest.raises(error) as caught:
+        Client(wire.url).models()
+    assert type(caught.value) is error
+    assert caught.value.message == "the message"
+    assert caught.value.param == "p"
+    assert caught.value.body().status == status_code
+
+
+def test_retry_after(wire):
+    wire.answers = [wire.refusal(429, "overloaded", headers="Retry-After: 3\r\n")]
+    with pytest.raises(Overloaded) as caught:
+        Client(wire.url).chat("m", MESSAGES, stream=True)
+    assert caught.value.retry_after == 3.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda wire: wire.http({"detail": "Not Found"}, 404),
+        lambda wire: wire.http(b"<html>", 502, "text/html"),
+        lambda wire: wire.http(b"", 302, headers="Location: /login\r\n"),
+        lambda wire: wire.http(b"<html>hello</html>", kind="text/html"),
+        lambda wire: wire.http({"data": 3}),
+        lambda _: b"SSH-2.0-OpenSSH_9\r\n",
+    ],
+)
+def test_something_else_answers(wire, answer):
+    wire.answers = [answer(wire)]
+    with pytest.raises(ProtocolMismatch, match="is it another service"):
+        Client(wire.url).models()
+
+
+def test_an_answer_that_doesnt_stream(wire):
+    wire.answers = [wire.http({})]
+    with pytest.raises(ProtocolMismatch, match="it doesn't stream"):
+        Client(wire.url).chat("m", MESSAGES, stream=True)
+
+
+def test_a_closed_connection(wire):
+    wire.answers = [b""]
+    with pytest.raises(ChannelClosed, match="closed the connection"):
+        Client(wire.url).models()
+
+
+def test_a_cut_body(wire):
+    wire.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"]
+    with pytest.raises(ChannelClosed, match="before its answer was complete"):
+        Client(wire.url).models()
+
+
+def test_silence(wire):
+    wire.hold = True
+    wire.answers = [b""]
+    with pytest.raises(DeadlineExceeded, match="did not answer in time"):
+        Client(wire.url, timeout=0.1).models()
+
+
+def test_nobody_there():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        with pytest.raises(Unavailable, match="start one with `xi serve`") as caught:
+            Client(url).health()
+    assert url in caught.value.message
+
+
+# ---- addresses and keys ---------------------------------------------------------------------------
+
+
+def test_a_path_before_the_api(wire):
+    wire.answers = [wire.http({"data": []})]
+    Client(wire.url + "/behind/a/proxy").models()
+    assert wire.requests[0][0] == "GET /behind/a/proxy/v1/models HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost:9997", "ftp://h", "http://", "http://h:99999", "http://[::1", "http://h?x=1", "http://h#x", "http://hö"]
+)
+def test_endpoints_that_cant_be(url):
+    with pytest.raises(ConfigError, match=r"write it like http://127\.0\.0\.1:9997"):
+        Client(url)
+
+
+@pytest.mark.parametrize("key", ["a\r\nX: 1", "ключ"])
+def test_keys_that_cant_be(key):
+    with pytest.raises(ConfigError, match="API key"):
+        Client("http://h", key)
