@@ -226,6 +226,21 @@ def test_a_worker_that_stood_still_is_taken_back_with_its_replica(server: Server
     assert server.complete() == 200
 
 
+def test_a_worker_that_stood_still_for_long_does_not_blame_its_replica(tmp_path: Path) -> None:
+    server = Server(tmp_path / "home", XI_HANG_TIMEOUT="1.5")
+    try:
+        before = server.launch()
+        os.kill(before["worker"], signal.SIGSTOP)
+        eventually(lambda: "worker" not in server.pids())
+        time.sleep(1.0)  # the time itself is what is tested: together with the supervisor's patience it is longer than the hang timeout
+        os.kill(before["worker"], signal.SIGCONT)
+        after = eventually(lambda: (found := server.pids()) and "worker" in found and found)
+        assert after["replica"] == before["replica"]
+        assert server.status()["replicas"][0]["restarts"] == 0
+    finally:
+        server.close()
+
+
 def test_killing_the_keeper(server: Server) -> None:
     before = server.launch()
     os.kill(before["keeper"], signal.SIGKILL)

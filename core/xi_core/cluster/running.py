@@ -36,6 +36,8 @@ EXIT_TIMEOUT = 3.0
 PROGRESS_INTERVAL = 0.1
 """Progress is passed on at most this often, in seconds."""
 
+STOOD_STILL = 1.0
+"""A longer gap between two looks means that this worker was suspended: what its replicas said meanwhile lies unread."""
 UNHEALTHY = 1.0
 """Seconds of unhealthy reports after which a replica is killed; it has waited for its own `hang_timeout` before the first."""
 
@@ -61,14 +63,15 @@ class RunningReplica:
         status = ReplicaStatus(replica_id=plan.replica_id, state="PREPARING", stage="preparing", worker=worker, devices=plan.devices)
         self.record = ReplicaRecord(plan=plan, spec=start.spec, status=status, created=start.created, model=start.model)
         self.error: str | None = None
+        """Why it ended, where nobody asked it to."""
         self.code: str | None = None
         """The error's code, where the replica or its artifact named one."""
-        """Why it ended, where nobody asked it to."""
         self.final = False
         self._home, self._fetch, self._guard, self._on_change, self._command = home, fetch, guard, on_change, command
         self._process: ReplicaProcess | None = None
         self._deadline = time.monotonic() + start.deadline
         self._heard_at = self._healthy_at = 0.0
+        self._looked_at = time.monotonic()
         self._complaint = ""
         self._told_at = 0.0
         self._failure: XiError | None = None
@@ -184,7 +187,12 @@ class RunningReplica:
                     self._healthy_at = time.monotonic()
 
     def _overdue(self) -> str:
+        """Why the replica must be killed; empty while all is well. Time in which this worker itself stood still doesn't count."""
         now, plan = time.monotonic(), self.plan
+        gap, self._looked_at = now - self._looked_at, now
+        if gap > STOOD_STILL:
+            self._heard_at += gap
+            self._healthy_at += gap
         if self.record.status.state != "READY":
             return f"{plan.replica_id} was not ready within its time" if now > self._deadline else ""
         if now - self._heard_at > plan.limits.hang_timeout:
