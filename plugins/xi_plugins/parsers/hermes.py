@@ -6,25 +6,20 @@ decide, and never at what stands behind that point.
 
 from __future__ import annotations
 
-import json
 import re
 from enum import Enum, auto
 
 from xi_core.serving.parser import OutputParser, Parsed, ToolCallDelta
+from xi_plugins.parsers.jsontext import SPACE, ObjectScan, held, read_call, value_of_string
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
-SPACE = " \t\r\n"
 
 _HEAD = re.compile(
     r'[ \t\r\n]*\{[ \t\r\n]*"name"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)+")[ \t\r\n]*,[ \t\r\n]*"arguments"[ \t\r\n]*:[ \t\r\n]*\{'
 )
 """The start of a call in the usual order of keys, up to the brace that opens the arguments."""
-_MARK = re.compile(r'["\\{}\[\]<]')
-"""Characters on which the end of a JSON object depends; `<` can't stand in one outside a string."""
 _TAG = re.compile(f"{OPEN}|{CLOSE}")
-
-_decoder = json.JSONDecoder()
 
 
 class _State(Enum):
@@ -48,10 +43,11 @@ class HermesParser(OutputParser):
         self._call = ""
         self._index = -1
         self._after_call = False
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
+        self._scan = ObjectScan()
         self._out = Parsed()
+
+    def force(self, name: str | None) -> str | None:
+        return f'{OPEN}\n{{"name": "' + (f'{name}", "arguments":' if name else "")
 
     def feed(self, text: str) -> Parsed:
         self._text += text
@@ -94,7 +90,7 @@ class HermesParser(OutputParser):
                 self._show(before)
             self._text, self._state = after, _State.HEAD
             return True
-        certain = len(self._text) - _held(self._text)
+        certain = len(self._text) - held(self._text, OPEN)
         if self._after_call and not self._text[:certain].strip(SPACE):
             return False  # space after a call is content only if other content follows
         self._show(self._text[:certain])
@@ -110,11 +106,11 @@ class HermesParser(OutputParser):
         close = self._text.find(CLOSE)
         head = _HEAD.match(self._text)
         if head is not None and (close < 0 or head.end() < close + len(CLOSE)):
-            name = _string(head[1])
+            name = value_of_string(head[1])
             if name is not None:
                 self._begin(name)
                 self._call, self._text = self._text[: head.end() - 1], self._text[head.end() - 1 :]
-                self._depth, self._in_string, self._escaped = 0, False, False
+                self._scan = ObjectScan()
                 self._state = _State.ARGUMENTS
                 return True
         if close < 0:
@@ -138,12 +134,14 @@ class HermesParser(OutputParser):
             self._begin(*call)
 
     def _arguments(self) -> bool:
-        end = self._scan()
+        end = self._scan.feed(self._text)
         piece, self._text = self._text[:end], self._text[end:]
         if piece:
             self._call += piece
             self._add(piece)
-        return self._state is _State.TAIL
+        if self._scan.ended:
+            self._state = _State.TAIL
+        return self._scan.ended
 
     def _add(self, arguments: str) -> None:
         calls = self._out.tool_calls
@@ -151,33 +149,6 @@ class HermesParser(OutputParser):
             calls[-1].arguments += arguments
         else:
             calls.append(ToolCallDelta(index=self._index, arguments=arguments))
-
-    def _scan(self) -> int:
-        """How much of the text belongs to the arguments; sets the state TAIL where they end."""
-        text, position = self._text, 0
-        if self._escaped and text:
-            self._escaped, position = False, 1
-        while (mark := _MARK.search(text, position)) is not None:
-            character, position = mark[0], mark.end()
-            if self._in_string:
-                if character == "\\":
-                    self._escaped = position == len(text)
-                    position += 1
-                elif character == '"':
-                    self._in_string = False
-            elif character == "<":
-                self._state = _State.TAIL
-                return position - 1
-            elif character == '"':
-                self._in_string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    self._state = _State.TAIL
-                    return position
-        return len(text)
 
     def _tail(self) -> bool:
         tag = _TAG.search(self._text)
@@ -194,59 +165,3 @@ class HermesParser(OutputParser):
         if read_call(self._call + tail) is None:
             self._show(tail.lstrip(SPACE).removeprefix("}").strip(SPACE))
         self._call = ""
-
-
-def _held(text: str) -> int:
-    """How many of the last characters may be the start of the opening tag."""
-    for size in range(min(len(OPEN) - 1, len(text)), 0, -1):
-        if text.endswith(OPEN[:size]):
-            return size
-    return 0
-
-
-def _string(text: str) -> str | None:
-    """The value of a JSON string, None if it is none."""
-    try:
-        return str(json.loads(text))
-    except ValueError:
-        return None
-
-
-def read_call(body: str) -> tuple[str, str] | None:
-    """Name and JSON text of the arguments of a whole call; None if it isn't one."""
-    try:
-        members = _members(body)
-        name = json.loads(members.get("name", "null"))
-        arguments = members.get("arguments", "{}")
-        if arguments.startswith('"'):  # some models write the object as a string
-            arguments = json.loads(arguments)
-        if isinstance(name, str) and name and isinstance(json.loads(arguments), dict):
-            return name, arguments
-    except (ValueError, RecursionError):
-        return None
-    return None
-
-
-def _members(text: str) -> dict[str, str]:
-    """The members of a JSON object as pieces of its text. Raises ValueError if it is none."""
-    json.loads(text)  # the syntax as a whole
-    if not text.lstrip(SPACE).startswith("{"):
-        raise ValueError("not an object")
-    members: dict[str, str] = {}
-    position = _skip(text, text.index("{") + 1)
-    while text[position] != "}":
-        key, position = _decoder.raw_decode(text, position)
-        start = _skip(text, _skip(text, position) + 1)
-        _, end = _decoder.raw_decode(text, start)
-        members[key] = text[start:end]
-        position = _skip(text, end)
-        if text[position] == ",":
-            position = _skip(text, position + 1)
-    return members
-
-
-def _skip(text: str, position: int) -> int:
-    """The position of the next character that isn't space."""
-    while text[position] in SPACE:
-        position += 1
-    return position
