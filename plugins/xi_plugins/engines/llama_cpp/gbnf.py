@@ -1,0 +1,192 @@
+"""A request's `Grammar` in GBNF, the grammars of llama.cpp. Pure; called by `translate.py`.
+
+llama.cpp converts JSON schemas itself, but drops keywords in silence, and where it was built with llguidance a schema that this
+can't read leaves the answer free. So xi converts: what is not written here is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from xi_core.engine.grammar import Grammar
+from xi_core.errors import InvalidRequest, UnsupportedField
+from xi_plugins.engines.llama_cpp.regex import literal, regex_to_gbnf
+
+_FAR = 10**16 - 1
+"""Integers and the digits of numbers stay below this, so that no answer is digits for ever."""
+_PRIMITIVES = r"""
+ws ::= | " " | "\n" [ \t]{0,20}
+value ::= object | array | string | number | boolean | null
+object ::= "{" ws (member ("," ws member)* ws)? "}"
+member ::= string ":" ws value
+array ::= "[" ws (value ("," ws value)* ws)? "]"
+string ::= "\"" char* "\""
+char ::= [\x20-\x21\x23-\x5B\x5D-\x7E\u0080-\uD7FF\uE000-\U0010FFFF] | "\\" (["\\/bfnrt] | "u" (hex hex hex hex | [dD] [0-7] hex2))
+hex ::= [0-9a-cA-CeEfF]
+hex2 ::= [0-9a-fA-F]{2}
+number ::= integer ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?
+integer ::= "-"? ("0" | [1-9] [0-9]{0,15})
+boolean ::= "true" | "false"
+null ::= "null"
+day ::= [1-9] [0-9]{3} "-" (february | month30 ("0" [1-9] | [12] [0-9] | "30") | month31 ("0" [1-9] | [12] [0-9] | "3" [01]))
+february ::= "02-" ("0" [1-9] | "1" [0-9] | "2" [0-8])
+month30 ::= ("04" | "06" | "09" | "11") "-"
+month31 ::= ("01" | "03" | "05" | "07" | "08" | "10" | "12") "-"
+clock ::= hour ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? ("Z" | [-+] hour ":" [0-5] [0-9])
+hour ::= [01] [0-9] | "2" [0-3]
+date ::= "\"" day "\""
+time ::= "\"" clock "\""
+date-time ::= "\"" day "T" clock "\""
+uuid ::= "\"" hex2{4} "-" hex2{2} "-" hex2{2} "-" hex2{2} "-" hex2{6} "\""
+"""
+
+
+def to_gbnf(grammar: Grammar) -> str:
+    """The grammar's text for llama.cpp's field `grammar`. Raises `InvalidRequest` and `UnsupportedField`, naming what can't be done."""
+    if grammar.kind == "gbnf":
+        return grammar.text
+    if grammar.kind == "choice":
+        return "root ::= " + " | ".join(map(literal, msgspec.json.decode(grammar.text, type=list[str])))
+    if grammar.kind == "regex":
+        return f"root ::= {regex_to_gbnf(grammar.text, grammar.param)}"
+    return _Rules(msgspec.json.decode(grammar.text), grammar.param).text()
+
+
+class _Rules:
+    """The rules of one schema, in xi's small form (see `xi_core.serving.schema`)."""
+
+    def __init__(self, schema: dict[str, Any], param: str) -> None:
+        self._schema = schema
+        self._param = param
+        self._rules: list[str] = []
+        self._count = 0
+        self._references = {"#": "root"}
+        for section in ("$defs", "definitions"):
+            for name in schema.get(section, {}):
+                self._references[f"#/{section}/{name}"] = f"d{len(self._references)}"
+
+    def text(self) -> str:
+        self._rules.append(f"root ::= {self._expression(self._schema)}")
+        for target, rule in self._references.items():
+            if target != "#":
+                _, section, name = target.split("/")
+                self._rules.append(f"{rule} ::= {self._expression(self._schema[section][name])}")
+        return "\n".join(self._rules) + _PRIMITIVES
+
+    def _rule(self, expression: str) -> str:
+        self._count += 1
+        name = f"r{self._count}"
+        self._rules.append(f"{name} ::= {expression}")
+        return name
+
+    def _refuse(self, keyword: str) -> UnsupportedField:
+        return UnsupportedField(f"{self._param}: engine llama.cpp does not support '{keyword}' in a JSON schema", param=self._param)
+
+    def _expression(self, schema: dict[str, Any]) -> str:
+        if "$ref" in schema:
+            return self._references[schema["$ref"]]
+        if "oneOf" in schema:
+            raise self._refuse("oneOf")
+        if "anyOf" in schema:
+            return " | ".join(self._rule(self._expression(part)) for part in schema["anyOf"])
+        if "enum" in schema:
+            return " | ".join(literal(msgspec.json.encode(value).decode()) for value in schema["enum"])
+        kind = schema.get("type", "value")
+        if kind == "object":
+            return self._object(schema)
+        if kind == "array":
+            return self._array(schema)
+        if kind == "string":
+            return self._string(schema)
+        if kind in ("integer", "number"):
+            return self._number(schema, kind)
+        return str(kind)
+
+    def _object(self, schema: dict[str, Any]) -> str:
+        if "properties" not in schema:
+            others = schema.get("additionalProperties")
+            if not others:
+                return "object"
+            member = self._rule(f'string ":" ws {self._rule(self._expression(others))}')
+            return f'"{{" ws ({member} ("," ws {member})* ws)? "}}"'
+        required = set(schema["required"])
+        # From the last property to the first: what may follow when a member stands already (`after`), and when none does (`start`).
+        after = start = '""'
+        for name, inner in reversed(schema["properties"].items()):
+            key = literal(msgspec.json.encode(name).decode())
+            member = self._rule(f'{key} ":" ws {self._rule(self._expression(inner))}')
+            if name in required:
+                start, after = self._rule(f"{member} {after}"), self._rule(f'"," ws {member} {after}')
+            else:
+                start, after = self._rule(f"{member} {after} | {start}"), self._rule(f'"," ws {member} {after} | {after}')
+        return f'"{{" ws {start} ws "}}"' if schema["properties"] else '"{" ws "}"'
+
+    def _array(self, schema: dict[str, Any]) -> str:
+        if "prefixItems" in schema:
+            items = ' "," ws '.join(self._rule(self._expression(part)) for part in schema["prefixItems"])
+            return f'"[" ws {items} ws "]"'
+        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        if most == 0:
+            return '"[" ws "]"'
+        item = self._rule(self._expression(schema["items"]))
+        more = self._rule(f'"," ws {item}')
+        some = f"{item} {more}{{{max(0, least - 1)},{'' if most is None else most - 1}}} ws"
+        return f'"[" ws {some} "]"' if least else f'"[" ws ({some})? "]"'
+
+    def _string(self, schema: dict[str, Any]) -> str:
+        if "pattern" in schema:
+            raise self._refuse("pattern")
+        if "format" in schema:
+            return str(schema["format"])
+        least, most = schema.get("minLength", 0), schema.get("maxLength")
+        if not least and most is None:
+            return "string"
+        return f'"\\"" char{{{least},{"" if most is None else most}}} "\\""'
+
+    def _number(self, schema: dict[str, Any], kind: str) -> str:
+        bounds = [name for name in schema if name != "type"]
+        if not bounds:
+            return kind
+        if kind == "number":
+            raise UnsupportedField(f"{self._param}: engine llama.cpp supports '{bounds[0]}' only for the type 'integer'", param=self._param)
+        least = max(schema.get("minimum", -_FAR), schema.get("exclusiveMinimum", -_FAR - 1) + 1)
+        most = min(schema.get("maximum", _FAR), schema.get("exclusiveMaximum", _FAR + 1) - 1)
+        if least > most:
+            raise InvalidRequest(f"{self._param}: no integer is from {least} to {most}", param=self._param)
+        return integers(least, most)
+
+
+def integers(least: int, most: int) -> str:
+    """An expression for the integers from `least` to `most`, without leading zeros."""
+    parts = []
+    if least < 0:
+        parts.append(f'"-" ({_naturals(max(1, -most), -least)})')
+    if most >= 0:
+        parts.append(_naturals(max(0, least), most))
+    return " | ".join(parts)
+
+
+def _naturals(least: int, most: int) -> str:
+    parts = []
+    for length in range(len(str(least)), len(str(most)) + 1):
+        low = max(least, 10 ** (length - 1) if length > 1 else 0)
+        parts.append(_digits(str(low), str(min(most, 10**length - 1))))
+    return " | ".join(parts)
+
+
+def _digits(low: str, high: str) -> str:
+    """Texts of digits from `low` to `high`, which are equally long."""
+    rest = len(low) - 1
+    if low == high:
+        return f'"{low}"'
+    if set(low) == {"0"} and set(high) == {"9"}:
+        return f"[0-9]{{{rest + 1}}}"
+    if low[0] == high[0]:
+        return f'"{low[0]}" ({_digits(low[1:], high[1:])})'
+    if rest == 0:
+        return f"[{low}-{high}]"
+    first, last = int(low[0]) + 1, int(high[0]) - 1
+    parts = [f'"{low[0]}" ({_digits(low[1:], "9" * rest)})', f'"{high[0]}" ({_digits("0" * rest, high[1:])})']
+    return " | ".join(parts + ([f"[{first}-{last}] [0-9]{{{rest}}}"] if first <= last else []))
