@@ -1,4 +1,4 @@
-"""`python -m benchmarks [relay|engines|footprint …] [--quick]`: exit status 1 when a target is missed."""
+"""`python -m benchmarks [relay|engines|embeddings|footprint …] [--quick]`: exit status 1 when a target is missed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from benchmarks.processes import stop_on_sigterm
 
-NAMES = ("relay", "engines", "footprint")
+NAMES = ("relay", "engines", "embeddings", "footprint")
 
 
 def main() -> None:
@@ -19,7 +19,9 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write the results of a quick run too")
     parser.add_argument("--in-process", action="store_true", help="engines: measure xi's serving layer without its processes; not saved")
     parser.add_argument("--install", action="store_true", help="footprint: also install the base distribution in a fresh environment")
-    parser.add_argument("--threads", type=int, metavar="N", help="engines: threads of xi's engine and of its peer; one less than cores")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="engines, embeddings: threads of xi's engine and of its peer; one less than cores"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in NAMES]
     if unknown:
@@ -41,6 +43,10 @@ def _runner(name: str, arguments: argparse.Namespace) -> Callable[[], bool]:
             from benchmarks import engines
 
             return engines.run(quick=quick, save=save, in_process=arguments.in_process, threads=arguments.threads)
+        if name == "embeddings":
+            from benchmarks import embeddings
+
+            return embeddings.run(quick=quick, save=save, threads=arguments.threads)
         from benchmarks import footprint
 
         return footprint.run(quick=quick, save=save, install=arguments.install)
