@@ -1,0 +1,91 @@
+"""Reads the files of a Hugging Face directory before any weight is loaded, so that what is wrong is said in words. Used by engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from xi_core.errors import ArtifactError
+from xi_core.models import inspect
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; empty when there is no such file. Raises `ArtifactError` when it is not a JSON object."""
+    return inspect.read_json(path) if path.is_file() else {}
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """`config.json`, checked to be of a text generation model. Raises `ArtifactError`."""
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory}: no such directory; a Hugging Face model directory is expected")
+    config = read_json(directory / "config.json")
+    if not config:
+        raise ArtifactError(f"{directory}: config.json is missing or empty; is it a Hugging Face model directory?")
+    architectures = config.get("architectures") or []
+    if architectures and not any("CausalLM" in name or "LMHead" in name for name in architectures):
+        raise ArtifactError(f"{directory}: {', '.join(architectures)} is not a text generation model")
+    return config
+
+
+def check_weights(directory: Path) -> None:
+    """Raises `ArtifactError` if a weight file is missing, cut off or not in safetensors form."""
+    for path in _weight_files(directory):
+        inspect.check_safetensors(path)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = read_json(directory / "model.safetensors.index.json")
+    single = directory / "model.safetensors"
+    if index and not single.is_file():
+        names = sorted(set(index.get("weight_map", {}).values()))
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing or not names:
+            raise ArtifactError(
+                f"{directory}: weight files missing: {', '.join(missing) or 'the index names none'}; download the model again"
+            )
+        return [directory / name for name in names]
+    if single.is_file():
+        return [single]
+    others = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+    if others:
+        raise ArtifactError(f"{directory}: only pickled weights ({others[0]}); xi loads safetensors only, which can't run code")
+    raise ArtifactError(f"{directory}: no model.safetensors; download the model again")
+
+
+def end_tokens(config: dict[str, Any], generation: dict[str, Any]) -> set[int]:
+    """Ids that end an answer, from `config.json` and `generation_config.json`, where each is a number, a list or absent."""
+    found: set[int] = set()
+    for source in (config, generation):
+        value = source.get("eos_token_id")
+        found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return found
+
+
+def default_sampling(generation: dict[str, Any]) -> dict[str, Any]:
+    """Sampling values that the model's own `generation_config.json` recommends; none where it means greedy decoding."""
+    if generation.get("do_sample") is not True:
+        return {}
+    return {name: generation[name] for name in ("temperature", "top_p", "top_k") if generation.get(name) is not None}
+
+
+def chat_template(directory: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    """Jinja source of the chat template: `chat_template.jinja`, or the one (or the one named `default`) in `tokenizer_config.json`."""
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = tokenizer_config.get("chat_template")
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def special_tokens(directory: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
+    """`bos_token`, `eos_token` and their like, by name. Each stands in the files as text or as an object with `content`."""
+    found: dict[str, str] = {}
+    for source in (read_json(directory / "special_tokens_map.json"), tokenizer_config):
+        for name, value in source.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if name.endswith("_token") and isinstance(text, str):
+                found[name] = text
+    return found

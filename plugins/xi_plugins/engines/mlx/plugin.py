@@ -1,0 +1,102 @@
+"""The engine `mlx`: what it offers, without importing mlx or mlx-lm. Loaded by the plugin hub in every process."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Annotated
+
+from msgspec import Meta
+
+from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, Support
+from xi_core.hookspecs import hookimpl
+from xi_core.models.family import ModelSpec
+from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Ability, Manifest, limited, no, of_fields
+
+INSTALL = "pip install 'xi-inference[mlx]'"
+_TOOL_CHOICE = Ability(reason="the beginning of a required call is written for the model; its arguments are not constrained by a grammar")
+LOGPROBS = 20
+"""Most alternatives per token."""
+OLDEST = (0, 32)
+"""Of mlx-lm. Its BatchGenerator changes between versions; no older one was tried."""
+
+
+class MlxOptions(EngineOptions, kw_only=True, forbid_unknown_fields=True):
+    """Options of `xi launch --model-engine mlx`."""
+
+    batch_size: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    """Slots: most requests that run at once. Default: XI_BATCH_SIZE."""
+    context_length: Annotated[int, Meta(ge=2)] | None = None
+    """Most tokens of prompt and answer together; at most, and by default, what the model was made for."""
+    prefill_chunk: Annotated[int, Meta(ge=16, le=65536)] = 512
+    """Most tokens per step of each new prompt: a longer one is read in chunks between the steps of the requests that already run."""
+    prefill_batch: Annotated[int, Meta(ge=1, le=1024)] = 8
+    """Most prompts that are read at once."""
+
+
+def full_manifest(ends: bool = True) -> Manifest:
+    """What every model in this engine honours, with or without a chat template; `ends`: whether it has an end token."""
+    common: dict[str, Ability] = dict.fromkeys(COMMON_FIELDS, YES)
+    common["logprobs"] = limited(maximum=LOGPROBS)
+    common |= dict.fromkeys(STRUCTURED_FIELDS, _structured(ends))
+    return of_fields(
+        chat={**common, "tools": YES, "tool_choice": _TOOL_CHOICE, "chat_template_kwargs": YES},
+        completions={**common, "echo": YES},
+    )
+
+
+def _structured(ends: bool) -> Ability:
+    if find_spec("llguidance") is None:
+        return no(f"llguidance is not installed: {INSTALL}")
+    return YES if ends else no("the model names no end token, so that an answer that is complete could not end")
+
+
+def probe(host: HostInfo) -> Support:
+    """Whether mlx and mlx-lm are installed, by metadata only."""
+    missing = [name for module, name in (("mlx", "mlx"), ("mlx_lm", "mlx-lm")) if find_spec(module) is None]
+    if missing:
+        return Support(ok=False, reason=f"{' and '.join(missing)} not installed: {INSTALL}")
+    try:
+        found = version("mlx-lm")
+    except PackageNotFoundError:
+        return Support(ok=False, reason=f"mlx-lm is there without its package metadata; install it again: {INSTALL}")
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
+        return Support(ok=False, reason=f"mlx-lm {found} is installed, {OLDEST[0]}.{OLDEST[1]} or later is needed: {INSTALL}")
+    return Support(ok=True, reason=f"mlx-lm {found}")
+
+
+def match(spec: ModelSpec, host: HostInfo) -> Support:
+    """Whether `spec` is a language model in MLX's form, or a Hugging Face directory that mlx-lm may read."""
+    if spec.format not in ("mlx", "pytorch"):
+        return Support(ok=False, reason=f"format {spec.format} is not mlx or pytorch")
+    if spec.source.id.lower().endswith(".gguf"):
+        return Support(ok=False, reason="a GGUF file; the engine llama.cpp runs those")
+    if spec.model_type != "LLM":
+        return Support(ok=False, reason=f"model type {spec.model_type} is not LLM")
+    return Support(ok=True)
+
+
+def priority(system: str, machine: str) -> int:
+    """First choice on Apple silicon, which MLX is made for; elsewhere the last of the built-in engines."""
+    return 60 if (system, machine) == ("Darwin", "arm64") else 5
+
+
+@hookimpl
+def xi_engines() -> list[EngineInfo]:
+    """The engine `mlx`."""
+    return [
+        EngineInfo(
+            name="mlx",
+            engine="xi_plugins.engines.mlx.engine:MlxEngine",
+            formats=("mlx", "pytorch"),
+            preferred_formats=("mlx", "pytorch"),
+            manifest=full_manifest(),
+            probe=probe,
+            match=match,
+            requirements=("xi-inference[mlx]",),
+            options=MlxOptions,
+            description="MLX models and Hugging Face directories on Apple silicon, or on a CPU, by mlx-lm's batch generator.",
+            priority=priority(platform.system(), platform.machine()),
+        )
+    ]

@@ -1,0 +1,151 @@
+"""The light part of the engine `mlx`: descriptor, probe, match, options, and what it makes of rotary parameters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from xi_core.engine.info import EngineInfo, HostInfo
+from xi_core.errors import ArtifactError, UnknownOption
+from xi_core.models.family import ModelSpec, SourceRef
+from xi_plugins.engines.mlx import plugin, rotary
+
+HOST = HostInfo(system="Darwin", machine="arm64", python="3.11", cpus=8, memory=2**34)
+
+
+def info() -> EngineInfo:
+    return plugin.xi_engines()[0]
+
+
+def spec(format: str = "mlx", id: str = "/models/m", **fields: str) -> ModelSpec:
+    return ModelSpec(name="m", format=format, source=SourceRef(source="local", id=id), **fields)
+
+
+def test_plugin_imports_no_engine_library() -> None:
+    code = f"import sys, {plugin.__name__}; sys.exit(bool({{'mlx', 'mlx_lm', 'transformers', 'numpy'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("absent", "named"),
+    [({"mlx"}, "mlx not installed"), ({"mlx_lm"}, "mlx-lm not installed"), ({"mlx", "mlx_lm"}, "mlx and mlx-lm not installed")],
+)
+def test_probe_names_the_pip_line_when_a_library_is_missing(monkeypatch: pytest.MonkeyPatch, absent: set[str], named: str) -> None:
+    monkeypatch.setattr(plugin, "find_spec", lambda name: None if name in absent else object())
+    support = plugin.probe(HOST)
+    assert not support.ok
+    assert support.reason == f"{named}: pip install 'xi-inference[mlx]'"
+
+
+@pytest.mark.parametrize(("found", "ok"), [("0.32.0", True), ("0.40.1", True), ("1.0.0", True), ("0.31.9", False), ("0.9", False)])
+def test_probe_checks_the_version(monkeypatch: pytest.MonkeyPatch, found: str, ok: bool) -> None:
+    monkeypatch.setattr(plugin, "find_spec", lambda name: object())
+    monkeypatch.setattr(plugin, "version", lambda name: found)
+    support = plugin.probe(HOST)
+    assert support.ok is ok
+    assert found in support.reason
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ok"),
+    [
+        (spec(), True),
+        (spec(format="pytorch"), True),
+        (spec(format="ggufv2", id="m.gguf"), False),
+        (spec(format="pytorch", id="/models/m.GGUF"), False),
+        (spec(model_type="embedding"), False),
+    ],
+)
+def test_match(wanted: ModelSpec, ok: bool) -> None:
+    support = plugin.match(wanted, HOST)
+    assert support.ok is ok
+    assert ok or support.reason
+
+
+def test_options_are_typed_and_named() -> None:
+    found = info().check_options({"batch-size": "4", "context_length": 128, "prefill-chunk": "64", "prefill_batch": 2})
+    assert found == {"batch_size": 4, "context_length": 128, "prefill_chunk": 64, "prefill_batch": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 0), ("context_length", 1), ("prefill_chunk", 1), ("prefill_batch", 0), ("dtype", 1)]
+)
+def test_wrong_options_are_refused(name: str, value: object) -> None:
+    with pytest.raises(UnknownOption, match=name) as caught:
+        info().check_options({name: value})
+    assert caught.value.param == name
+
+
+def test_first_choice_only_on_apple_silicon() -> None:
+    apple, others = plugin.priority("Darwin", "arm64"), [plugin.priority("Linux", "x86_64"), plugin.priority("Darwin", "x86_64")]
+    from xi_plugins.engines.llama_cpp import plugin as llama_cpp
+    from xi_plugins.engines.transformers import plugin as transformers
+
+    theirs = [module.xi_engines()[0].priority for module in (llama_cpp, transformers)]
+    assert apple > max(theirs)
+    assert max(others) < min(theirs)
+
+
+def test_manifest_promises_every_sampling_field() -> None:
+    for fields in plugin.full_manifest().endpoints.values():
+        assert {"temperature", "top_p", "top_k", "min_p", "seed", "logit_bias", "repetition_penalty", "logprobs"} <= fields.keys()
+    assert "echo" not in plugin.full_manifest().endpoints["/v1/chat/completions"]
+
+
+# ---- rotary parameters --------------------------------------------------------------------------
+
+FIELDS: dict[str, Any] = {"model_type": None, "rope_theta": 1e6, "rope_scaling": None}
+LINEAR = {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0}
+
+
+def test_rope_theta_comes_out_of_rope_parameters() -> None:
+    config = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    assert rotary.complete(config, FIELDS) == {**config, "rope_theta": 5e5}
+
+
+def test_scaling_comes_out_of_rope_parameters() -> None:
+    found = rotary.complete({"rope_parameters": LINEAR, "rope_scaling": None}, FIELDS)
+    assert found["rope_theta"] == 5e5
+    assert found["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "fields"),
+    [
+        ({"rope_theta": 3.0}, FIELDS),
+        ({"rope_parameters": LINEAR}, {**FIELDS, "rope_parameters": None}),
+        ({"rope_parameters": LINEAR}, {"model_type": None}),
+        ({}, FIELDS),
+    ],
+)
+def test_nothing_is_added_where_the_library_reads_it_itself(config: dict[str, Any], fields: dict[str, Any]) -> None:
+    assert rotary.complete(config, fields) == config
+
+
+def test_what_stands_in_the_file_wins() -> None:
+    assert rotary.complete({"rope_theta": 3.0, "rope_parameters": LINEAR}, FIELDS)["rope_theta"] == 3.0
+
+
+def test_bases_by_kind_of_layer() -> None:
+    config = {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}
+    found = rotary.complete(config, {**FIELDS, "rope_local_base_freq": 1.0})
+    assert (found["rope_theta"], found["rope_local_base_freq"]) == (5e5, 1e4)
+    with pytest.raises(ArtifactError, match="full_attention, sliding_attention"):
+        rotary.complete(config, FIELDS)
+
+
+def test_rope_parameters_without_a_base_are_refused() -> None:
+    with pytest.raises(ArtifactError, match="without rope_theta"):
+        rotary.complete({"rope_parameters": {"rope_type": "default"}}, FIELDS)
+
+
+def test_a_base_that_nobody_named_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="write the model's rope_theta"):
+        rotary.check_base({}, FIELDS)
+    rotary.check_base({}, {"rope_theta": 10000})
+    rotary.check_base({}, {"model_type": None})
+    rotary.check_base({"rope_theta": 5.0}, FIELDS)
+    rotary.check_base({"rope_parameters": LINEAR}, FIELDS)
