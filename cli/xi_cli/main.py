@@ -14,6 +14,7 @@ BUILT_IN = {
     "terminate": BuiltIn("xi_cli.commands.terminate:terminate", "End a model and free what it holds."),
     "chat": BuiltIn("xi_cli.commands.chat:chat", "Talk with a model."),
     "generate": BuiltIn("xi_cli.commands.generate:generate", "Let a model continue a text."),
+    "batch": BuiltIn("xi_cli.commands.batch:batch", "Answer a file of requests in OpenAI's batch format."),
     "engines": BuiltIn("xi_cli.commands.engines:engines", "Show the engines, and which can run."),
     "plugins": BuiltIn("xi_cli.commands.plugins:plugins", "Show the installed plugins, and what is wrong with any."),
 }

@@ -24,7 +24,7 @@ from xi_server.table import RoutingTable, ServedModel
 
 log = logging.getLogger(__name__)
 
-TOKEN_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+TOKEN_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank"})
 MAX_TRIES = 2
 UPLOAD_TIMEOUT = 60.0
 """Seconds in which a request's body must have come."""

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from xi_core.api.control import ClusterInfo, EngineStatus, LaunchAnswer, LaunchSpec, ModelStatus
+from xi_core.api.embeddings import EmbeddingList, EmbeddingRequest, RerankAnswer, RerankRequest
 from xi_core.api.openai import ChatCompletion, ChatRequest, Completion, CompletionRequest, ModelList
 from xi_core.errors import Envelope
 
@@ -19,7 +20,10 @@ Document = dict[str, Any]
 TOKEN_ROUTES: dict[str, tuple[str, Any, Any]] = {
     "/v1/chat/completions": ("Chat: the model's next message", ChatRequest, ChatCompletion),
     "/v1/completions": ("Completion of a text", CompletionRequest, Completion),
+    "/v1/embeddings": ("Vectors of texts", EmbeddingRequest, EmbeddingList),
+    "/v1/rerank": ("Documents in the order of their relevance to a query", RerankRequest, RerankAnswer),
 }
+STREAMED = ("/v1/chat/completions", "/v1/completions")
 ANSWERS: dict[tuple[str, str], Any] = {
     ("/v1/models", "get"): ModelList,
     ("/v1/models", "post"): LaunchAnswer,
@@ -60,7 +64,7 @@ def completed(document: Document) -> Document:
         for method, operation in methods.items():
             _complete(path, method, operation, refs)
     for path, (summary, request, answer) in TOKEN_ROUTES.items():
-        document["paths"][path] = {"post": _token_operation(summary, refs[str(request)], refs[str(answer)], refs)}
+        document["paths"][path] = {"post": _token_operation(summary, refs[str(request)], refs[str(answer)], refs, path in STREAMED)}
     return document
 
 
@@ -81,10 +85,11 @@ def _complete(path: str, method: str, operation: Document, refs: dict[str, Docum
     responses.update(_errors(kind, refs))
 
 
-def _token_operation(summary: str, request: Document, answer: Document, refs: dict[str, Document]) -> Document:
+def _token_operation(summary: str, request: Document, answer: Document, refs: dict[str, Document], streams: bool) -> Document:
     events = {"schema": {"type": "string", "description": "With `stream: true`: server-sent events, the last one `data: [DONE]`."}}
-    response = _json(answer, "The answer, whole or streamed")
-    response["content"]["text/event-stream"] = events
+    response = _json(answer, "The answer, whole or streamed" if streams else "The answer")
+    if streams:
+        response["content"]["text/event-stream"] = events
     return {
         "tags": ["inference"],
         "summary": summary,

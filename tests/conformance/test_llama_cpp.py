@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from xi_core.serving.request import COMPLETIONS
 from xi_core.testing.engine_kit import EngineKit
@@ -31,3 +32,17 @@ class TestLlamaCppCompletions(EngineKit):
     plan = TestLlamaCpp.plan
     route = COMPLETIONS
     prompts = tuple(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in EngineKit.prompts)
+
+
+def test_thinking_is_switched_by_launch_and_by_request() -> None:
+    """llama.cpp reads the variable itself, beside giving it to the template."""
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %} Think, think, think.{% endif %}"
+    sizes = {}
+    for launch in (True, False):
+        with Harness(replace(TestLlamaCpp.plan, chat_template=template, enable_thinking=launch)) as harness:
+            for request in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+                answer = harness.chat("Hi", max_tokens=1, temperature=0, chat_template_kwargs=request)
+                sizes[launch, request.get("enable_thinking")] = answer.usage["prompt_tokens"]
+    assert sizes[True, None] == sizes[True, True] == sizes[False, True]
+    assert sizes[False, None] == sizes[False, False] == sizes[True, False]
+    assert sizes[False, None] < sizes[True, None]

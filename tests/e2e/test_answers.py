@@ -85,6 +85,25 @@ def test_tool_calls(client: openai.OpenAI, uid: str, stream: bool, expected: dic
 
 
 @BOTH
+@pytest.mark.parametrize("named", [False, True])
+def test_a_tool_that_must_be_called(client: openai.OpenAI, uid: str, named: bool, expected: dict[str, Any]) -> None:
+    with client:
+        for case in expected["tools"][:6]:
+            (called,) = case["calls"]
+            choice: Any = {"type": "function", "function": {"name": called["name"]}} if named else "required"
+            answer = client.chat.completions.create(
+                model=uid,
+                messages=[{"role": "user", "content": case["prompt"]}],
+                tools=[expected["tool_definitions"][name] for name in case["tools"]],
+                tool_choice=choice,
+                temperature=0,
+            )
+            (call,) = answer.choices[0].message.tool_calls or []
+            assert answer.choices[0].finish_reason == "tool_calls"
+            assert {"name": call.function.name, "arguments": json.loads(call.function.arguments)} == called
+
+
+@BOTH
 def test_the_answer_after_a_tool_has_spoken(client: openai.OpenAI, uid: str, expected: dict[str, Any]) -> None:
     tool = expected["tool_definitions"]["get_weather"]
     messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]

@@ -18,8 +18,9 @@ import pytest
 
 from xi_core.engine.base import ApiRequest, ApiSink, LoadedModel
 from xi_core.errors import ArtifactError, EngineError, UnknownOption
+from xi_core.wire.manifest import Manifest
 from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan
-from xi_plugins.engines.llama_cpp.plugin import MANIFEST
+from xi_plugins.engines.llama_cpp.plugin import MANIFEST, WITHOUT_GRAMMARS
 from xi_plugins.engines.llama_cpp.translate import CHAT, COMPLETIONS
 
 pytest.importorskip("xllamacpp")
@@ -146,7 +147,8 @@ def loaded() -> Iterator[Loaded]:
 
 
 def test_loaded_model(loaded: Loaded) -> None:
-    assert loaded.model == LoadedModel(context_length=1024, slots=32, manifest=MANIFEST)
+    endpoints = {route: fields | {"structured_outputs": WITHOUT_GRAMMARS} for route, fields in MANIFEST.endpoints.items()}
+    assert loaded.model == LoadedModel(context_length=1024, slots=32, manifest=Manifest(endpoints=endpoints))
     assert loaded.stages == ["reading the model's header", "reading weights", "loading weights"]
     loaded.engine.check()
 

@@ -137,7 +137,7 @@ class Slow(CountingEngine):
         ("bad_engine:Tokenless", "engine_error", "out of memory"),
         ("no_such_library:Engine", "engine_not_installed", "no_such_library"),
         ("bad_engine:Missing", "plugin_error", "has no 'Missing'"),
-        ("pathlib:Path", "plugin_error", "neither a TokenEngine nor an ApiEngine"),
+        ("pathlib:Path", "plugin_error", "no TokenEngine, ApiEngine or PoolingEngine"),
     ],
 )
 def test_what_can_not_be_brought_up_is_reported_and_ends(tmp_path: Path, engine: str, code: str, words: str) -> None:

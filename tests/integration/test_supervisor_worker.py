@@ -295,7 +295,11 @@ async def test_the_same_launch_and_another(stage: Stage) -> None:
     [
         ({"name": "tox"}, UnknownModel, "did you mean 'toy'"),
         ({"model_engine": "nope"}, UnknownEngine, "unknown engine 'nope'; known:.*stub"),
-        ({"model_engine": "absent"}, EngineNotInstalled, "absentlib is not installed; install it: pip install 'absentlib>=2'"),
+        (
+            {"model_engine": "absent"},
+            EngineNotInstalled,
+            "absentlib is not installed; install it and start xi again: pip install 'absentlib>=2'",
+        ),
         ({"model_engine": "llama.cpp"}, LaunchError, "can't load toy as toy: it loads ggufv2; engines that can: stub, absent"),
         ({"model_engine": "stub", "options": {"colour": 1}}, UnknownOption, "no option 'colour'; its options: mode, size"),
         ({"options": {"size": "x"}}, UnknownOption, "option 'size'"),

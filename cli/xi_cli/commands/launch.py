@@ -56,7 +56,7 @@ def _gpu_idx(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.command(cls=LaunchCommand)
 @click.argument("model", required=False)
 @click.option("-n", "--model-name", metavar="NAME", help="A model's name, its directory or a .gguf file; as MODEL.")
-@click.option("-t", "--model-type", default="LLM", show_default=True, help="The kind of model.")
+@click.option("-t", "--model-type", default="LLM", show_default=True, help="The kind of model: LLM, embedding or rerank.")
 @click.option("-en", "--model-engine", metavar="ENGINE", help="The engine that serves it; default: the best that can. See `xi engines`.")
 @click.option("-u", "--model-uid", metavar="UID", help="What the launch is called; default: the model's name.")
 @click.option("-s", "--size-in-billions", metavar="SIZE", help="Which size, in billions of parameters: 7, 0.5 or 0_5.")
@@ -66,6 +66,9 @@ def _gpu_idx(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--n-gpu", default="auto", show_default=True, callback=_n_gpu, help="Devices per replica: auto, none or a number.")
 @click.option("--gpu-idx", metavar="LIST", callback=_gpu_idx, help="The devices to choose from: 0,1.")
 @click.option("-mp", "--model-path", metavar="PATH", help="Weights to take instead of the model's own.")
+@click.option("--enable-thinking/--no-enable-thinking", default=None, help="Whether the model thinks where a request doesn't say.")
+@click.option("--tool-parser", metavar="NAME", help="What reads tool calls from answers, or none; default: the model's own.")
+@click.option("--reasoning-parser", metavar="NAME", help="What tells reasoning from answers, or none; default: the model's own.")
 @click.option("--env", nargs=2, multiple=True, metavar="NAME VALUE", help="An environment variable of the replicas; repeatable.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the model is ready.")
 @json_option
@@ -109,7 +112,8 @@ def launch(
         print_json({"model_uid": uid}) if as_json else click.echo(f"Model uid: {uid}")
         return
     status = _watch(ctx, client, uid)
-    say(f"{uid}: READY{f' on {status.engine}' if status.engine else ''}. Talk with it: xi chat {uid}")
+    hint = f" Talk with it: xi chat {uid}" if status.spec.model_type == "LLM" else ""
+    say(f"{uid}: READY{f' on {status.engine}' if status.engine else ''}.{hint}")
     print_json(status) if as_json else click.echo(f"Model uid: {uid}")
 
 

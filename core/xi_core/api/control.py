@@ -15,6 +15,15 @@ Uid = Annotated[str, Meta(pattern=r"^(?!\.+$)[A-Za-z0-9._-]{1,128}$(?!\n)")]
 Name = Annotated[str, Meta(max_length=4096)]
 """A model's name or path: no longer than paths can be."""
 
+MODEL_TYPES = ("LLM", "embedding", "rerank")
+"""What a model is for: text, vectors, or rating documents."""
+
+
+def model_type_of(text: str) -> str | None:
+    """A model type in its one form, from any case; None for one that isn't served."""
+    return next((known for known in MODEL_TYPES if known.lower() == text.lower()), None)
+
+
 LaunchState = Literal["PENDING", "PREPARING", "STARTING", "LOADING", "READY", "FAILED", "CANCELLED", "STOPPING"]
 """PENDING: accepted, not placed. PREPARING: files and environment. STARTING: process started, no word yet. LOADING: weights.
 READY: every replica makes progress. FAILED and CANCELLED are ends; STOPPING leads to removal."""
@@ -37,6 +46,12 @@ class LaunchSpec(Struct, kw_only=True, omit_defaults=True):
     replica: Annotated[int, Meta(ge=1, le=1024)] = 1
     n_gpu: int | Literal["auto"] | None = "auto"
     gpu_idx: list[int] | None = None
+    enable_thinking: bool | None = None
+    """Whether the model thinks where a request doesn't say; None leaves it to its chat template."""
+    tool_parser: Name | None = None
+    """Parser of tool calls instead of the model's own; `none` for none."""
+    reasoning_parser: Name | None = None
+    """Parser of reasoning instead of the model's own; `none` for none."""
     env: dict[str, str] = msgspec.field(default_factory=dict)
     options: dict[str, Any] = msgspec.field(default_factory=dict)
 

@@ -1,8 +1,9 @@
 """OpenAI's chat, completions and models APIs as structs: what the replica validates and what it answers.
 
 Reference: https://platform.openai.com/docs/api-reference (chat, completions, models). Fields beyond it, all known from vLLM
-and llama.cpp: `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`. Every field may be `null`, which means its default. Unknown
-fields are refused, so that no parameter is ignored in silence. Ranges are those that every engine can honour.
+and llama.cpp: `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `structured_outputs`, `chat_template_kwargs`. Every field may be
+`null`, which means its default. Unknown fields are refused, so that no parameter is ignored in silence. Ranges are those that every
+engine can honour.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_BIASES = 1024
 MAX_TOOLS = 128
+MAX_VARIABLES = 32
+MAX_GRAMMAR = 64 * 1024
+"""Characters of a grammar or a regular expression."""
+MAX_OPTIONS = 1024
 
 Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -31,6 +36,8 @@ Positive = Annotated[int, Meta(ge=1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
 Stops = Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)]
+TemplateValue = Annotated[str, Meta(max_length=1024)] | int | float | bool | None
+TemplateVariables = Annotated[dict[str, TemplateValue], Meta(max_length=MAX_VARIABLES)]
 Alternatives = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 
 
@@ -53,6 +60,8 @@ class Request(Struct, kw_only=True, forbid_unknown_fields=True):
     seed: Seed | None = None
     stop: Stops | None = None
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: str | None = None
     """Who asks, for the caller's own books; it does not change the answer."""
 
@@ -61,6 +70,35 @@ class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     """Options of a streamed answer."""
 
     include_usage: bool = False
+
+
+class JsonSchema(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A schema that the answer must fit. `strict` changes nothing: xi is always strict."""
+
+    schema: dict[str, Any]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the answer must look like, in OpenAI's form."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the answer must look like, in vLLM's form: exactly one of these."""
+
+    json: dict[str, Any] | None = None
+    """A JSON schema."""
+    regex: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR)] | None = None
+    """A regular expression that the whole answer matches."""
+    choice: Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(min_length=1, max_length=MAX_OPTIONS)] | None = None
+    """Texts, one of which is the answer."""
+    grammar: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR)] | None = None
+    """A grammar in llama.cpp's GBNF; the answer is a `root`."""
 
 
 class Function(Struct, kw_only=True):
@@ -136,6 +174,8 @@ class ChatRequest(Request, kw_only=True, forbid_unknown_fields=True):
     top_logprobs: Alternatives | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+    """What the model's chat template is told besides, as in vLLM: `{"enable_thinking": false}`."""
 
 
 class CompletionRequest(Request, kw_only=True, forbid_unknown_fields=True):

@@ -104,7 +104,7 @@ class Executor:
             uid=wanted.uid,
             replica_id=action.replica_id,
             incarnation=action.incarnation,
-            engine=EngineRef(name=engine.name, path=engine.engine),
+            engine=EngineRef(name=engine.name, path=engine.engine_for(model.model_type)),
             artifact=Artifact(format=model.format, path="", quantization=model.quantization),
             endpoint="",
             transport=self._replica_transport,
@@ -112,12 +112,14 @@ class Executor:
             devices=list(action.devices),
             parsers=self.resolver.parsers(model),
             chat_template=model.chat_template,
+            enable_thinking=wanted.spec.enable_thinking,
             limits=ServingLimits(
                 batch_size=config.batch_size,
                 batch_interval=config.batch_interval,
                 queue=config.queue_size,
                 hang_timeout=config.hang_timeout,
                 grace=config.grace,
+                launch_timeout=config.launch_timeout,
             ),
             log_level=config.log_level,
         )

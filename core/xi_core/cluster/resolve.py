@@ -11,18 +11,17 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 import msgspec
 from msgspec import Struct
 
-from xi_core.api.control import EngineStatus, LaunchSpec
+from xi_core.api.control import MODEL_TYPES, EngineStatus, LaunchSpec, model_type_of
 from xi_core.cluster.envrules import check_env
 from xi_core.cluster.launches import Wanted
 from xi_core.cluster.messages import Inspect, MatchEngine, Register
+from xi_core.cluster.parser_choice import check_thinking, with_parsers
 from xi_core.engine.info import EngineInfo, Support
 from xi_core.errors import EngineNotInstalled, InvalidRequest, LaunchError, XiError
 from xi_core.models import catalog
 from xi_core.models.family import ModelSpec
 from xi_core.plugins import DISTRIBUTION, PluginHub
 from xi_core.transport.rpc import Link
-
-MODEL_TYPES = ("llm",)
 
 
 class WorkerLink(Struct, frozen=True):
@@ -53,14 +52,15 @@ class Resolver:
         if given is not None:
             given.check_options(spec.options)
         choice = await self._choose(spec, given)
-        self._check_parsers(choice.model)
+        model = with_parsers(spec, choice.model, choice.engine, self._hub.parsers)
+        check_thinking(spec, model, choice.engine)
         spec = msgspec.structs.replace(
             spec, options=choice.engine.check_options(spec.options), model_engine=choice.engine.name if given else None
         )
         return Wanted(
             uid=spec.model_uid or "",
             spec=spec,
-            model=choice.model,
+            model=model,
             engine=choice.engine.name,
             n_gpu=await self._n_gpu(spec),
             created=int(time.time()),
@@ -84,7 +84,7 @@ class Resolver:
     # ---- choosing -------------------------------------------------------------------------------
 
     async def _choose(self, spec: LaunchSpec, given: EngineInfo | None) -> Choice:
-        found = await self._candidates(spec)
+        found = _of_type(spec, await self._candidates(spec))
         engines = [given] if given else sorted(self._hub.engines, key=lambda e: -e.priority)
         if given is not None:
             self._check_given(given, found, await self._workers())
@@ -159,17 +159,11 @@ class Resolver:
     # ---- checks ---------------------------------------------------------------------------------
 
     def _check(self, spec: LaunchSpec) -> None:
-        if spec.model_type.lower() not in MODEL_TYPES:
-            raise InvalidRequest(f"model type '{spec.model_type}' can't be launched; types: LLM", param="model_type")
+        if model_type_of(spec.model_type) is None:
+            raise InvalidRequest(f"model type '{spec.model_type}' can't be launched; types: {', '.join(MODEL_TYPES)}", param="model_type")
         if isinstance(spec.n_gpu, int) and spec.n_gpu < 0:
             raise InvalidRequest(f"n_gpu is {spec.n_gpu}; it is 'auto', a number from 0 on, or null for CPU", param="n_gpu")
         check_env(spec.env)
-
-    def _check_parsers(self, model: ModelSpec) -> None:
-        for kind, name in (("tool", model.tool_parser), ("reasoning", model.reasoning_parser)):
-            info = self._hub.parsers.find(name) if name else None
-            if name and (info is None or info.kind != kind):
-                raise LaunchError(f"model {model.name} needs the {kind} parser '{name}', which no plugin offers; see `xi plugins`")
 
     async def _n_gpu(self, spec: LaunchSpec) -> int:
         """How many devices each replica gets. Who names devices wants one: it is asked for even where no worker has any."""
@@ -203,6 +197,19 @@ class Resolver:
             plugin=self._hub.engines.plugin_of.get(info.name.lower(), ""),
             model=_verdict(answers) if answers else None,
         )
+
+
+def _of_type(spec: LaunchSpec, found: list[ModelSpec]) -> list[ModelSpec]:
+    """The candidates of the model type that the launch names. Raises `LaunchError` where there is none, naming the right one."""
+    wanted = model_type_of(spec.model_type)
+    kept = [model for model in found if model.model_type == wanted]
+    if not kept:
+        types = " or ".join(dict.fromkeys(model.model_type for model in found))
+        raise LaunchError(
+            f"'{spec.model_name}' is a model of type {types}, not {wanted}: launch it with model type {types} (xi launch -t {types})",
+            param="model_type",
+        )
+    return kept
 
 
 def _preference(engine: EngineInfo, model: ModelSpec) -> int:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
+from xi_core.engine.grammar import Grammar
+from xi_core.errors import InvalidRequest
 from xi_core.wire.manifest import Manifest
 from xi_core.wire.plan import LaunchPlan
 
@@ -81,6 +83,8 @@ class SamplingParams(Struct, kw_only=True, frozen=True):
     logprobs: int | None = None
     """None: none. k: the chosen token's log-probability and those of the k likeliest,
     of the model's distribution before the steps above."""
+    grammar: Grammar | None = None
+    """What the answer must look like: only tokens that it allows, before the steps above, and an end token only where it may end."""
 
 
 class TokenLogprobs(Struct):
@@ -134,6 +138,10 @@ class Tokenizer(ABC):
         """A token's name for logprobs: its text, with undecodable bytes replaced."""
         return self.token_bytes(token).decode("utf-8", "replace")
 
+    def special_text(self, token: int) -> str:
+        """How a special token is written (`<|channel|>`); empty for other tokens. Some parsers of output read it."""
+        return ""
+
     @property
     @abstractmethod
     def vocabulary_size(self) -> int:
@@ -156,7 +164,8 @@ class Tokenizer(ABC):
 
 
 class TokenEngine(Engine):
-    """An engine that works on token ids and batches sequences itself. All but `load`, `stats`, `check` run on one thread, the batcher's."""
+    """An engine that works on token ids and batches sequences itself. All but `load`, `stats`, `check` and `prepare` run on the batcher's
+    thread."""
 
     @property
     @abstractmethod
@@ -167,6 +176,13 @@ class TokenEngine(Engine):
     def default_sampling(self) -> dict[str, Any]:
         """Sampling values that the model's own files recommend, used where a request is silent."""
         return {}
+
+    def prepare(self, grammar: Grammar) -> None:
+        """Compile a grammar, for `add` to find. Called on a thread of its own before the sequences that name it are added.
+
+        Raises `InvalidRequest` where the grammar is wrong. See `xi_core.engine.grammar.GrammarCompiler`, which does the work.
+        """
+        raise InvalidRequest("this engine has no grammars", param=grammar.param)
 
     @abstractmethod
     def has_capacity(self) -> bool:
@@ -192,6 +208,10 @@ class ApiRequest(Struct, kw_only=True):
     """One choice of a validated request: `n` is fanned out already and the engine is always run streamed.
 
     `body` holds plain JSON values with xi's defaults filled in for every sampling field, so that no default of the engine's own counts.
+
+    To an engine whose manifest serves `/v1/embeddings` or `/v1/rerank`, a request is a few inputs of one request of a client: `input`, a
+    list of texts or of lists of token ids, and `encoding_format` base64; or `query` and `documents`, a list of texts. The answer goes to
+    the sink as one event: OpenAI's with vectors of length 1, or `results` with `index` and `relevance_score`; `usage` in both.
     """
 
     id: int

@@ -61,7 +61,15 @@ class EngineInfo(Struct, kw_only=True):
     description: str = ""
     priority: int = 0
     """When a launch names no engine, the highest priority among those that match wins."""
+    own_parsers: bool = False
+    """It parses tool calls and reasoning itself, so that a launch can't choose parsers."""
+    engines_by_type: dict[str, str] = field(default_factory=dict)
+    """Other classes for models of other types than LLM: `{"embedding": "module:Class", "rerank": "module:Class"}`."""
     preferred_formats: tuple[str, ...] = field(default_factory=tuple)
+
+    def engine_for(self, model_type: str) -> str:
+        """`module:Class` of the engine that serves models of this type."""
+        return self.engines_by_type.get(model_type, self.engine)
 
     def check_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """`options` with the defaults left out, names normalised and values converted.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from xi_core.api.control import LaunchSpec
+from xi_core.api.control import LaunchSpec, model_type_of
 from xi_core.errors import InvalidRequest, UnknownModel
 from xi_core.models.family import ModelFamily, ModelSpec
 
@@ -37,6 +37,7 @@ def normalised(spec: LaunchSpec) -> LaunchSpec:
     return msgspec.structs.replace(
         spec,
         model_uid=spec.model_uid or default_uid(spec),
+        model_type=model_type_of(spec.model_type) or spec.model_type,
         model_format=_format(spec.model_format),
         size_in_billions=same_size(spec.size_in_billions) if spec.size_in_billions else None,
         quantization=spec.quantization or None,
@@ -113,6 +114,9 @@ def _at_path(family: ModelFamily, inspected: ModelSpec) -> ModelSpec:
         quantization=inspected.quantization,
         context_length=inspected.context_length or nearest.context_length,
         architecture=inspected.architecture or nearest.architecture,
+        tool_parser=nearest.tool_parser or inspected.tool_parser,
+        reasoning_parser=nearest.reasoning_parser or inspected.reasoning_parser,
+        abilities=list(dict.fromkeys([*nearest.abilities, *inspected.abilities])),
     )
 
 

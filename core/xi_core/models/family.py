@@ -25,6 +25,7 @@ class ModelSpec(Struct, kw_only=True):
     context_length: int | None = None
     architecture: str | None = None
     model_type: str = "LLM"
+    """`LLM`, `embedding` or `rerank`."""
     abilities: list[str] = field(default_factory=lambda: ["generate"])
     tool_parser: str | None = None
     reasoning_parser: str | None = None

@@ -38,6 +38,7 @@ WANTED_ENDINGS = (
     ".attention.head_count_kv",
     ".attention.key_length",
     ".attention.value_length",
+    ".pooling_type",
 )
 COUNTED = ("tokenizer.ggml.tokens",)
 """Arrays of which only the length is wanted."""

@@ -10,10 +10,13 @@ from typing import Any
 from xi_core.errors import ArtifactError
 from xi_core.models import gguf
 from xi_core.models.family import ModelSpec, SourceRef
+from xi_core.models.template_traits import traits_of
 
 LARGEST_JSON = 64 * 1024 * 1024
 LARGEST_HEADER = 100_000_000
 """The bound that the safetensors library itself sets."""
+RANK = 4
+"""llama.cpp's number of the pooling that gives a score."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -43,6 +46,9 @@ def local_path(path: str | Path) -> Path:
 def _gguf_file(path: Path) -> ModelSpec:
     metadata = gguf.read_metadata(path)
     file_type = metadata.values.get("general.file_type")
+    model_type = _gguf_type(metadata)
+    template = str(metadata.values.get("tokenizer.chat_template") or "")
+    traits = traits_of(template)
     return ModelSpec(
         name=path.stem,
         format="ggufv2",
@@ -50,7 +56,10 @@ def _gguf_file(path: Path) -> ModelSpec:
         quantization=gguf.FILE_TYPES.get(file_type) if isinstance(file_type, int) else None,
         context_length=metadata.number("context_length") or None,
         architecture=metadata.architecture,
-        abilities=_abilities(bool(metadata.values.get("tokenizer.chat_template"))),
+        model_type=model_type,
+        abilities=_abilities(bool(template), model_type) + traits.abilities,
+        tool_parser=traits.tool_parser,
+        reasoning_parser=traits.reasoning_parser,
     )
 
 
@@ -62,14 +71,21 @@ def _directory(path: Path) -> ModelSpec:
     weights = _weights(path)
     formats = {check_safetensors(file) for file in weights}
     architectures = config.get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures and isinstance(architectures[0], str) else None
+    model_type = _model_type(path, architecture or "")
+    template = _chat_template(path)
+    traits = traits_of(template)
     return ModelSpec(
         name=path.name,
         format="mlx" if "mlx" in formats else "pytorch",
         source=SourceRef(source="local", id=str(path)),
         quantization=_quantization(config),
         context_length=_context_length(config),
-        architecture=architectures[0] if isinstance(architectures, list) and architectures and isinstance(architectures[0], str) else None,
-        abilities=_abilities(_has_chat_template(path)),
+        architecture=architecture,
+        model_type=model_type,
+        abilities=_abilities(bool(template), model_type) + traits.abilities,
+        tool_parser=traits.tool_parser,
+        reasoning_parser=traits.reasoning_parser,
     )
 
 
@@ -188,12 +204,40 @@ def _quantization(config: dict[str, Any]) -> str | None:
     return "-".join(parts) or None
 
 
-def _has_chat_template(path: Path) -> bool:
-    if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
-        return True
-    tokenizer = path / "tokenizer_config.json"
-    return tokenizer.is_file() and bool(read_json(tokenizer).get("chat_template"))
+def has_chat_template(path: str | Path) -> bool:
+    """Whether the model in this directory can chat. Raises `ArtifactError`."""
+    return bool(_chat_template(Path(path)))
 
 
-def _abilities(chats: bool) -> list[str]:
+def _chat_template(path: Path) -> str:
+    """The chat template's text, of several named ones all; empty where there is none."""
+    jinja = path / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8", errors="replace")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(path / name).get("chat_template") if (path / name).is_file() else None
+        if found:
+            return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+    return ""
+
+
+def _model_type(path: Path, architecture: str) -> str:
+    """`rerank` for a classifier, `embedding` for a sentence-transformers directory or an encoder without a head, else `LLM`."""
+    if architecture.endswith("ForSequenceClassification"):
+        return "rerank"
+    if (path / "modules.json").is_file():
+        return "embedding"
+    headless = architecture.endswith(("Model", "ForMaskedLM")) and not architecture.endswith("LMHeadModel")
+    return "embedding" if headless and not has_chat_template(path) else "LLM"
+
+
+def _gguf_type(metadata: gguf.Metadata) -> str:
+    """A model that generates text has no kind of pooling, or none (0)."""
+    kinds = metadata.numbers("pooling_type")
+    return "LLM" if not kinds or kinds[0] == 0 else "rerank" if kinds[0] == RANK else "embedding"
+
+
+def _abilities(chats: bool, model_type: str) -> list[str]:
+    if model_type != "LLM":
+        return ["rerank" if model_type == "rerank" else "embed"]
     return ["generate", "chat"] if chats else ["generate"]

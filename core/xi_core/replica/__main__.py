@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 
 from xi_core.replica.process import read_plan, run
@@ -22,4 +23,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    # Not `sys.exit`: a thread that is still within an engine's library would abort the process, and the status would tell of a crash.
+    os._exit(status)

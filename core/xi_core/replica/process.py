@@ -13,11 +13,15 @@ from typing import Any, BinaryIO
 import msgspec
 
 from xi_core.engine.base import ApiEngine, Engine, LoadedModel, TokenEngine
+from xi_core.engine.pooling import PoolingEngine
 from xi_core.errors import EngineError, EngineNotInstalled, ErrorBody, PluginError, XiError
 from xi_core.importing import import_path
 from xi_core.replica.lifeline import die_with_parent, watch_stdin
 from xi_core.replica.server import ReplicaServer
 from xi_core.serving.events import ApiService
+from xi_core.serving.pooling import BatchService
+from xi_core.serving.pooling_events import ApiPoolingService
+from xi_core.serving.pooling_request import EMBEDDINGS, RERANK
 from xi_core.serving.progress import probe
 from xi_core.serving.service import Service
 from xi_core.serving.tokens import TokenService
@@ -100,8 +104,8 @@ def load_engine(plan: LaunchPlan, reporter: Reporter) -> tuple[Engine, LoadedMod
         engine: Engine = import_path(plan.engine.path)()
     except ImportError as error:
         raise EngineNotInstalled(f"engine {plan.engine.name} can't be imported: {error}; see `xi engines` for how to install it") from error
-    if not isinstance(engine, TokenEngine | ApiEngine):
-        raise PluginError(f"engine {plan.engine.name}: {plan.engine.path} is neither a TokenEngine nor an ApiEngine")
+    if not isinstance(engine, TokenEngine | ApiEngine | PoolingEngine):
+        raise PluginError(f"engine {plan.engine.name}: {plan.engine.path} is no TokenEngine, ApiEngine or PoolingEngine")
     reporter.stage("loading", 0.0)
     return engine, engine.load(plan, reporter.stage)
 
@@ -111,8 +115,11 @@ def service_for(plan: LaunchPlan, engine: Engine, model: LoadedModel) -> Service
     if isinstance(engine, TokenEngine):
         return TokenService(plan, engine, model)
     if isinstance(engine, ApiEngine):
-        return ApiService(plan, engine, model)
-    raise PluginError(f"engine {plan.engine.name} is neither a TokenEngine nor an ApiEngine")
+        pools = model.manifest.serves(EMBEDDINGS) or model.manifest.serves(RERANK)
+        return ApiPoolingService(plan, engine, model) if pools else ApiService(plan, engine, model)
+    if isinstance(engine, PoolingEngine):
+        return BatchService(plan, engine, model)
+    raise PluginError(f"engine {plan.engine.name} is no TokenEngine, ApiEngine or PoolingEngine")
 
 
 async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:

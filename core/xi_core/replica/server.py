@@ -9,7 +9,7 @@ import time
 import msgspec
 
 from xi_core.errors import ChannelFull, TransportError, Unavailable
-from xi_core.serving.service import Running, Service
+from xi_core.serving.service import Run, Service
 from xi_core.transport.base import Listener, Peer, Transport
 from xi_core.wire import frames
 from xi_core.wire.frames import Abort, Data, End, Frame, Ping, Pong, Step, Submit
@@ -28,7 +28,7 @@ class _Gateway:
 
     def __init__(self, server: ReplicaServer, peer: Peer) -> None:
         self.peer = peer
-        self.requests: dict[int, Running] = {}
+        self.requests: dict[int, Run] = {}
         self.heard = time.monotonic()
         self.frames: list[Frame] = []
         self.large = False

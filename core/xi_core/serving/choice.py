@@ -8,6 +8,7 @@ from xi_core.api.openai import TokenLogprob, TopLogprob
 from xi_core.engine.base import Tokenizer, TokenLogprobs, TokenOut
 from xi_core.serving.delta import Delta
 from xi_core.serving.parser import OutputParser, Parsed
+from xi_core.serving.parsing import joined
 from xi_core.serving.stops import StopMatcher
 
 LEAST_LOGPROB = -9999.0
@@ -17,10 +18,18 @@ LEAST_LOGPROB = -9999.0
 class Choice:
     """Text of a choice as it grows. A character whose bytes are split over tokens comes out whole, with its last byte.
 
-    One that the answer's end cuts short does not come out at all, as in vLLM and llama.cpp.
+    One that the answer's end cuts short does not come out at all, as in vLLM and llama.cpp. Stop strings are looked for in the text as
+    it is generated, reasoning and the marks of calls included; special tokens have no text but for a parser that asks for theirs.
     """
 
-    def __init__(self, index: int, tokenizer: Tokenizer, stops: list[str], parser: OutputParser | None = None) -> None:
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        stops: list[str],
+        parser: OutputParser | None = None,
+        specials: frozenset[str] = frozenset(),
+    ) -> None:
         self.index = index
         self.tokens = 0
         self.finish: str | None = None
@@ -28,9 +37,16 @@ class Choice:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = StopMatcher(stops)
         self._parser = parser
+        self._specials = specials if parser is not None else frozenset()
+        self._opened = Parsed()
         self._called = False
         self._strip = tokenizer.starts_with_space
         self._logprobs: list[TokenLogprob] = []
+
+    def open(self, opening: str) -> None:
+        """Take what of the answer stood behind the prompt already; it comes out with the first token."""
+        if self._parser is not None and opening:
+            self._opened = self._parser.feed(opening)
 
     def add(self, out: TokenOut) -> Delta:
         """The delta that one token makes. After `finish` is set, no token may be added."""
@@ -47,6 +63,9 @@ class Choice:
 
     def _decode(self, out: TokenOut) -> str:
         data = self._tokenizer.token_bytes(out.token)
+        if not data and self._specials and out.finish != "stop":
+            name = self._tokenizer.special_text(out.token)
+            data = name.encode() if name in self._specials else data
         if self._strip and data:
             data, self._strip = data.removeprefix(b" "), False
         return self._utf8.decode(data)
@@ -72,13 +91,10 @@ class Choice:
     def _parse(self, text: str, ended: bool) -> Parsed:
         if self._parser is None:
             return Parsed(content=text)
-        parsed = self._parser.feed(text) if text else Parsed()
-        if ended:
-            rest = self._parser.finish()
-            parsed.content += rest.content
-            parsed.reasoning += rest.reasoning
-            parsed.tool_calls.extend(rest.tool_calls)
-        return parsed
+        parsed, self._opened = self._opened, Parsed()
+        if text:
+            parsed = joined(parsed, self._parser.feed(text))
+        return joined(parsed, self._parser.finish()) if ended else parsed
 
 
 def logprob_entry(tokenizer: Tokenizer, token: int, logprobs: TokenLogprobs) -> TokenLogprob:

@@ -18,7 +18,8 @@ from xi_core.serving.delta import Delta
 from xi_core.serving.loop_queue import LoopQueue
 from xi_core.serving.parser import ToolCallDelta
 from xi_core.serving.request import Job, message_text
-from xi_core.serving.service import Running, Service
+from xi_core.serving.service import GenerationService, Running
+from xi_core.serving.structured import engine_fields
 from xi_core.wire.plan import LaunchPlan
 
 log = logging.getLogger(__name__)
@@ -97,38 +98,44 @@ class _Part:
         self.tokens = 0
 
 
-class _Done(Struct):
+class Done(Struct):
+    """A request has ended well."""
+
     id: int
 
 
-class _Failed(Struct):
+class Failed(Struct):
+    """A request has ended badly."""
+
     id: int
     error: ErrorBody
 
 
-class _Text(Struct):
+class Text(Struct):
+    """One event of a request."""
+
     id: int
     data: bytes | str
 
 
-class _Sink(ApiSink):
+class Sink(ApiSink):
     """Carries an engine's events from its threads to the loop."""
 
-    def __init__(self, queue: LoopQueue[_Text | _Done | _Failed]) -> None:
+    def __init__(self, queue: LoopQueue[Text | Done | Failed]) -> None:
         self._queue = queue
 
     def event(self, id: int, data: bytes | str) -> None:
-        self._queue.put(_Text(id, data))
+        self._queue.put(Text(id, data))
 
     def done(self, id: int) -> None:
-        self._queue.put(_Done(id))
+        self._queue.put(Done(id))
 
     def failed(self, id: int, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         default = InvalidRequest.code if status < 500 else EngineError.code
-        self._queue.put(_Failed(id, ErrorBody(message=message, status=status, param=param, code=code or default)))
+        self._queue.put(Failed(id, ErrorBody(message=message, status=status, param=param, code=code or default)))
 
 
-class ApiService(Service):
+class ApiService(GenerationService):
     """Serves requests over an API engine, never more at once than it has slots. Call on the loop."""
 
     def __init__(self, plan: LaunchPlan, engine: ApiEngine, model: LoadedModel) -> None:
@@ -138,7 +145,7 @@ class ApiService(Service):
         self._parts: dict[int, _Part] = {}
         self._waiting: deque[_Part] = deque()
         self._busy_slots = 0
-        self._sink = _Sink(LoopQueue(asyncio.get_running_loop(), self._take))
+        self._sink = Sink(LoopQueue(asyncio.get_running_loop(), self._take))
 
     def close(self, grace: float) -> None:
         self._engine.close(grace)
@@ -182,11 +189,11 @@ class ApiService(Service):
             self._waiting.remove(found)
             del self._parts[part]
 
-    def _take(self, item: _Text | _Done | _Failed) -> None:
+    def _take(self, item: Text | Done | Failed) -> None:
         part = self._parts.get(item.id)
         if part is None:
             return
-        if isinstance(item, _Text):
+        if isinstance(item, Text):
             if part.open:
                 self._attempt(part.run, self._event, part, item.data)
             return
@@ -212,9 +219,9 @@ class ApiService(Service):
             if delta.shows():
                 self._deliver(part.run, delta)
 
-    def _ended(self, part: _Part, item: _Done | _Failed) -> None:
+    def _ended(self, part: _Part, item: Done | Failed) -> None:
         """The finish is delivered last, when the usage is known."""
-        if isinstance(item, _Failed):
+        if isinstance(item, Failed):
             self.fail(part.run, XiError.from_body(item.error))
         elif part.finish is None:
             self.fail(part.run, EngineError("the engine ended the answer without a finish reason"))
@@ -235,8 +242,12 @@ def engine_body(job: Job, index: int) -> dict[str, Any]:
         body["logit_bias"] = {str(token): bias for token, bias in job.logit_bias.items()}
     if job.seed is not None:
         body["seed"] = job.seed_of(index)
+    if job.grammar is not None:
+        body |= engine_fields(job.grammar)
     if job.kind == "chat":
         body["messages"] = [_message(message) for message in job.chat.messages]
+        if job.variables:
+            body["chat_template_kwargs"] = job.variables
         if job.tools:
             body["tools"] = job.tools
             if job.chat.tool_choice is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 from msgspec import Struct, field
 
@@ -26,6 +26,24 @@ class Parsed(Struct):
 
 class OutputParser(ABC):
     """Splits the text of one choice as it streams. One instance per choice. Output is data: it is parsed, never evaluated."""
+
+    specials: ClassVar[tuple[str, ...]] = ()
+    """Special tokens that the parser reads. They have no text of their own; for such a parser it is put into the text."""
+
+    def begin(self, prompt: str) -> None:  # noqa: B027 - most parsers need not know
+        """Called before the first `feed` with the end of the prompt, where a template may have opened something already."""
+
+    def skip(self) -> str:
+        """Text that ends the reasoning at once, after `begin`, so that something else can begin. Of reasoning parsers."""
+        return ""
+
+    def force(self, name: str | None) -> str | None:
+        """Text that begins a call of the function `name`, or where it is None of any function; None if there is none. After `begin`.
+
+        Of tool parsers. With a name, it goes on to where the arguments begin. It ends where the model's own tokens end too: not within
+        ` {"`, which is one token to many models, and which they write worse when half of it stands there.
+        """
+        return None
 
     @abstractmethod
     def feed(self, text: str) -> Parsed:

@@ -1,4 +1,4 @@
-"""Whether an engine makes progress: the watch over its step counter, and the probe that asks it for one token."""
+"""Whether an engine makes progress: the watch over its step counter, and the probe that asks it for one token, vector or score."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 
 from xi_core.engine.base import Engine
 from xi_core.errors import EngineError, XiError
+from xi_core.serving.pooling_request import EMBEDDINGS, RERANK
 from xi_core.serving.request import CHAT, COMPLETIONS
 from xi_core.wire.frames import Data, Frame, Open, Submit
 
@@ -70,7 +71,12 @@ async def probe(service: Service, timeout: float) -> None:
 
 
 def _request(service: Service) -> Submit:
-    body: dict[str, Any] = {"model": service.plan.uid, "max_tokens": 1, "temperature": 0}
+    endpoints, uid = service.model.manifest, service.plan.uid
+    if endpoints.serves(EMBEDDINGS):
+        return Submit(0, EMBEDDINGS, msgspec.json.encode({"model": uid, "input": "Hi"}))
+    if endpoints.serves(RERANK):
+        return Submit(0, RERANK, msgspec.json.encode({"model": uid, "query": "Hi", "documents": ["Hi"]}))
+    body: dict[str, Any] = {"model": uid, "max_tokens": 1, "temperature": 0}
     if service.model.manifest.serves(COMPLETIONS):
         return Submit(0, COMPLETIONS, msgspec.json.encode({**body, "prompt": "Hi"}))
     return Submit(0, CHAT, msgspec.json.encode({**body, "messages": [{"role": "user", "content": "Hi"}]}))

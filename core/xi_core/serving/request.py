@@ -6,17 +6,20 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from xi_core.api.body import decode_body
-from xi_core.api.openai import ChatRequest, CompletionRequest, Message, NamedTool
+from xi_core.api.openai import ChatRequest, CompletionRequest, Message, NamedTool, ResponseFormat, StructuredOutputs
+from xi_core.engine.grammar import Grammar
 from xi_core.errors import InvalidRequest, NotFound, UnsupportedField
+from xi_core.serving.structured import grammar_of
 from xi_core.wire.manifest import Manifest
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 DEFAULT_COMPLETION_TOKENS = 16
 """`max_tokens` of a completion that names none, as in OpenAI's API."""
+LONGEST_NAME = 64
 LONGEST_TOKEN = 256
 """Characters. No vocabulary has tokens that are longer."""
 
@@ -24,7 +27,10 @@ _decode: dict[str, Callable[[bytes], ChatRequest | CompletionRequest]] = {
     CHAT: msgspec.json.Decoder(ChatRequest).decode,
     COMPLETIONS: msgspec.json.Decoder(CompletionRequest).decode,
 }
-_ALWAYS = frozenset({"model", "messages", "prompt", "stream", "user"})
+_FREE_TEXT = ResponseFormat(type="text")
+"""What every engine gives when it isn't asked for anything else."""
+_ALWAYS = frozenset({"model", "messages", "prompt", "stream", "user", "input", "query", "documents", "kwargs"})
+_OWN_VARIABLES = ("messages", "tools", "add_generation_prompt", "self")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
@@ -45,6 +51,10 @@ class Job(Struct, kw_only=True):
     logprobs: int | None
     tools: list[dict[str, Any]] | None
     echo: bool
+    grammar: Grammar | None = None
+    """What the answer must look like."""
+    variables: dict[str, Any] = field(default_factory=dict)
+    """What the chat template is told besides the messages."""
 
     @property
     def chat(self) -> ChatRequest:
@@ -85,14 +95,15 @@ def parse(route: str, body: bytes, manifest: Manifest, engine: str, defaults: di
     if route not in _decode or not manifest.serves(route):
         raise NotFound(f"this model does not serve {route}; it serves: {', '.join(manifest.endpoints)}", param="model")
     request = decode_body(_decode[route], body)
-    _check_manifest(request, manifest.endpoints[route], engine)
+    check_manifest(request, manifest.endpoints[route], engine)
     return _job(request, defaults)
 
 
-def _check_manifest(request: ChatRequest | CompletionRequest, fields: dict[str, Any], engine: str) -> None:
+def check_manifest(request: Struct, fields: dict[str, Any], engine: str) -> None:
+    """Raises `UnsupportedField` for a field of `request` that `fields`, a manifest's endpoint, doesn't honour."""
     for info in msgspec.structs.fields(request):
         value = getattr(request, info.name)
-        if info.name in _ALWAYS or value is None or value is False or value in ([], {}):
+        if info.name in _ALWAYS or value is None or value is False or value in ([], {}, _FREE_TEXT):
             continue
         name = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}.get(info.name, info.name)
         cell = fields.get(name)
@@ -107,9 +118,19 @@ def _check_limit(name: str, value: Any, cell: Any, engine: str) -> None:
     reason = f" ({cell.reason})" if cell.reason else ""
     if cell.maximum is not None and isinstance(value, int | float) and not isinstance(value, bool) and value > cell.maximum:
         raise UnsupportedField(f"{name}: engine {engine} takes at most {cell.maximum:g}{reason}", param=name)
+    if isinstance(value, StructuredOutputs) and cell.values:
+        _check_kinds(value, cell, engine)
     word = "named" if isinstance(value, NamedTool) else value
     if cell.values and isinstance(word, str) and word not in cell.values:
         raise UnsupportedField(f"{name}: engine {engine} takes only {', '.join(cell.values)}{reason}", param=name)
+
+
+def _check_kinds(value: StructuredOutputs, cell: Any, engine: str) -> None:
+    for info in msgspec.structs.fields(value):
+        if getattr(value, info.name) is not None and info.name not in cell.values:
+            reason = f" ({cell.reason})" if cell.reason else ""
+            param = f"structured_outputs.{info.name}"
+            raise UnsupportedField(f"{param}: engine {engine} takes only {', '.join(cell.values)}{reason}", param=param)
 
 
 def _job(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]) -> Job:
@@ -134,6 +155,8 @@ def _job(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]) -> 
         logprobs=_logprobs(request),
         tools=_tools(request) if isinstance(request, ChatRequest) else None,
         echo=isinstance(request, CompletionRequest) and bool(request.echo),
+        grammar=grammar_of(request),
+        variables=_variables(request) if isinstance(request, ChatRequest) else {},
     )
 
 
@@ -199,6 +222,17 @@ def _tools(request: ChatRequest) -> list[dict[str, Any]] | None:
     if choice == "none":
         return None
     return [_tool(msgspec.to_builtins(tool)) for tool in request.tools]
+
+
+def _variables(request: ChatRequest) -> dict[str, Any]:
+    given = request.chat_template_kwargs or {}
+    own = next((name for name in given if name in _OWN_VARIABLES), None)
+    if own is not None:
+        raise InvalidRequest(f"chat_template_kwargs: '{own}' is set by xi itself", param="chat_template_kwargs")
+    strange = next((name for name in given if not (name.isascii() and name.isidentifier() and len(name) <= LONGEST_NAME)), None)
+    if strange is not None:
+        raise InvalidRequest(f"chat_template_kwargs: '{strange[:50]}' is no name that a template can use", param="chat_template_kwargs")
+    return dict(given)
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:

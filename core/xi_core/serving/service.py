@@ -17,6 +17,7 @@ from xi_core.engine.base import Engine, LoadedModel
 from xi_core.errors import ContextLengthExceeded, EngineError, Overloaded, Unavailable, XiError, envelope
 from xi_core.serving.answer import JSON, Answer, answer_for, error_event
 from xi_core.serving.delta import Delta
+from xi_core.serving.parsing import thinking_variables
 from xi_core.serving.progress import ProgressWatch
 from xi_core.serving.request import Job, parse
 from xi_core.wire.frames import Data, End, Frame, Load, Open, Submit
@@ -28,51 +29,48 @@ Outlet = Callable[[Frame], None]
 """Takes the frames of a request, in order."""
 
 
-class Running:
-    """One request that is being served."""
+class Run:
+    """One request that is being served, of whatever kind."""
 
-    __slots__ = (
-        "answer",
-        "completion_tokens",
-        "ended",
-        "id",
-        "job",
-        "open_choices",
-        "opened",
-        "outlet",
-        "parts",
-        "prompt_tokens",
-        "size",
-        "told_tokens",
-    )
+    __slots__ = ("content_type", "ended", "id", "opened", "outlet", "parts", "prompt_tokens", "size")
 
-    def __init__(self, id: int, size: int, outlet: Outlet, job: Job, answer: Answer) -> None:
+    def __init__(self, id: int, size: int, outlet: Outlet, content_type: str = JSON) -> None:
         self.id = id
         self.size = size
         """Bytes of the request's body."""
         self.outlet = outlet
+        self.content_type = content_type
+        self.prompt_tokens = 0
+        self.opened = False
+        self.ended = False
+        self.parts: list[int] = []
+        """Ids, within the engine, of what of it still runs: a generation's choices."""
+
+
+class Running(Run):
+    """A request for generated text."""
+
+    __slots__ = ("answer", "completion_tokens", "job", "open_choices", "told_tokens")
+
+    def __init__(self, id: int, size: int, outlet: Outlet, job: Job, answer: Answer) -> None:
+        super().__init__(id, size, outlet, answer.content_type)
         self.job = job
         self.answer = answer
-        self.prompt_tokens = 0
         self.completion_tokens = 0
         self.told_tokens = 0
         """Those that the frames sent so far have told of."""
         self.open_choices = job.n
-        self.opened = False
-        self.ended = False
-        self.parts: list[int] = []
-        """Ids, within the engine, of its choices that still run."""
 
 
 class Service(ABC):
-    """What token engines and API engines have in common: validation, frames, counting, draining."""
+    """What serving has in common for every kind of engine: frames, counting, errors, draining."""
 
     def __init__(self, plan: LaunchPlan, engine: Engine, model: LoadedModel) -> None:
         self.plan = plan
         self.model = model
         self.draining = False
         self._engine = engine
-        self._requests: set[Running] = set()
+        self._requests: set[Run] = set()
         self._idle = asyncio.Event()
         self._tokens = 0
         self._progress = ProgressWatch(engine, plan.limits.hang_timeout)
@@ -80,7 +78,7 @@ class Service(ABC):
 
     # -- what the replica calls --------------------------------------------------------------------
 
-    def submit(self, submit: Submit, outlet: Outlet) -> Running | None:
+    def submit(self, submit: Submit, outlet: Outlet) -> Run | None:
         """Serve a request; its frames go to `outlet`. None when it was refused, which its frames say."""
         try:
             self._check_room()
@@ -92,12 +90,12 @@ class Service(ABC):
             refuse(submit.id, outlet, EngineError("the replica failed to start this request; its log has the details"))
         return None
 
-    def abort(self, run: Running) -> None:
+    def abort(self, run: Run) -> None:
         """Stop a request and send nothing more for it."""
         if not run.ended:
             self._finish(run)
 
-    def fail(self, run: Running, error: XiError) -> None:
+    def fail(self, run: Run, error: XiError) -> None:
         """End a request with a typed error: as a status before the first frame, as an event after it."""
         if run.ended:
             return
@@ -157,27 +155,19 @@ class Service(ABC):
     def close(self, grace: float) -> None:
         """Stop the engine."""
 
-    # -- what the two kinds do ---------------------------------------------------------------------
+    # -- what each kind does -----------------------------------------------------------------------
 
     @abstractmethod
-    def _start(self, run: Running) -> None:
-        """Begin the choices of a validated request."""
+    def _begin(self, submit: Submit, outlet: Outlet) -> Run:
+        """Validate a request and start it. Raises `XiError`."""
 
     @abstractmethod
     def _stop_part(self, part: int) -> None:
-        """Stop one choice in the engine."""
+        """Stop one part of a request in the engine."""
 
     @abstractmethod
     def _counts(self) -> tuple[int, int]:
         """Requests that run, and that wait."""
-
-    def _defaults(self) -> dict[str, Any]:
-        return {}
-
-    def _prompt_text(self, job: Job) -> str:
-        """The text that an echoing completion begins with."""
-        prompt = job.completion.prompt if job.kind == "completions" and job.echo else ""
-        return prompt if isinstance(prompt, str) else ""
 
     # -- shared steps ------------------------------------------------------------------------------
 
@@ -189,8 +179,50 @@ class Service(ABC):
         if len(self._requests) >= self.model.slots + self.plan.limits.queue:
             raise Overloaded(f"{self.plan.uid}: {len(self._requests)} requests run or wait, which is all the queue holds", retry_after=1.0)
 
+    def _attempt(self, run: Run, work: Callable[..., None], *arguments: Any) -> None:
+        """Do `work` for one request: what it raises costs this request only."""
+        try:
+            work(*arguments)
+        except XiError as error:
+            self.fail(run, error)
+        except Exception:
+            log.exception("request %d failed", run.id)
+            self.fail(run, EngineError("the replica failed to serve this request; its log has the details"))
+
+    def _open(self, run: Run) -> None:
+        if not run.opened:
+            run.opened = True
+            run.outlet(Open(run.id, 200, run.content_type, run.prompt_tokens))
+
+    def _finish(self, run: Run) -> None:
+        run.ended = True
+        self._requests.discard(run)
+        if not self._requests:
+            self._idle.set()
+        for part in run.parts:
+            self._stop_part(part)
+        run.parts = []
+
+
+class GenerationService(Service):
+    """What token engines and API engines have in common: jobs, choices and their deltas."""
+
+    @abstractmethod
+    def _start(self, run: Running) -> None:
+        """Begin the choices of a validated request."""
+
+    def _defaults(self) -> dict[str, Any]:
+        return {}
+
+    def _prompt_text(self, job: Job) -> str:
+        """The text that an echoing completion begins with."""
+        prompt = job.completion.prompt if job.kind == "completions" and job.echo else ""
+        return prompt if isinstance(prompt, str) else ""
+
     def _begin(self, submit: Submit, outlet: Outlet) -> Running:
         job = parse(submit.route, submit.body, self.model.manifest, self.plan.engine.name, self._defaults())
+        if job.kind == "chat":
+            job.variables = {**thinking_variables(self.plan), **job.variables}
         self._check_size(job)
         run = Running(submit.id, len(submit.body), outlet, job, answer_for(job, self.plan.uid, self._prompt_text(job)))
         try:
@@ -210,16 +242,6 @@ class Service(ABC):
                 param=job.prompt_field,
             )
 
-    def _attempt(self, run: Running, work: Callable[..., None], *arguments: Any) -> None:
-        """Do `work` for one request: what it raises costs this request only."""
-        try:
-            work(*arguments)
-        except XiError as error:
-            self.fail(run, error)
-        except Exception:
-            log.exception("request %d failed", run.id)
-            self.fail(run, EngineError("the replica failed to serve this request; its log has the details"))
-
     def _deliver(self, run: Running, delta: Delta) -> None:
         if run.ended:
             return
@@ -237,20 +259,6 @@ class Service(ABC):
         if run.open_choices == 0:
             run.outlet(End(run.id, delta.finish or ""))
             self._finish(run)
-
-    def _open(self, run: Running) -> None:
-        if not run.opened:
-            run.opened = True
-            run.outlet(Open(run.id, 200, run.answer.content_type, run.prompt_tokens))
-
-    def _finish(self, run: Running) -> None:
-        run.ended = True
-        self._requests.discard(run)
-        if not self._requests:
-            self._idle.set()
-        for part in run.parts:
-            self._stop_part(part)
-        run.parts = []
 
     @staticmethod
     def _usage(run: Running) -> Usage:

@@ -14,14 +14,13 @@ from xi_core.api.openai import Message
 from xi_core.engine.base import LoadedModel, SamplingParams, StepOutput, TokenEngine, TokenOut
 from xi_core.engine.batcher import Batcher
 from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, XiError
-from xi_core.importing import import_path
 from xi_core.serving.choice import Choice
+from xi_core.serving.compiling import Compilations
 from xi_core.serving.loop_queue import LoopQueue
-from xi_core.serving.parser import OutputParser
-from xi_core.serving.request import CHAT, Job, message_text
-from xi_core.serving.service import Running, Service
+from xi_core.serving.parsing import END, Parsers, Prompt
+from xi_core.serving.request import Job, message_text
+from xi_core.serving.service import GenerationService, Running
 from xi_core.serving.template import ChatTemplate
-from xi_core.wire.manifest import Manifest, no
 from xi_core.wire.plan import LaunchPlan
 
 log = logging.getLogger(__name__)
@@ -30,25 +29,27 @@ LONG_BODY = 16 * 1024
 """Bytes of a request's body above which its prompt is rendered and encoded on a thread: on the loop it would hold up all others."""
 
 
-class TokenService(Service):
+class TokenService(GenerationService):
     """Serves requests over a token engine, stepped by a batcher on a thread of its own. Call on the loop."""
 
     def __init__(self, plan: LaunchPlan, engine: TokenEngine, model: LoadedModel) -> None:
-        super().__init__(plan, engine, _with_what_xi_adds(plan, model))
+        self._parsers = Parsers(plan)
+        super().__init__(plan, engine, self._parsers.served(model))
         self._tokenizer = engine.tokenizer
         self._sampling = engine.default_sampling
         source = plan.chat_template or engine.tokenizer.chat_template
         self._template = ChatTemplate(source, engine.tokenizer.special_tokens) if source else None
-        self._tool_parser: type[OutputParser] | None = import_path(plan.parsers["tool"]) if "tool" in plan.parsers else None
         self._ids = itertools.count(1)
         self._encoders = ThreadPoolExecutor(1, "xi-prompts")
+        self._compilations = Compilations(engine.prepare)
         self._parts: dict[int, tuple[Running, Choice]] = {}
         steps: LoopQueue[StepOutput | EngineError] = LoopQueue(asyncio.get_running_loop(), self._take)
-        self._batcher = Batcher(engine, steps.put, lambda error: steps.put(_as_engine_error(error)), plan.limits.batch_interval)
+        self._batcher = Batcher(engine, steps.put, lambda error: steps.put(as_engine_error(error)), plan.limits.batch_interval)
         self._batcher.start()
 
     def close(self, grace: float) -> None:
         self._encoders.shutdown(wait=False, cancel_futures=True)
+        self._compilations.close()
         self._batcher.stop(grace)
         self._engine.close(grace)
 
@@ -66,49 +67,67 @@ class TokenService(Service):
         return b"".join(map(self._tokenizer.token_bytes, self._checked(prompt))).decode("utf-8", "replace")
 
     def _start(self, run: Running) -> None:
+        if run.job.grammar is None:
+            self._read(run)
+        else:
+            self._compilations.start(run.job.grammar, lambda problem: self._compiled(run, problem))
+
+    def _compiled(self, run: Running, problem: XiError | None) -> None:
+        if run.ended:  # nobody asks any more
+            return
+        if problem is None:
+            self._attempt(run, self._read, run)
+        else:
+            self.fail(run, problem)
+
+    def _read(self, run: Running) -> None:
         if run.size <= LONG_BODY:
             self._queue(run, self._encode(run.job))
         else:
             encoding = asyncio.get_running_loop().run_in_executor(self._encoders, self._encode, run.job)
             encoding.add_done_callback(lambda done: self._encoded(run, done))
 
-    def _encoded(self, run: Running, encoding: asyncio.Future[list[int]]) -> None:
+    def _encoded(self, run: Running, encoding: asyncio.Future[Prompt]) -> None:
         if not run.ended and not encoding.cancelled():
             self._attempt(run, lambda: self._queue(run, encoding.result()))
         elif not encoding.cancelled():
             encoding.exception()  # nobody asks any more
 
-    def _queue(self, run: Running, prompt: list[int]) -> None:
+    def _queue(self, run: Running, prompt: Prompt) -> None:
         job = run.job
-        run.prompt_tokens = len(prompt)
-        room = self.model.context_length - len(prompt)
+        run.prompt_tokens = len(prompt.ids)
+        room = self.model.context_length - run.prompt_tokens
         if room < 1:
             raise ContextLengthExceeded(
-                f"the prompt has {len(prompt)} tokens; the context of {self.plan.uid} holds {self.model.context_length}, answer included",
+                f"the prompt has {run.prompt_tokens} tokens; the context of {self.plan.uid} holds {self.model.context_length}, "
+                "answer included",
                 param=job.prompt_field,
             )
         self._check_biases(job.logit_bias)
         most = min(job.max_tokens or room, room)
         for index in range(job.n):
             part = next(self._ids)
-            parser = self._tool_parser() if job.tools and self._tool_parser else None
-            self._parts[part] = (run, Choice(index, self._tokenizer, job.stops, parser))
+            choice = Choice(index, self._tokenizer, job.stops, self._parsers.chain(job, prompt), self._parsers.specials)
+            choice.open(prompt.opening)
+            self._parts[part] = (run, choice)
             run.parts.append(part)
-            self._batcher.submit(part, prompt, _params(job, index, most))
+            self._batcher.submit(part, prompt.ids, _params(job, index, most))
 
-    def _encode(self, job: Job) -> list[int]:
+    def _encode(self, job: Job) -> Prompt:
         if job.kind == "chat":
-            return self._tokenizer.encode(self._render(job))
+            text = self._render(job)
+            opening = self._parsers.opening(job, text)
+            return Prompt(self._tokenizer.encode(text + opening), text[-END:], opening)
         prompt = job.completion.prompt
         ids = self._tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else self._checked(prompt)
         if not ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
-        return ids
+        return Prompt(ids)
 
     def _render(self, job: Job) -> str:
         if self._template is None:
             raise InvalidRequest(f"{self.plan.uid} has no chat template; use /v1/completions", param="messages")
-        return self._template.render([plain_message(message) for message in job.chat.messages], job.tools)
+        return self._template.render([plain_message(message) for message in job.chat.messages], job.tools, **job.variables)
 
     def _checked(self, ids: list[int]) -> list[int]:
         size = self._tokenizer.vocabulary_size
@@ -152,17 +171,6 @@ class TokenService(Service):
         self._batcher.remove(part)
 
 
-def _with_what_xi_adds(plan: LaunchPlan, model: LoadedModel) -> LoadedModel:
-    """The model as it is served: tools need a parser of xi's, which only the model's family can name."""
-    fields = model.manifest.endpoints.get(CHAT, {})
-    if "tool" in plan.parsers or "tools" not in fields:
-        return model
-    missing = no("its family names no tool parser, so that calls could not be told from text")
-    chat = {name: missing if name in ("tools", "tool_choice") else cell for name, cell in fields.items()}
-    manifest = Manifest(endpoints={**model.manifest.endpoints, CHAT: chat})
-    return msgspec.structs.replace(model, manifest=manifest)
-
-
 def _params(job: Job, index: int, most: int) -> SamplingParams:
     return SamplingParams(
         max_tokens=most,
@@ -170,11 +178,12 @@ def _params(job: Job, index: int, most: int) -> SamplingParams:
         seed=job.seed_of(index),
         ignore_eos=job.ignore_eos,
         logprobs=job.logprobs,
+        grammar=job.grammar,
         **job.sampling,
     )
 
 
-def _as_engine_error(error: BaseException) -> EngineError:
+def as_engine_error(error: BaseException) -> EngineError:
     log.error("the engine failed", exc_info=error)
     message = error.message if isinstance(error, XiError) else f"{type(error).__name__}: {error}"
     return EngineError(f"the engine failed: {message}")

@@ -20,11 +20,13 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
+from msgspec.structs import replace
 
 from xi_core.engine.info import EngineInfo, HostInfo
 from xi_core.plugins import PluginHub
 from xi_core.serving.request import CHAT, COMPLETIONS
 from xi_core.testing.harness import Answer, Call, Harness
+from xi_core.testing.structured_checks import CASES, Case, check_valid
 from xi_core.wire.frames import Data, Open
 from xi_core.wire.plan import LaunchPlan
 
@@ -72,6 +74,19 @@ class EngineKit:
         missing = [name for name in fields if name not in cells or cells[name].state == "no"]
         if missing:
             pytest.skip(f"the manifest does not claim {', '.join(missing)} on {self.route}")
+
+    def structured_case(self, harness: Harness, name: str) -> Case:
+        """A case of structured output; skips what the manifest doesn't claim."""
+        case = CASES[name]
+        self.supports(harness, case.field)
+        kinds = harness.model.manifest.endpoints[self.route][case.field].values
+        if case.kind and kinds and case.kind not in kinds:
+            answer = self.ask(harness, self.prompts[0], **case.fields)
+            assert answer.status == 400
+            assert answer.error is not None
+            assert answer.error["param"] == f"structured_outputs.{case.kind}"
+            pytest.skip(f"the manifest does not claim {case.kind} on {self.route}; it is refused")
+        return case
 
     # -- the descriptor ----------------------------------------------------------------------------
 
@@ -217,6 +232,75 @@ class EngineKit:
         silent = harness.chat([question, {"role": "assistant", "content": None}, question], temperature=0)
         assert silent.status == 200, silent.raw
         assert harness.chat([{"role": "user"}]).status == 400
+
+    def test_template_variables(self, harness: Harness) -> None:
+        self.supports(harness, "chat_template_kwargs")
+        template = "{{ words }}{% if loud %} LOUD LOUD LOUD LOUD{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+        with Harness(replace(self.plan, chat_template=template)) as other:
+            sizes = [
+                self.ask(other, "Hi", max_tokens=1, chat_template_kwargs=variables).usage["prompt_tokens"]
+                for variables in (None, {"words": "", "loud": False}, {"words": "a, b, c, d, e, f"}, {"loud": True}, {"other": 1})
+            ]
+        assert sizes[0] == sizes[1] == sizes[4], "what the template does not read changes nothing"
+        assert sizes[0] < min(sizes[2], sizes[3]), "what it reads does"
+        for wrong in ({"messages": "x"}, {"words": ["x"]}, {"1": 1}):
+            answer = self.ask(harness, "Hi", chat_template_kwargs=wrong)
+            assert (answer.status, (answer.error or {}).get("param", "").partition("[")[0]) == (400, "chat_template_kwargs")
+
+    # -- structured output ---------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_structured_output(self, harness: Harness, name: str) -> None:
+        case = self.structured_case(harness, name)
+        fields: dict[str, Any] = {**case.fields, "temperature": 1, "max_tokens": 256}
+        calls = [self.start(harness, self.prompts[seed % 3], seed=seed, **fields) for seed in range(10)]
+        for answer in [call.answer() for call in calls]:
+            assert answer.status == 200, answer.raw
+            check_valid(case, answer.text, answer.finishes[0])
+        greedy = {**case.fields, "temperature": 0, "max_tokens": 256}
+        whole, streamed = self.ask(harness, self.prompts[0], **greedy), self.ask(harness, self.prompts[0], stream=True, **greedy)
+        assert (streamed.text, streamed.finishes) == (whole.text, whole.finishes)
+        check_valid(case, whole.text, whole.finishes[0])
+
+    def test_structured_output_beside_free_text(self, harness: Harness) -> None:
+        case = self.structured_case(harness, "choice")
+        alone = self.ask(harness, self.prompts[-1], temperature=0).text
+        bound = [self.start(harness, self.prompts[0], temperature=1, n=3, **case.fields) for _ in range(4)]
+        free = [self.start(harness, self.prompts[-1], temperature=0) for _ in range(4)]
+        assert [call.answer().text for call in free] == [alone] * 4
+        assert all(case.valid(text) for call in bound for text in call.answer().texts)
+
+    def test_structured_output_is_cut_by_max_tokens(self, harness: Harness) -> None:
+        case = self.structured_case(harness, "json")
+        cut = self.ask(harness, self.prompts[0], temperature=1, max_tokens=2, **case.fields)
+        assert (cut.finishes, cut.usage["completion_tokens"]) == (["length"], 2)
+
+    def test_structured_output_has_logprobs(self, harness: Harness) -> None:
+        case = self.structured_case(harness, "choice")
+        self.supports(harness, "logprobs")
+        answer = self.ask(harness, self.prompts[0], temperature=0, **case.fields, **self.with_logprobs(2))
+        assert case.valid(answer.text)
+        assert "".join(entry["token"] for entry in answer.logprobs) == answer.text
+        assert all(entry["logprob"] <= 0 and len(entry["top_logprobs"]) == 2 for entry in answer.logprobs)
+
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({"structured_outputs": {"json": {"type": "object", "not": {}}}}, "structured_outputs.json"),
+            ({"structured_outputs": {"regex": "(a"}}, "structured_outputs.regex"),
+            ({"structured_outputs": {"regex": "(?=a)b"}}, "structured_outputs.regex"),
+            ({"structured_outputs": {"grammar": "root ::= nope"}}, "structured_outputs.grammar"),
+            ({"structured_outputs": {"choice": ["a"]}, "ignore_eos": True}, "ignore_eos"),
+            ({"structured_outputs": {"choice": ["a"]}, "response_format": {"type": "json_object"}}, "structured_outputs"),
+        ],
+    )
+    def test_bad_structured_output(self, harness: Harness, fields: dict[str, Any], param: str) -> None:
+        self.supports(harness, "structured_outputs", "response_format", "ignore_eos")
+        answer = self.ask(harness, self.prompts[0], **fields)
+        assert answer.status == 400
+        assert answer.error is not None
+        assert answer.error["param"] == param
+        assert self.ask(harness, self.prompts[0], temperature=0, max_tokens=4).status == 200
 
     # -- refusals ----------------------------------------------------------------------------------
 

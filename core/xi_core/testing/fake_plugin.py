@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
-from xi_core.wire.manifest import COMMON_FIELDS, YES, Manifest, limited, of_fields
+from xi_core.wire.manifest import COMMON_FIELDS, YES, Manifest, limited, of_fields, pooling_manifest
 
 FORMAT = "fake"
 
@@ -28,6 +28,13 @@ def full_manifest() -> Manifest:
     return of_fields(chat=chat, completions={**fields, "echo": YES})
 
 
+def counting_manifest() -> Manifest:
+    """The same for an engine whose prompts xi renders."""
+    manifest = full_manifest()
+    manifest.endpoints["/v1/chat/completions"] |= {"chat_template_kwargs": YES, "tool_choice": YES}
+    return manifest
+
+
 def _probe(host: HostInfo) -> Support:
     return Support(ok=True, reason="always here")
 
@@ -36,12 +43,12 @@ def _match(spec: ModelSpec, host: HostInfo) -> Support:
     return Support(ok=spec.format == FORMAT, reason=f"takes the format {FORMAT} only")
 
 
-def _info(name: str, engine: str) -> EngineInfo:
+def _info(name: str, engine: str, manifest: Manifest) -> EngineInfo:
     return EngineInfo(
         name=name,
         engine=engine,
         formats=(FORMAT,),
-        manifest=full_manifest(),
+        manifest=manifest,
         probe=_probe,
         match=_match,
         options=FakeOptions,
@@ -50,6 +57,16 @@ def _info(name: str, engine: str) -> EngineInfo:
 
 @hookimpl
 def xi_engines() -> Iterable[EngineInfo]:
-    """A token engine and an API engine."""
-    yield _info("counting", "xi_core.testing.fakes:CountingEngine")
-    yield _info("scripted", "xi_core.testing.fakes:ScriptedEngine")
+    """A token engine, an API engine, and one over a server that runs as a child process."""
+    yield _info("counting", "xi_core.testing.fakes:CountingEngine", counting_manifest())
+    yield _info("scripted", "xi_core.testing.fakes:ScriptedEngine", full_manifest())
+    yield _info("stub-server", "xi_core.testing.stub_engine:StubServerEngine", full_manifest())
+    yield EngineInfo(
+        name="letters",
+        engine="xi_core.testing.pooling_fakes:LetterEngine",
+        formats=(FORMAT,),
+        manifest=pooling_manifest("embeddings", "rerank"),
+        probe=_probe,
+        match=lambda spec, host: Support(ok=spec.format == FORMAT and spec.model_type != "LLM", reason="it generates no text"),
+        options=FakeOptions,
+    )

@@ -25,7 +25,7 @@ from xi_core.engine.base import (
     TokenOut,
 )
 from xi_core.errors import ContextLengthExceeded
-from xi_core.testing.fake_plugin import full_manifest
+from xi_core.testing.fake_plugin import counting_manifest, full_manifest
 from xi_core.wire.plan import LaunchPlan
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -77,7 +77,7 @@ class CountingEngine(TokenEngine):
         progress("loading", 1.0)
         self.slots = int(plan.options.get("slots", 4))
         self.pace = float(plan.options.get("pace", 0.0))
-        return LoadedModel(context_length=int(plan.options.get("context_length", CONTEXT)), slots=self.slots, manifest=full_manifest())
+        return LoadedModel(context_length=int(plan.options.get("context_length", CONTEXT)), slots=self.slots, manifest=counting_manifest())
 
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self._running), steps=self._stats.steps, tokens=self._stats.tokens)

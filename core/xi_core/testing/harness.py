@@ -24,7 +24,7 @@ from xi_core.importing import import_path
 from xi_core.replica.process import service_for
 from xi_core.serving.progress import probe
 from xi_core.serving.request import CHAT, COMPLETIONS
-from xi_core.serving.service import Running, Service
+from xi_core.serving.service import Run, Service
 from xi_core.wire.frames import Data, End, Frame, Load, Open, Submit
 from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan
 
@@ -129,7 +129,7 @@ class Call:
     def __init__(self, harness: Harness, id: int) -> None:
         self.id = id
         self.frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-        self.run: Running | None = None
+        self.run: Run | None = None
         self._harness = harness
 
     def first(self, timeout: float = 60.0) -> Frame:

@@ -56,8 +56,13 @@ def _stricter(a: Ability, b: Ability) -> Ability:
 
 
 def of_fields(**endpoints: dict[str, Ability]) -> Manifest:
-    """A manifest from keyword arguments `chat=` and `completions=`."""
-    routes = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+    """A manifest from keyword arguments `chat=`, `completions=`, `embeddings=` and `rerank=`."""
+    routes = {
+        "chat": "/v1/chat/completions",
+        "completions": "/v1/completions",
+        "embeddings": "/v1/embeddings",
+        "rerank": "/v1/rerank",
+    }
     return Manifest(endpoints={routes[name]: fields for name, fields in endpoints.items()})
 
 
@@ -66,3 +71,21 @@ COMMON_FIELDS = (
     "seed", "stop", "ignore_eos", "stream_options", "max_tokens", "logprobs",
 )  # fmt: skip
 """Request fields besides the prompt that chat and completions share, in the order of the documentation's table."""
+
+EMBEDDING_FIELDS = ("encoding_format", "dimensions")
+RERANK_FIELDS = ("top_n", "return_documents")
+"""What xi itself does for every engine that embeds, or that reranks."""
+
+
+def pooling_manifest(*kinds: str) -> Manifest:
+    """What xi serves over an `EmbeddingEngine` (`embeddings`) or a `RerankEngine` (`rerank`)."""
+    unserved = {
+        "max_chunks_per_doc": no("documents are not split; send the parts as documents of their own"),
+        "return_len": no("`usage` counts the tokens"),
+    }
+    fields = {"embeddings": dict.fromkeys(EMBEDDING_FIELDS, YES), "rerank": dict.fromkeys(RERANK_FIELDS, YES) | unserved}
+    return of_fields(**{kind: fields[kind] for kind in kinds})
+
+
+STRUCTURED_FIELDS = ("response_format", "structured_outputs")
+"""Request fields that say what the answer must look like, on chat and completions."""

@@ -38,6 +38,8 @@ class ServingLimits(Struct, kw_only=True, frozen=True):
     """Busy for this long without a step: the replica says that it is unhealthy."""
     grace: float = 10.0
     """Time to finish running requests on a graceful stop."""
+    launch_timeout: float = 600.0
+    """A launch that isn't READY by then is FAILED."""
 
 
 class LaunchPlan(Struct, kw_only=True):
@@ -58,5 +60,7 @@ class LaunchPlan(Struct, kw_only=True):
     devices: list[str] = field(default_factory=list)
     parsers: dict[str, str] = field(default_factory=dict)
     chat_template: str | None = None
+    enable_thinking: bool | None = None
+    """Whether the model thinks where a request doesn't say; None leaves it to its chat template."""
     limits: ServingLimits = field(default_factory=ServingLimits)
     log_level: str = "info"

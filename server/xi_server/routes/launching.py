@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from xi_core.api.body import decode_body, invalid_field
-from xi_core.api.control import LaunchSpec, Uid
+from xi_core.api.control import MODEL_TYPES, LaunchSpec, Uid, model_type_of
 from xi_core.errors import InvalidRequest
 
 RENAMED = {"model_size_in_billions": "size_in_billions", "envs": "env"}
@@ -24,7 +24,6 @@ NOT_YET: Mapping[str, tuple[Any, ...]] = {
     "request_limits": (),
     "worker_ip": (),
     "replica_config": (),
-    "enable_thinking": (),
     "enable_virtual_env": (False,),
     "virtual_env_packages": ([],),
     "virtual_env_find_links": ([],),
@@ -100,9 +99,10 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _model_type(value: Any) -> str:
-    if isinstance(value, str) and value.upper() == "LLM":
-        return "LLM"
-    raise InvalidRequest(f"model_type: {value!r} is not served yet; only LLM is", param="model_type")
+    found = model_type_of(value) if isinstance(value, str) else None
+    if found is None:
+        raise InvalidRequest(f"model_type: {value!r} is not served; {', '.join(MODEL_TYPES)} are", param="model_type")
+    return found
 
 
 def _check_uid(value: str) -> None:

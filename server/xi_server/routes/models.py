@@ -143,5 +143,8 @@ def _described(gateway: Gateway, status: ModelStatus) -> dict[str, Any]:
 
 def _abilities(endpoints: list[str]) -> list[str]:
     """What Xinference's clients choose their kind of model by."""
+    pools = [ability for route, ability in (("/v1/embeddings", "embed"), ("/v1/rerank", "rerank")) if route in endpoints]
+    if pools:
+        return pools
     chats = not endpoints or "/v1/chat/completions" in endpoints
     return ["chat", "generate"] if chats else ["generate"]

@@ -44,7 +44,8 @@ def test_every_flag_in_both_forms(xi, launched):
         ("-n", "--model-name", "m"), ("-t", "--model-type", "LLM"), ("-en", "--model-engine", "llama.cpp"), ("-u", "--model-uid", "uid"),
         ("-s", "--size-in-billions", "0_5"), ("-f", "--model-format", "ggufv2"), ("-q", "--quantization", "q4"), ("-r", "--replica", "2"),
         ("--n-gpu", "--n-gpu", "none"), ("--gpu-idx", "--gpu-idx", "0,1"), ("-mp", "--model-path", "/nowhere/w"),
-        ("--env", "--env", "A", "1"), ("--env", "--env", "B", "2"),
+        ("--env", "--env", "A", "1"), ("--env", "--env", "B", "2"), ("--no-enable-thinking", "--no-enable-thinking"),
+        ("--tool-parser", "--tool-parser", "hermes"), ("--reasoning-parser", "--reasoning-parser", "none"),
     ]  # fmt: skip
     short = [word for name, _, *values in flags for word in (name, *values)]
     long = [word for _, name, *values in flags for word in (name, *values)]
@@ -54,6 +55,7 @@ def test_every_flag_in_both_forms(xi, launched):
     assert first == second == {
         "model_name": "m", "model_engine": "llama.cpp", "model_uid": "uid", "size_in_billions": "0_5", "model_format": "ggufv2",
         "quantization": "q4", "replica": 2, "n_gpu": None, "gpu_idx": [0, 1], "model_path": "/nowhere/w", "envs": {"A": "1", "B": "2"},
+        "enable_thinking": False, "tool_parser": "hermes", "reasoning_parser": "none",
     }  # fmt: skip
 
 

@@ -178,7 +178,8 @@ def test_fields_of_the_spec_that_the_body_carries():
     """A new field of `LaunchSpec` travels too; only `env` has another name on the wire, and `options` are laid beside the fields."""
     spec = LaunchSpec(
         model_name="m", model_uid="u", model_type="other", model_engine="e", model_format="f", size_in_billions="7", quantization="q",
-        model_path="/p", replica=2, n_gpu=1, gpu_idx=[0], env={"A": "1"}, options={"o": 1},
+        model_path="/p", replica=2, n_gpu=1, gpu_idx=[0], enable_thinking=True, tool_parser="t", reasoning_parser="r", env={"A": "1"},
+        options={"o": 1},
     )  # fmt: skip
     body = module._launch_body(spec)
     assert set(body) == {field.name for field in msgspec.structs.fields(LaunchSpec)} - {"env", "options"} | {"envs", "o"}

@@ -1,5 +1,6 @@
 from typing import Annotated, Any
 
+import msgspec
 import pytest
 from msgspec import Meta
 
@@ -46,3 +47,8 @@ def test_what_is_wrong_is_named(given: dict[str, Any], words: str) -> None:
 
 def test_an_engine_that_checks_its_own_options_gets_them_as_they_are() -> None:
     assert info(None).check_options({"--any-thing": "x"}) == {"--any-thing": "x"}
+
+
+def test_the_class_for_a_model_type() -> None:
+    found = msgspec.structs.replace(info(), engines_by_type={"embedding": "m:E"})
+    assert [found.engine_for(kind) for kind in ("LLM", "embedding", "rerank")] == ["m:C", "m:E", "m:C"]

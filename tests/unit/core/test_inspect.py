@@ -67,6 +67,29 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     assert (spec.source.source, spec.source.id) == ("local", str(path))
 
 
+QWEN3 = "<tool_call>{% if enable_thinking %}<think>{% endif %}"
+
+
+def test_the_template_tells_of_tools_and_thinking(tmp_path: Path) -> None:
+    expected = ("hermes", "qwen3", ["generate", "chat", "tools", "reasoning", "hybrid"])
+    named = [{"name": "default", "template": "x"}, {"name": "tool_use", "template": QWEN3}]
+    files = {
+        "chat_template.jinja": QWEN3,
+        "chat_template.json": json.dumps({"chat_template": QWEN3}),
+        "tokenizer_config.json": json.dumps({"chat_template": named}),
+    }
+    for name, content in files.items():
+        folder = directory(tmp_path)
+        (folder / name).write_text(content)
+        spec = inspect(folder)
+        assert (spec.tool_parser, spec.reasoning_parser, spec.abilities) == expected, name
+        (folder / name).unlink()
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes(pair("general.architecture", 8, text("a")), TOKENS, pair("tokenizer.chat_template", 8, text(QWEN3))))
+    spec = inspect(path)
+    assert (spec.tool_parser, spec.reasoning_parser, spec.abilities) == expected
+
+
 def test_numbers_of_a_gguf_file(tmp_path: Path) -> None:
     heads = [2] * gguf.MOST_NUMBERS
     path = tmp_path / "m.gguf"
@@ -259,3 +282,26 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     path.write_text("Once upon a time")
     with pytest.raises(ArtifactError, match=r"no engine here takes .*book\.txt"):
         inspect(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "files", "kind"),
+    [
+        ("Qwen2ForCausalLM", (), "LLM"),
+        ("Qwen2ForCausalLM", ("modules.json",), "embedding"),
+        ("GPT2LMHeadModel", (), "LLM"),
+        ("BertModel", (), "embedding"),
+        ("BertForMaskedLM", (), "embedding"),
+        ("ChatGLMModel", ("chat_template.jinja",), "LLM"),
+        ("BertForSequenceClassification", (), "rerank"),
+        ("BertForSequenceClassification", ("modules.json",), "rerank"),
+        ("T5ForConditionalGeneration", (), "LLM"),
+    ],
+)
+def test_the_type_of_a_directory(tmp_path: Path, architecture: str, files: tuple[str, ...], kind: str) -> None:
+    directory(tmp_path, {"architectures": [architecture]})
+    for name in files:
+        (tmp_path / name).write_text("[]")
+    spec = inspect(tmp_path)
+    assert spec.model_type == kind
+    assert spec.abilities[0] == {"LLM": "generate", "embedding": "embed", "rerank": "rerank"}[kind]

@@ -57,7 +57,7 @@ async def serving(engine: Any, *, parser: type[OutputParser] | None = None, slot
         plan.parsers["tool"] = "xi_plugins.parsers.hermes:HermesParser"
     service = service_for(plan, engine, engine.load(plan, lambda stage, share: None))
     if isinstance(service, TokenService) and parser is not None:
-        service._tool_parser = parser
+        service._parsers._tool = parser
     try:
         yield service
     finally:

@@ -75,7 +75,15 @@ def test_probe_tells_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "ok"), [(spec(), True), (spec("pytorch"), False), (spec("mlx"), False), (spec(model_type="embedding"), False)]
+    ("wanted", "ok"),
+    [
+        (spec(), True),
+        (spec("pytorch"), False),
+        (spec("mlx"), False),
+        (spec(model_type="embedding"), True),
+        (spec(model_type="rerank"), True),
+        (spec(model_type="video"), False),
+    ],
 )
 def test_match(wanted: ModelSpec, ok: bool) -> None:
     support = plugin.match(wanted, HOST)

@@ -50,7 +50,9 @@ def test_probe_checks_the_version(monkeypatch: pytest.MonkeyPatch, found: str, o
         (spec(), True),
         (spec(format="ggufv2", id="m.gguf"), False),
         (spec(id="/models/m.GGUF"), False),
-        (spec(model_type="embedding"), False),
+        (spec(model_type="embedding"), True),
+        (spec(model_type="rerank"), True),
+        (spec(model_type="video"), False),
         (spec(format="mlx"), False),
     ],
 )

@@ -247,7 +247,7 @@ async def test_documents(stage: Any) -> None:
     assert b"/openapi.json" in page.body_text
     document = (await stage.control("GET", "/openapi.json")).json
     assert set(document["paths"]) == {
-        "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{uid}", "/v1/engines", "/v1/cluster/info", "/v1/cluster/auth", "/health", "/ready",
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/models", "/v1/models/{uid}", "/v1/engines", "/v1/cluster/info", "/v1/cluster/auth", "/health", "/ready",
         "/metrics",
     }  # fmt: skip
     chat = document["paths"]["/v1/chat/completions"]["post"]

@@ -24,10 +24,12 @@ def test_all_fields_in_xinferences_names() -> None:
     found = spec(
         model_uid="u", model_type="LLM", model_engine="transformers", model_format="pytorch", model_size_in_billions="0_5",
         quantization="none", replica=2, n_gpu=1, gpu_idx=[0, 1], model_path="/m", envs={"A": "b"},
+        enable_thinking=True, tool_parser="hermes", reasoning_parser="qwen3",
     )  # fmt: skip
     assert found == LaunchSpec(
         model_name="xi-tiny", model_uid="u", model_engine="transformers", model_format="pytorch", size_in_billions="0.5",
         quantization="none", replica=2, n_gpu=1, gpu_idx=[0, 1], model_path="/m", env={"A": "b"},
+        enable_thinking=True, tool_parser="hermes", reasoning_parser="qwen3",
     )  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def test_gpu_idx(given: Any, kept: Any) -> None:
     [
         ("n_gpu", "two"), ("n_gpu", -1), ("n_gpu", True), ("n_gpu", 1.5), ("gpu_idx", -1), ("gpu_idx", "0"), ("gpu_idx", [0, 0]),
         ("gpu_idx", []), ("gpu_idx", [True]), ("replica", 0), ("replica", "2"), ("replica", 5000), ("model_uid", "a/b"), ("model_uid", "x" * 200),
-        ("model_uid", 3), ("model_name", 3), ("model_name", ""), ("model_name", "x" * 5000), ("model_path", "x" * 5000), ("model_type", "embedding"), ("model_engine", []), ("options", [1]),
+        ("model_uid", 3), ("model_name", 3), ("model_name", ""), ("model_name", "x" * 5000), ("model_path", "x" * 5000), ("model_type", "video"), ("model_engine", []), ("options", [1]),
     ],
 )  # fmt: skip
 def test_wrong_types_and_ranges_name_the_field(field: str, value: Any) -> None:
@@ -86,6 +88,7 @@ def test_uids(uid: str) -> None:
 
 def test_the_model_type_in_any_case() -> None:
     assert spec(model_type="llm") == spec(model_type="LLM") == spec()
+    assert (spec(model_type="Embedding").model_type, spec(model_type="RERANK").model_type) == ("embedding", "rerank")
 
 
 def test_env_values_are_text() -> None:

@@ -24,11 +24,21 @@ from xi_plugins.engines.llama_cpp.listener import Listener
 from xi_plugins.engines.llama_cpp.native import native_log
 from xi_plugins.engines.llama_cpp.options import LlamaCppOptions
 from xi_plugins.engines.llama_cpp.params import common_params
-from xi_plugins.engines.llama_cpp.plugin import INSTALL, MANIFEST
+from xi_plugins.engines.llama_cpp.plugin import INSTALL, MANIFEST, WITHOUT_GRAMMARS
 from xi_plugins.engines.llama_cpp.sizing import Size, size_for, threads_for
 from xi_plugins.engines.llama_cpp.stopping import StopStream
 from xi_plugins.engines.llama_cpp.threads import CallThreads
-from xi_plugins.engines.llama_cpp.translate import CHAT, COMPLETIONS, Limits, Refusal, refusal, refusal_of, to_llama, wants_logprobs
+from xi_plugins.engines.llama_cpp.translate import (
+    CHAT,
+    COMPLETIONS,
+    Limits,
+    Refusal,
+    constraint_of,
+    refusal,
+    refusal_of,
+    to_llama,
+    wants_logprobs,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +58,7 @@ class LlamaCppEngine(ApiEngine):
         self._cache_prompt = True
         self._threads = CallThreads(0, "llama")
         self._lock = threading.Lock()
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, Run] = {}
         self._past = EngineStats()
 
     # ---- life -----------------------------------------------------------------------------------
@@ -61,6 +71,7 @@ class LlamaCppEngine(ApiEngine):
         memory = _memory(library, plan)
         size = size_for(header, options, memory, plan.limits.batch_size)
         params = common_params(library, plan, options, size, threads_for(header, options))
+        self._adjust(library, params, size)
         _fetch(Path(plan.artifact.path), memory, progress)
         progress("loading weights", None)
         listener = Listener(plan.endpoint)
@@ -76,7 +87,17 @@ class LlamaCppEngine(ApiEngine):
         self._cache_prompt = options.cache_prompt
         self._threads = CallThreads(slots, "llama")
         self._server = server
-        return LoadedModel(context_length=context, slots=slots, manifest=_manifest(header, plan))
+        return LoadedModel(context_length=context, slots=slots, manifest=self._manifest(header, plan, options))
+
+    def _adjust(self, library: Any, params: Any, size: Size) -> None:
+        """Change what another kind of model needs otherwise."""
+
+    def _manifest(self, header: Header, plan: LaunchPlan, options: LlamaCppOptions) -> Manifest:
+        return _manifest(header, plan, options)
+
+    def _call(self, server: Any, route: str) -> Any:
+        """The server's function for a route."""
+        return server.handle_chat_completions if route == CHAT else server.handle_completions
 
     def check(self) -> None:
         if self._server is None:
@@ -108,8 +129,8 @@ class LlamaCppEngine(ApiEngine):
         if server is None:
             sink.failed(request.id, Unavailable.status, "the engine is closed", code=Unavailable.code)
             return
-        call = server.handle_chat_completions if request.route == CHAT else server.handle_completions
-        run = _Run(request, sink)
+        call = self._call(server, request.route)
+        run = Run(request, sink)
         with self._lock:
             self._runs[request.id] = run
         self._threads.start(partial(self._serve, run, call))
@@ -119,7 +140,7 @@ class LlamaCppEngine(ApiEngine):
         if run is not None:
             run.aborted = True
 
-    def _serve(self, run: _Run, call: Callable[[str, Callable[[str], bool]], None]) -> None:
+    def _serve(self, run: Run, call: Callable[[str, Callable[[str], bool]], None]) -> None:
         """One request, on a thread of its own, to its end."""
         request = run.request
         try:
@@ -127,7 +148,7 @@ class LlamaCppEngine(ApiEngine):
         except InvalidRequest as error:
             run.refusal = Refusal(status=400, message=error.message, param=error.param, code=error.code)
         except Exception as error:  # the library raises bare ValueError and RuntimeError; nothing may leave the request open
-            run.refusal = refusal_of(error, request.route)
+            run.refusal = refusal_of(error, request.route, constraint_of(request.body))
             if run.refusal.status >= 500:
                 log.exception("request %d failed in llama.cpp", request.id)
         del call  # it holds the server, which must be free to go once the request is answered
@@ -141,7 +162,7 @@ class LlamaCppEngine(ApiEngine):
         else:
             run.sink.done(request.id)
 
-    def _run(self, run: _Run, call: Callable[[str, Callable[[str], bool]], None]) -> None:
+    def _run(self, run: Run, call: Callable[[str, Callable[[str], bool]], None]) -> None:
         if run.aborted:
             return
         request = run.request
@@ -154,7 +175,7 @@ class LlamaCppEngine(ApiEngine):
         call(msgspec.json.encode(body).decode(), take)
 
 
-class _Run:
+class Run:
     """One request while it runs. Only its own thread writes its counters."""
 
     __slots__ = ("aborted", "refusal", "request", "sink", "started", "steps", "tokens")
@@ -192,7 +213,7 @@ class _Run:
                 return False
             self.started = True
         if data.startswith(_ERROR):
-            self.refusal = refusal(data, self.request.route)
+            self.refusal = refusal(data, self.request.route, constraint_of(self.request.body))
             return False
         self.tokens += 1
         return True
@@ -256,8 +277,10 @@ def _start(library: Any, params: Any, plan: LaunchPlan, size: Size) -> Any:
     raise ArtifactError(f"llama.cpp can't load {plan.artifact.path}: {reasons}")
 
 
-def _manifest(header: Header, plan: LaunchPlan) -> Manifest:
+def _manifest(header: Header, plan: LaunchPlan, options: LlamaCppOptions) -> Manifest:
     """Without a chat template llama.cpp would make one up; a model that has none does not chat."""
-    if header.has_chat_template or plan.chat_template:
-        return MANIFEST
-    return Manifest(endpoints={COMPLETIONS: MANIFEST.endpoints[COMPLETIONS]})
+    chats = header.has_chat_template or plan.chat_template
+    endpoints = MANIFEST.endpoints if chats else {COMPLETIONS: MANIFEST.endpoints[COMPLETIONS]}
+    if options.grammars:
+        return Manifest(endpoints=endpoints)
+    return Manifest(endpoints={route: fields | {"structured_outputs": WITHOUT_GRAMMARS} for route, fields in endpoints.items()})

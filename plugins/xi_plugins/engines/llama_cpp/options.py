@@ -55,6 +55,8 @@ class LlamaCppOptions(EngineOptions, kw_only=True):
     rope_freq_base: Annotated[float, Meta(gt=0)] | None = None
     rope_freq_scale: Annotated[float, Meta(gt=0)] | None = None
     warmup: bool = True
+    grammars: bool = False
+    """Take grammars (GBNF) from requests. Only where all who ask are trusted: a hostile grammar can stall llama.cpp for all of them."""
 
 
 ALIASES = {

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from xi_core.engine.info import EngineInfo, HostInfo, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
-from xi_core.wire.manifest import COMMON_FIELDS, YES, Ability, limited, no, of_fields
+from xi_core.wire.manifest import COMMON_FIELDS, YES, Ability, Manifest, limited, no, of_fields, pooling_manifest
 from xi_plugins.engines.llama_cpp.options import LlamaCppInfo, LlamaCppOptions
 
 PACKAGE = "xllamacpp"
@@ -20,17 +20,28 @@ _COUNTS_PROMPT = Ability(reason="tokens of the prompt count as well as those of 
 _REPEATS_ALONE = limited(
     reason="a seed repeats when the request runs alone; beside others llama.cpp rounds differently, which may change a draw"
 )
+_SCHEMAS = "JSON schemas without pattern, oneOf and bounds of the type number"
+_STRUCTURED = f"{_SCHEMAS}; regex: characters, classes, groups, '|' and repetitions; grammar: only with the option 'grammars'"
 _COMMON = dict.fromkeys(COMMON_FIELDS, YES) | {
     "presence_penalty": _COUNTS_PROMPT,
     "frequency_penalty": _COUNTS_PROMPT,
     "seed": _REPEATS_ALONE,
+    "response_format": limited(reason=_SCHEMAS),
+    "structured_outputs": limited("json", "regex", "choice", "grammar", reason=_STRUCTURED),
 }
 
 MANIFEST = of_fields(
-    chat=_COMMON | {"tools": YES, "tool_choice": YES},
+    chat=_COMMON | {"tools": YES, "tool_choice": YES, "chat_template_kwargs": YES},
     completions=_COMMON | {"echo": no("llama.cpp does not give the prompt back")},
 )
 """What a model with a chat template honours."""
+POOLING = {
+    "embedding": "xi_plugins.engines.llama_cpp.pooling:LlamaCppEmbedder",
+    "rerank": "xi_plugins.engines.llama_cpp.pooling:LlamaCppReranker",
+}
+"""Classes for models that generate no text."""
+WITHOUT_GRAMMARS = limited("json", "regex", "choice", reason=_STRUCTURED)
+"""`structured_outputs` of a launch without the option `grammars`."""
 
 
 def probe(host: HostInfo) -> Support:
@@ -45,11 +56,11 @@ def probe(host: HostInfo) -> Support:
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
-    """Whether it can run this model: a language model in a GGUF file."""
+    """Whether it can run this model: a language model, an embedding model or a reranker in a GGUF file."""
     if spec.format != FORMAT:
         return Support(ok=False, reason=f"llama.cpp runs GGUF files (format {FORMAT}), not format {spec.format}")
-    if spec.model_type != "LLM":
-        return Support(ok=False, reason=f"this engine serves language models (LLM), not {spec.model_type}")
+    if spec.model_type not in ("LLM", *POOLING):
+        return Support(ok=False, reason=f"this engine serves models of the types LLM, {', '.join(POOLING)}, not {spec.model_type}")
     return Support(ok=True)
 
 
@@ -61,11 +72,13 @@ def xi_engines() -> Iterable[EngineInfo]:
             aliases=("llama_cpp", "llamacpp", "llama-cpp", "xllamacpp"),
             engine="xi_plugins.engines.llama_cpp.engine:LlamaCppEngine",
             formats=(FORMAT,),
-            manifest=MANIFEST,
+            engines_by_type=POOLING,
+            manifest=Manifest(endpoints={**MANIFEST.endpoints, **pooling_manifest("embeddings", "rerank").endpoints}),
             probe=probe,
             match=match,
             requirements=("xi-inference[llama-cpp]",),
             options=LlamaCppOptions,
+            own_parsers=True,
             description="GGUF models on CPU and GPU, by llama.cpp's own server inside the replica.",
             priority=50,
         )

@@ -9,6 +9,8 @@ from msgspec import Struct, field
 
 from xi_core.engine.base import ApiRequest
 from xi_core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
+from xi_core.serving.structured import grammar_in
+from xi_plugins.engines.llama_cpp.gbnf import to_gbnf
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -47,6 +49,9 @@ def to_llama(request: ApiRequest, limits: Limits, *, cache_prompt: bool = True) 
         asked["seed"] = _seed(body["seed"])
     if body.get("logit_bias"):
         asked["logit_bias"] = _biases(body["logit_bias"], limits)
+    grammar = grammar_in(body)
+    if grammar is not None:
+        asked["grammar"] = to_gbnf(grammar)
     return asked | (_chat(body) if request.route == CHAT else _completion(body))
 
 
@@ -94,6 +99,8 @@ def _chat(body: dict[str, Any]) -> dict[str, Any]:
     asked: dict[str, Any] = {"messages": [_message(message) for message in body["messages"]]}
     if wants_logprobs(body):  # 0 alternatives would turn them off; the serving layer cuts what wasn't asked for
         asked |= {"logprobs": True, "top_logprobs": max(1, body.get("top_logprobs") or 0)}
+    if body.get("chat_template_kwargs"):
+        asked["chat_template_kwargs"] = body["chat_template_kwargs"]
     return asked | _tools(body)
 
 
@@ -147,11 +154,17 @@ class Refusal(Struct, kw_only=True):
     code: str | None = None
 
 
-_NO_GRAMMAR = "the tools can't be compiled to a grammar: {}"
+_NO_GRAMMAR = "{} can't be compiled to a grammar: {}"
 _decode = msgspec.json.Decoder(_Failure).decode
 
 
-def refusal(data: str, route: str) -> Refusal:
+def constraint_of(body: dict[str, Any]) -> str:
+    """The field that a request's grammar comes from; where it has none, that which llama.cpp itself makes one of."""
+    grammar = grammar_in(body)
+    return "tools" if grammar is None else grammar.param
+
+
+def refusal(data: str, route: str, constraint: str = "tools") -> Refusal:
     """llama.cpp's error object in xi's words."""
     error = _decode(data).error
     prompt = "messages" if route == CHAT else "prompt"
@@ -166,19 +179,19 @@ def refusal(data: str, route: str) -> Refusal:
     if "invalid tokens" in error.message:
         return Refusal(status=400, message="the prompt holds ids that are no tokens of this model", param=prompt)
     if "grammar" in error.message:
-        return Refusal(status=400, message=_NO_GRAMMAR.format(error.message), param="tools")
+        return Refusal(status=400, message=_NO_GRAMMAR.format(constraint, error.message), param=constraint)
     if 400 <= error.code < 500:
         return Refusal(status=400, message=f"llama.cpp refused the request: {error.message}")
     return Refusal(status=500, message=f"llama.cpp failed: {error.message}")
 
 
-def refusal_of(error: Exception, route: str) -> Refusal:
+def refusal_of(error: Exception, route: str, constraint: str = "tools") -> Refusal:
     """What llama.cpp raised before the request had a slot: while it rendered the template or compiled the tools' grammar."""
     text = str(error)
     if isinstance(error, RecursionError):
-        return Refusal(status=400, message="the request is nested too deeply", param="tools" if route == CHAT else None)
+        return Refusal(status=400, message="the request is nested too deeply", param=constraint if route == CHAT else None)
     if "schema" in text or "grammar" in text:
-        return Refusal(status=400, message=_NO_GRAMMAR.format(text), param="tools")
+        return Refusal(status=400, message=_NO_GRAMMAR.format(constraint, text), param=constraint)
     if "tool call arguments" in text:
         return Refusal(status=400, message="a tool call in the messages has arguments that are not JSON", param="messages")
     if isinstance(error, ValueError) or "template" in text.lower() or "jinja" in text.lower():

@@ -20,9 +20,11 @@ from xi_core.engine.base import (
     TokenEngine,
     TokenOut,
 )
+from xi_core.engine.grammar import Grammar, GrammarCompiler
 from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, UnknownOption
+from xi_core.models import checkpoint
 from xi_core.wire.plan import LaunchPlan
-from xi_plugins.engines.transformers import checkpoint, loading
+from xi_plugins.engines.transformers import loading
 from xi_plugins.engines.transformers.batch import Batch, Chunk, Sequence
 from xi_plugins.engines.transformers.plugin import TransformersOptions, full_manifest
 from xi_plugins.engines.transformers.runner import Runner
@@ -38,6 +40,7 @@ class TransformersEngine(TokenEngine):
     _runner: Runner
     _batch: Batch[RowSampler]
     _tokenizer: HubTokenizer
+    _grammars: GrammarCompiler
 
     def __init__(self) -> None:
         self._default_sampling: dict[str, Any] = {}
@@ -68,7 +71,7 @@ class TransformersEngine(TokenEngine):
         self._runner = Runner(model, slots, self._context)
         self._runner.check()
         self._batch = Batch(slots, self._runner.cache.move)
-        return LoadedModel(context_length=self._context, slots=slots, manifest=full_manifest())
+        return LoadedModel(context_length=self._context, slots=slots, manifest=full_manifest(ends=bool(self._ends)))
 
     def _read_tokens(self, directory: Path) -> None:
         self._tokenizer = HubTokenizer.load(directory, self._size)
@@ -77,6 +80,7 @@ class TransformersEngine(TokenEngine):
         own = self._tokenizer.token_id(self._tokenizer.special_tokens.get("eos_token", ""))
         self._ends = frozenset(ends if own is None else ends | {own})
         self._default_sampling = checkpoint.default_sampling(generation)
+        self._grammars = GrammarCompiler(self._tokenizer, self._ends)
 
     def close(self, grace: float) -> None:
         self.__dict__.pop("_batch", None)
@@ -100,6 +104,9 @@ class TransformersEngine(TokenEngine):
     def has_capacity(self) -> bool:
         return len(self._batch) < self._batch.slots
 
+    def prepare(self, grammar: Grammar) -> None:
+        self._grammars.prepare(grammar)
+
     @torch.inference_mode()
     def add(self, id: int, prompt: list[int], sampling: SamplingParams) -> None:
         if not self.has_capacity():
@@ -112,7 +119,8 @@ class TransformersEngine(TokenEngine):
             )
         self._check_ids("prompt", prompt)
         self._check_ids("logit_bias", list(sampling.logit_bias))
-        self._batch.waiting.append(Sequence(id, prompt, sampling, RowSampler(sampling, prompt, self._size, self._device)))
+        grammar = self._grammars.matcher(sampling.grammar) if sampling.grammar is not None else None
+        self._batch.waiting.append(Sequence(id, prompt, sampling, RowSampler(sampling, prompt, self._size, self._device, grammar)))
 
     def _check_ids(self, name: str, ids: list[int]) -> None:
         if ids and not (min(ids) >= 0 and max(ids) < self._size):
@@ -183,7 +191,8 @@ class TransformersEngine(TokenEngine):
         for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if token is None:
                 self._runner.cache.wipe(self._batch.decoding.index(row))
-                output.errors.append(SequenceError(row.id, "the model gave numbers that are not finite; try dtype float32 or bfloat16"))
+                why = row.sampler.failure
+                output.errors.append(SequenceError(row.id, why.message, why.status, why.param))
                 leaving.append(row)
                 continue
             row.sampler.accept(token)

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as library_logging
 
 from xi_core.errors import ArtifactError, EngineError, LaunchFailed, UnknownOption
-from xi_plugins.engines.transformers import checkpoint
+from xi_core.models import checkpoint
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 

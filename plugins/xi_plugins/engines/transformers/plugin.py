@@ -11,11 +11,19 @@ from msgspec import Meta
 from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
-from xi_core.wire.manifest import COMMON_FIELDS, YES, Ability, Manifest, limited, of_fields
+from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Ability, Manifest, limited, no, of_fields, pooling_manifest
 
 INSTALL = "pip install 'xi-inference[transformers]'"
+_TOOL_CHOICE = Ability(reason="the beginning of a required call is written for the model; its arguments are not constrained by a grammar")
 LOGPROBS = 20
 """Most alternatives per token."""
+
+
+POOLING = {
+    "embedding": "xi_plugins.engines.transformers.pooling:TransformersEmbedder",
+    "rerank": "xi_plugins.engines.transformers.pooling:TransformersReranker",
+}
+"""Classes for models that generate no text."""
 
 
 class TransformersOptions(EngineOptions, kw_only=True, forbid_unknown_fields=True):
@@ -35,14 +43,21 @@ class TransformersOptions(EngineOptions, kw_only=True, forbid_unknown_fields=Tru
     """Most prompt tokens per step: a longer prompt is read in chunks between the steps of the requests that already run."""
 
 
-def full_manifest() -> Manifest:
-    """What every model in this engine honours, with or without a chat template."""
+def full_manifest(ends: bool = True) -> Manifest:
+    """What every model in this engine honours, with or without a chat template; `ends`: whether it has an end token."""
     common: dict[str, Ability] = dict.fromkeys(COMMON_FIELDS, YES)
     common["logprobs"] = limited(maximum=LOGPROBS)
+    common |= dict.fromkeys(STRUCTURED_FIELDS, _structured(ends))
     return of_fields(
-        chat={**common, "tools": YES, "tool_choice": limited("none", "auto", reason="answers are not constrained by a grammar")},
+        chat={**common, "tools": YES, "tool_choice": _TOOL_CHOICE, "chat_template_kwargs": YES},
         completions={**common, "echo": YES},
     )
+
+
+def _structured(ends: bool) -> Ability:
+    if find_spec("llguidance") is None:
+        return no(f"llguidance is not installed: {INSTALL}")
+    return YES if ends else no("the model names no end token, so that an answer that is complete could not end")
 
 
 def probe(host: HostInfo) -> Support:
@@ -61,13 +76,13 @@ def probe(host: HostInfo) -> Support:
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
-    """Whether `spec` is a Hugging Face directory of a language model."""
+    """Whether `spec` is a Hugging Face directory of a language model, an embedding model or a reranker."""
     if spec.format != "pytorch":
         return Support(ok=False, reason=f"format {spec.format} is not pytorch")
     if spec.source.id.lower().endswith(".gguf"):
         return Support(ok=False, reason="a GGUF file; the engine llama.cpp runs those")
-    if spec.model_type != "LLM":
-        return Support(ok=False, reason=f"model type {spec.model_type} is not LLM")
+    if spec.model_type not in ("LLM", *POOLING):
+        return Support(ok=False, reason=f"model type {spec.model_type} is none of LLM, {', '.join(POOLING)}")
     return Support(ok=True)
 
 
@@ -80,7 +95,8 @@ def xi_engines() -> list[EngineInfo]:
             engine="xi_plugins.engines.transformers.engine:TransformersEngine",
             formats=("pytorch",),
             preferred_formats=("pytorch",),
-            manifest=full_manifest(),
+            engines_by_type=POOLING,
+            manifest=Manifest(endpoints={**full_manifest().endpoints, **pooling_manifest("embeddings", "rerank").endpoints}),
             probe=probe,
             match=match,
             requirements=("xi-inference[transformers]",),

@@ -10,9 +10,12 @@ import math
 import random
 from collections.abc import Sequence
 
+import numpy
 import torch
 
 from xi_core.engine.base import SamplingParams, TokenLogprobs
+from xi_core.engine.grammar import Matcher
+from xi_core.errors import EngineError, XiError
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this mean greedy: dividing by them would overflow."""
@@ -25,10 +28,13 @@ _LARGEST_DRAW = 1 - 2**-24
 class RowSampler:
     """One sequence's sampling: its parameters, its generator, and what it has written so far (only if a penalty needs it)."""
 
-    __slots__ = ("_random", "adjusts", "bias", "counts", "greedy", "params", "plain", "seen")
+    __slots__ = ("_random", "adjusts", "bias", "counts", "failure", "grammar", "greedy", "params", "plain", "seen")
 
-    def __init__(self, params: SamplingParams, prompt: list[int], size: int, device: torch.device) -> None:
+    def __init__(self, params: SamplingParams, prompt: list[int], size: int, device: torch.device, grammar: Matcher | None = None) -> None:
         self.params = params
+        self.grammar = grammar
+        self.failure: XiError = EngineError("the model gave numbers that are not finite; try dtype float32 or bfloat16")
+        """Why `sample` gave no token, if it gave none."""
         self.greedy = params.temperature < GREEDY_BELOW
         # Python's generator takes the absolute value of a seed; -1 and 1 are two seeds.
         self._random = random.Random(None if params.seed is None else params.seed % 2**64)
@@ -42,7 +48,7 @@ class RowSampler:
         if params.repetition_penalty != 1.0:
             self.seen = torch.zeros(size, dtype=torch.bool, device=device)
             self.seen[torch.tensor(prompt, device=device)] = True
-        self.adjusts = self.bias is not None or self.counts is not None or self.seen is not None
+        self.adjusts = self.bias is not None or self.counts is not None or self.seen is not None or grammar is not None
         self.plain = self.greedy and not self.adjusts and params.logprobs is None
 
     def draw(self) -> float:
@@ -50,7 +56,9 @@ class RowSampler:
         return min(self._random.random(), _LARGEST_DRAW)
 
     def accept(self, token: int) -> None:
-        """Remember a chosen token for the penalties."""
+        """Remember a chosen token for the penalties and the grammar."""
+        if self.grammar is not None:
+            self.grammar.accept(token)
         if self.counts is not None:
             self.counts[token] += 1
         if self.seen is not None:
@@ -83,11 +91,26 @@ def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
 
 
-# ---- biases and penalties -----------------------------------------------------------------------
+# ---- grammars, biases and penalties -------------------------------------------------------------
+
+
+def _constrain(logits: torch.Tensor, row: RowSampler, grammar: Matcher) -> None:
+    """Take out each token that the row's grammar doesn't allow; all, where the grammar has failed."""
+    try:
+        allowed = grammar.allowed()
+    except XiError as error:
+        row.failure = error
+        logits.fill_(-math.inf)
+        return
+    bits = numpy.unpackbits(numpy.frombuffer(allowed, dtype=numpy.uint8), count=logits.shape[0], bitorder="little")
+    logits.masked_fill_((torch.from_numpy(bits) == 0).to(logits.device), -math.inf)
 
 
 def _adjust(logits: torch.Tensor, rows: Sequence[RowSampler], adjusted: list[int]) -> torch.Tensor:
     for i in adjusted:
+        grammar = rows[i].grammar
+        if grammar is not None:
+            _constrain(logits[i], rows[i], grammar)
         bias = rows[i].bias
         if bias is not None:
             logits[i].index_add_(0, *bias)

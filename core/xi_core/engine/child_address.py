@@ -1,0 +1,63 @@
+"""Where a child's server is to listen, its key, and a private folder for it. Made by `child_server.py`, read by its subclasses."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+from msgspec import Struct
+
+from xi_core.engine.child_http import Place
+
+_IPC = "ipc://"
+_LONGEST_PATH = 100
+"""Characters; systems allow 104 to 108 in a Unix socket's address."""
+
+
+class Address(Struct, kw_only=True, frozen=True):
+    """`socket` is a path where the server listens on a Unix socket, else `port` is a free port of 127.0.0.1."""
+
+    key: str
+    """Random; the server must refuse requests without it."""
+    folder: str
+    """Of this launch only, mode 0700, gone after it: for files that the server is to read."""
+    socket: str | None = None
+    port: int = 0
+
+    @property
+    def place(self) -> Place:
+        """Where to connect."""
+        return Place(socket=self.socket, port=self.port)
+
+    @classmethod
+    def make(cls, endpoint: str, *, unix_socket: bool) -> Address:
+        """An address beside the replica's own `endpoint`, or among the temporary files."""
+        beside = os.path.dirname(endpoint.removeprefix(_IPC)) if endpoint.startswith(_IPC) else ""
+        fits = bool(beside) and os.path.isdir(beside) and len(beside) < _LONGEST_PATH - 24
+        folder = tempfile.mkdtemp(prefix="child-", dir=beside if fits else None)
+        key = secrets.token_urlsafe(32)
+        path = os.path.join(folder, "s.sock")
+        if unix_socket and hasattr(socket, "AF_UNIX") and len(path) <= _LONGEST_PATH:
+            return cls(key=key, folder=folder, socket=path)
+        return cls(key=key, folder=folder, port=_free_port())
+
+    def write(self, name: str, text: str) -> str:
+        """A file of the folder, readable by this user only; its path."""
+        path = Path(self.folder) / name
+        path.touch(mode=0o600)
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    def remove(self) -> None:
+        """Remove the folder. Idempotent."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

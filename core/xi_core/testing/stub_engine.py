@@ -1,0 +1,34 @@
+"""`StubServerEngine`: the smallest `ChildServerEngine`, over `stub_server.py`. Tests run it; authors may copy it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from xi_core.engine.base import LoadedModel
+from xi_core.engine.child_address import Address
+from xi_core.engine.child_server import ChildServerEngine, ServerCommand
+from xi_core.testing.fake_plugin import full_manifest
+from xi_core.wire.plan import LaunchPlan
+
+SERVER = Path(__file__).with_name("stub_server.py")
+
+
+class StubServerEngine(ChildServerEngine):
+    """Options of the launch: `slots`, and any of the server's own."""
+
+    name = "stub"
+
+    def command(self, plan: LaunchPlan, address: Address) -> ServerCommand:
+        where = ["--uds", address.socket] if address.socket else ["--port", str(address.port)]
+        options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in plan.options.items() if name != "slots"]
+        return ServerCommand(
+            argv=[sys.executable, str(SERVER), "--name", plan.uid, *where, *options], env={"STUB_SERVER_API_KEY": address.key}
+        )
+
+    def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
+        return LoadedModel(context_length=card["max_model_len"], slots=int(plan.options.get("slots", 4)), manifest=full_manifest())
+
+    def stage(self, line: str) -> tuple[str, float | None] | None:
+        return ("loading weights", None) if line.startswith("loading") else None

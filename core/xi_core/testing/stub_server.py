@@ -1,0 +1,200 @@
+"""An OpenAI server for tests, standard library only, run by path: `python stub_server.py --uds PATH`. Its key is STUB_SERVER_API_KEY.
+
+It answers every prompt with the same text, a token per character, and honours what the conformance kit checks. It can misbehave:
+`--die-at-start TEXT`, `--hang-at-start`, and by words in a prompt: `#die`, `#hang`, `#error`, `#abort`, `#cut`, `#garbage`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TEXT = "one two three four five six seven eight nine ten 😀 你好 eleven twelve thirteen fourteen fifteen"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = 257
+KEY = "STUB_SERVER_API_KEY"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves on a Unix socket or a port of loopback."""
+
+    daemon_threads = True
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        if options.uds:
+            self.address_family = socket.AF_UNIX
+        super().__init__(options.uds or ("127.0.0.1", options.port), Answering)
+
+    def server_bind(self) -> None:
+        self.socket.bind(self.options.uds or ("127.0.0.1", self.options.port))
+
+    def get_request(self) -> tuple[Any, Any]:
+        connection, _ = self.socket.accept()
+        return connection, ("local", 0)
+
+
+class Refused(Exception):
+    """A request that is answered with an error object."""
+
+    def __init__(self, message: str, param: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"message": message, "type": "BadRequestError", "param": param, "code": status}}
+
+
+class Answering(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: tests read the log."""
+
+    def do_GET(self) -> None:
+        self._whole(200, {"data": [{"id": self.server.options.name, "max_model_len": self.server.options.context}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        try:
+            if self.headers["Authorization"] != f"Bearer {os.environ[KEY]}":
+                raise Refused("wrong key", status=401)
+            self._check(body)
+        except Refused as refused:
+            self._whole(refused.status, refused.body)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for event in self._events(body):
+                self._chunk(b"data: " + json.dumps(event).encode() + b"\n\n")
+            self._chunk(b"data: [DONE]\n\n")
+            self._chunk(b"")
+        except OSError:  # the client has left
+            self.close_connection = True
+
+    def _check(self, body: dict[str, Any]) -> None:
+        prompt = body.get("messages") or body.get("prompt")
+        if body["model"] != self.server.options.name:
+            raise Refused(f"no model {body['model']}", status=404)
+        if len(str(prompt)) > self.server.options.context:
+            raise Refused(f"This model's maximum context length is {self.server.options.context} tokens", "input_tokens")
+        wrong = [token for token in body.get("logit_bias", {}) if int(token) >= VOCABULARY]
+        if wrong:
+            raise Refused(f"logit_bias holds {wrong[0]}, which is no token")
+
+    def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        chat = self.path.endswith("/chat/completions")
+        text, finish, tokens = script(body)
+        for done, piece in enumerate(text):
+            time.sleep(self.server.options.pace)
+            logprobs = {"content": [logprob(piece, body)]} if body.get("logprobs") is not None else None
+            choice = {"index": 0, "delta": {"content": piece}} if chat else {"index": 0, "text": piece}
+            yield {"choices": [{**choice, "logprobs": logprobs, "finish_reason": None}]}
+            if done == 2:
+                yield from self._misbehave(str(body.get("messages") or body.get("prompt")))
+        yield {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}
+        yield {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": 3 + tokens}}
+
+    def _misbehave(self, prompt: str) -> Iterator[dict[str, Any]]:
+        if "#die" in prompt:
+            say("something broke")
+            os._exit(7)
+        if "#hang" in prompt:
+            threading.Event().wait()
+        if "#error" in prompt:
+            yield {"error": {"message": "it came apart", "type": "InternalServerError", "param": None, "code": 500}}
+        if "#abort" in prompt:
+            raw = b'{"choices":[{"index":0,"delta":{},"finish_reason":"abort"}]}'
+            self._chunk(b"data: " + raw + b"\n\n")
+        if "#cut" in prompt:
+            self.connection.shutdown(socket.SHUT_RDWR)
+        if "#garbage" in prompt:
+            self.wfile.write(b"this is no chunk\r\n")
+
+    def _whole(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
+def script(body: dict[str, Any]) -> tuple[str, str, int]:
+    """The text of an answer, how it finishes, and its tokens."""
+    text = TEXT
+    if body["temperature"] > 0:
+        chooser = random.Random(body.get("seed"))
+        text = "".join(chooser.choice(LETTERS) for _ in TEXT)
+    if body.get("logit_bias"):
+        text = chr(int(max(body["logit_bias"], key=body["logit_bias"].get))) * len(TEXT)
+    most = body.get("max_tokens") or 400
+    if body["ignore_eos"]:
+        text = (text * (most // len(text) + 1))[:most]
+    for stop in body["stop"]:
+        if stop in text[:most]:
+            end = text.index(stop)
+            return text[:end], "stop", end + len(stop)
+    return (text[:most], "length", most) if most <= len(text) else (text, "stop", len(text) + 1)
+
+
+def logprob(piece: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The entry of one token, with as many alternatives as were asked for."""
+    asked = body.get("top_logprobs") or (0 if body["logprobs"] is True else body["logprobs"])
+    tokens = [piece, *(chr(0x100 + other) for other in range(asked - 1))]
+    top = [{"token": token, "logprob": math.log(0.5 ** (rank + 1)), "bytes": list(token.encode())} for rank, token in enumerate(tokens)]
+    return {**top[0], "top_logprobs": top[:asked]}
+
+
+def say(line: str) -> None:
+    """A line of the server's log."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def main() -> None:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--uds", default="")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--pace", type=float, default=0.0)
+    parser.add_argument("--die-at-start", default="")
+    parser.add_argument("--hang-at-start", action="store_true")
+    parser.add_argument("--with-sibling", action="store_true", help="start a process that outlives the server")
+    options = parser.parse_args()
+    say(f"loading with the key {os.environ[KEY]}")
+    if options.die_at_start:
+        say(options.die_at_start)
+        sys.exit(5)
+    if options.with_sibling:
+        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        say(f"sibling {sleeper.pid}")
+    if options.hang_at_start:
+        threading.Event().wait()
+    server = Server(options)
+    say("ready")
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

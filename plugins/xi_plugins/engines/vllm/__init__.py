@@ -1,0 +1,1 @@
+"""The engine `vLLM`: its own OpenAI server as a child of the replica."""

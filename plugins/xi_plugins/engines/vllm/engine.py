@@ -1,0 +1,107 @@
+"""`VllmEngine`: vLLM's own OpenAI server as a child process. Imported in the replica only; vLLM itself is loaded in the child alone.
+
+Options are checked by vLLM's own parser when the child starts: they are that version's, and no second import of vLLM is paid for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Any
+
+from xi_core.engine.base import LoadedModel
+from xi_core.engine.child_address import Address
+from xi_core.engine.child_options import cause, complaint, count, flags, parallelism
+from xi_core.engine.child_server import ChildServerEngine, ServerCommand
+from xi_core.errors import EngineError, EngineNotInstalled, XiError
+from xi_core.models.inspect import has_chat_template
+from xi_core.wire.manifest import Manifest, no
+from xi_core.wire.plan import LaunchPlan
+from xi_plugins.engines.vllm.plugin import INSTALL, MANIFEST, NAME
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+GPU_SLOTS = 256
+"""Requests at once on a GPU, where the launch doesn't say; on a CPU it is XI_BATCH_SIZE."""
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+_DEFAULTS = {
+    "generation_config": "vllm",
+    "uvicorn_log_level": "warning",
+    "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
+}
+"""xi spells out every sampling field, so that no default of the model's files counts; the log needs no line per request; and a model
+that has nothing to say would write blanks between the parts of JSON for ever."""
+_LIMIT = "VLLM_CPU_KVCACHE_SPACE"
+_GIB = 2**30
+_SHARDS = re.compile(r"checkpoint shards:\s+(\d+)%")
+_STAGES = {
+    "Starting to load model": "loading weights",
+    "Loading weights took": "preparing the cache",
+    "torch.compile": "compiling",
+    "Capturing CUDA graphs": "capturing CUDA graphs",
+    "Starting vLLM": "starting to serve",
+}
+_NO_CAUSE = (
+    "Engine core initialization failed",
+    "Engine process failed to start",
+    "WorkerProc initialization failed",
+    "Exception in worker",
+)
+
+
+class VllmEngine(ChildServerEngine):
+    """Runs one Hugging Face model. See `ChildServerEngine` for who calls what."""
+
+    name = NAME
+
+    def command(self, plan: LaunchPlan, address: Address) -> ServerCommand:
+        options = {**_DEFAULTS, "max_num_seqs": _slots(plan), **plan.options}
+        options |= parallelism(NAME, plan.options, len(plan.devices), _PARALLEL)
+        if plan.chat_template is not None:
+            options.setdefault("chat_template", address.write("chat_template.jinja", plan.chat_template))
+        where = {"uds": address.socket} if address.socket else {"host": "127.0.0.1", "port": address.port}
+        argv = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
+        argv += flags({"model": plan.artifact.path, "served_model_name": plan.uid, **where, **options}, negated=True)
+        return ServerCommand(argv=argv, env={"VLLM_API_KEY": address.key}, defaults=_environment(plan))
+
+    def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
+        return LoadedModel(context_length=card["max_model_len"], slots=_slots(plan), manifest=manifest_for(plan))
+
+    def stage(self, line: str) -> tuple[str, float | None] | None:
+        if found := _SHARDS.search(line):
+            return "loading weights", int(found[1]) / 100
+        return next(((stage, None) for sign, stage in _STAGES.items() if sign in line), None)
+
+    def failed_start(self, how: str, lines: list[str]) -> XiError:
+        if (wrong := complaint(NAME, lines)) is not None:
+            return wrong
+        why = cause(lines, _NO_CAUSE)
+        if "No module named 'vllm" in why:
+            return EngineNotInstalled(f"vLLM can't be imported: {why}; install it with: {INSTALL}")
+        if "memory" in why.lower():
+            return EngineError(f"vLLM has too little memory: {why}")
+        return EngineError(f"vLLM {how} while it started: {why}") if why else super().failed_start(how, lines)
+
+
+def manifest_for(plan: LaunchPlan) -> Manifest:
+    """What this launch honours: chat needs a template, and tools need a parser that the launch names."""
+    if not (plan.chat_template or plan.options.get("chat_template") or has_chat_template(plan.artifact.path)):
+        return Manifest(endpoints={COMPLETIONS: MANIFEST.endpoints[COMPLETIONS]})
+    if plan.options.get("enable_auto_tool_choice") and plan.options.get("tool_call_parser"):
+        return MANIFEST
+    why = no("launch it with --enable-auto-tool-choice --tool-call-parser NAME")
+    return Manifest(endpoints=MANIFEST.endpoints | {CHAT: MANIFEST.endpoints[CHAT] | {"tools": why, "tool_choice": why}})
+
+
+def _slots(plan: LaunchPlan) -> int:
+    return count(NAME, plan.options, "max_num_seqs") or (GPU_SLOTS if plan.devices else plan.limits.batch_size)
+
+
+def _environment(plan: LaunchPlan) -> dict[str, str]:
+    """Nothing from hubs: the artifact is on the disk. On a CPU, an eighth of the memory for the cache, 1 to 16 GiB."""
+    found = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if not plan.devices:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found[_LIMIT] = str(min(16, max(1, memory // 8 // _GIB)))
+    return found

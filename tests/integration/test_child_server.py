@@ -1,0 +1,257 @@
+"""`ChildServerEngine` over the stub server: starts that fail, servers that die, hang and err, and what is left afterwards."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+
+import msgspec
+import psutil
+import pytest
+
+from xi_core.engine.base import ApiRequest
+from xi_core.engine.child_address import Address
+from xi_core.errors import EngineError
+from xi_core.testing.harness import Harness, plan_for
+from xi_core.testing.stub_engine import StubServerEngine
+from xi_core.testing.waiting import wait_until
+from xi_core.wire.frames import Data, Open
+from xi_core.wire.plan import ServingLimits
+
+ENGINE = "xi_core.testing.stub_engine:StubServerEngine"
+
+
+class PortEngine(StubServerEngine):
+    """The same on a port of loopback."""
+
+    unix_socket = False
+
+
+def plan(engine=ENGINE, **options):
+    return plan_for(engine, "nowhere", "fake", **options)
+
+
+@pytest.fixture
+def harness():
+    with Harness(plan()) as harness:
+        yield harness
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """Whatever a test does, no process of it stays."""
+    yield
+    left = psutil.Process().children(recursive=True)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert not [process for process in left if process.is_running()]
+
+
+def child_of(harness):
+    return harness.engine._child
+
+
+def fails_to_load(**options):
+    engine = StubServerEngine()
+    with pytest.raises(EngineError) as caught:
+        engine.load(plan(**options), lambda *_: None)
+    assert not os.path.exists(engine._address.folder)
+    return caught.value.message
+
+
+# ---- the start --------------------------------------------------------------------------------------
+
+
+def test_stages_and_context_are_told(harness):
+    assert harness.stages == ["starting the server", "loading weights"]
+    assert harness.model.context_length == 512
+    harness.engine.check()
+
+
+def test_server_on_a_port():
+    with Harness(plan(f"{__name__}:PortEngine")) as harness:
+        assert child_of(harness) is not None
+        assert harness.engine._address.socket is None
+        assert harness.chat("Hi", temperature=0).status == 200
+
+
+def test_death_at_start_shows_the_last_lines():
+    message = fails_to_load(**{"die-at-start": "no such tensor: lm_head"})
+    assert "ended with status 5" in message
+    assert "no such tensor: lm_head" in message
+
+
+def test_command_that_is_not_there():
+    class Missing(StubServerEngine):
+        def command(self, plan, address):
+            found = super().command(plan, address)
+            found.argv = ["/no/such/program"]
+            return found
+
+    with pytest.raises(EngineError, match="/no/such/program can't be run: No such file"):
+        Missing().load(plan(), lambda *_: None)
+
+
+def test_hang_at_start_ends_at_the_deadline():
+    engine = StubServerEngine()
+    hanging = msgspec.structs.replace(plan(**{"hang-at-start": True, "with-sibling": True}), limits=ServingLimits(launch_timeout=1.5))
+    with pytest.raises(EngineError, match=r"was not ready after 1 s(?s:.*)loading with the key") as caught:
+        engine.load(hanging, lambda *_: None)
+    sibling = int(caught.value.message.rpartition("sibling ")[2])
+    assert not psutil.pid_exists(sibling) or psutil.Process(sibling).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_key_stays_out_of_the_log(harness):
+    key = harness.engine._address.key
+    assert child_of(harness).lines[0] == "loading with the key ***"
+    assert key not in " ".join(psutil.Process(child_of(harness).pid).cmdline())
+
+
+def test_other_users_of_the_socket_are_refused(harness):
+    with socket.socket(socket.AF_UNIX) as door:
+        door.connect(harness.engine._address.socket)
+        door.sendall(b"POST /v1/completions HTTP/1.1\r\nAuthorization: Bearer guess\r\nContent-Length: 2\r\n\r\n{}")
+        assert door.recv(64).startswith(b"HTTP/1.1 401")
+    assert os.stat(harness.engine._address.folder).st_mode & 0o777 == 0o700
+
+
+def test_the_child_is_in_our_process_group(harness):
+    assert os.getpgid(child_of(harness).pid) == os.getpgid(0)
+
+
+# ---- while it serves --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("word", "message"), [("#error", "it came apart"), ("#abort", "gave this answer up")])
+def test_error_within_a_stream(harness, word, message):
+    streamed = harness.chat(word, temperature=0, stream=True)
+    assert message in streamed.events[-1]["error"]["message"]
+    whole = harness.chat(word, temperature=0)
+    assert whole.status == 500
+    assert whole.error["code"] == "engine_error"
+    assert harness.chat("Hi", temperature=0).status == 200
+
+
+@pytest.mark.parametrize("word", ["#cut", "#garbage"])
+def test_connection_that_breaks(harness, word):
+    answer = harness.chat(word, temperature=0)
+    assert answer.status == 500
+    assert "broke off" in answer.error["message"]
+    harness.engine.check()
+    assert harness.chat("Hi", temperature=0).status == 200
+
+
+def test_death_while_serving_fails_every_request():
+    with Harness(plan(slots=8, **{"with-sibling": True})) as harness:
+        waiting = [harness.start_chat("#hang", temperature=0, stream=True) for _ in range(3)]
+        for call in waiting:
+            assert isinstance(call.first(), Open)
+        assert harness.chat("#die", temperature=0).status == 500
+        for call in waiting:
+            frames = []
+            while not frames or b"error" not in frames[-1]:
+                frame = call.first(5.0)
+                frames.append(frame.data if isinstance(frame, Data) else b"")
+            assert b"ended with status 7" in frames[-1]
+        with pytest.raises(EngineError, match=r"ended with status 7(?s:.*)something broke"):
+            harness.engine.check()
+        assert "ended with status 7" in (harness.load().healthy is False and harness.service.unhealthy())
+        sibling = int(next(line for line in child_of(harness).lines if line.startswith("sibling")).split()[1])
+        wait_until(lambda: not psutil.pid_exists(sibling) or psutil.Process(sibling).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_kill_of_an_idle_child_is_noticed(harness):
+    os.kill(child_of(harness).pid, signal.SIGKILL)
+    wait_until(lambda: harness.load().healthy is False, 5.0)
+    assert harness.chat("Hi").status in (500, 503)
+
+
+def test_hang_is_no_progress_and_abort_frees_the_slot():
+    hasty = msgspec.structs.replace(plan(slots=1), limits=ServingLimits(hang_timeout=0.2))
+    with Harness(hasty) as harness:
+        call = harness.start_chat("#hang", temperature=0, stream=True)
+        assert isinstance(call.first(), Open)
+        wait_until(lambda: harness.load().healthy is False, 5.0)
+        call.abort()
+        harness.wait_idle()
+        assert harness.chat("Hi", temperature=0).status == 200
+
+
+def test_frozen_child_is_killed_at_close(harness):
+    os.kill(child_of(harness).pid, signal.SIGSTOP)
+    pid = child_of(harness).pid
+    harness.engine.close(0.5)
+    assert not psutil.pid_exists(pid)
+    assert not os.path.exists(harness.engine._address.folder)
+
+
+def test_submit_after_close():
+    class Sink:
+        said = ()
+
+        def failed(self, *said, code=None):
+            self.said = (*said, code)
+
+    engine, sink = StubServerEngine(), Sink()
+    engine.submit(ApiRequest(id=1, route="/v1/completions", body={}), sink)
+    assert sink.said == (1, 503, "the engine is closed", "unavailable")
+    engine.abort(1)
+    engine.close(1.0)
+
+
+def test_fault_of_a_subclass_costs_one_request(harness, monkeypatch):
+    monkeypatch.setattr(harness.engine, "body", lambda request: 1 / 0)
+    answer = harness.chat("Hi", temperature=0)
+    assert answer.status == 500
+    assert "log has the details" in answer.error["message"]
+    monkeypatch.undo()
+    assert harness.chat("Hi", temperature=0).status == 200
+
+
+def test_child_dies_with_its_parent(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from xi_core.testing.harness import plan_for\n"
+        "from xi_core.testing.stub_engine import StubServerEngine\n"
+        "engine = StubServerEngine()\n"
+        f"engine.load(plan_for('{ENGINE}', 'nowhere', 'fake'), lambda *_: None)\n"
+        "print(engine._child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)})
+    try:
+        pid = int(parent.stdout.readline())
+        assert psutil.pid_exists(pid)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 5.0, "the child's end")
+
+
+# ---- the address ------------------------------------------------------------------------------------
+
+
+def test_address_lies_beside_the_replica(tmp_path):
+    short = Address.make(f"ipc://{tmp_path}/r.sock", unix_socket=True)
+    assert (os.path.dirname(short.folder) == str(tmp_path)) == (len(str(tmp_path)) < 76)
+    assert len(short.socket) < 104
+    path = short.write("a.yaml", "x: 1")
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    short.remove()
+    short.remove()
+    assert not os.path.exists(short.folder)
+
+
+def test_path_that_is_too_long_for_a_socket(tmp_path, monkeypatch):
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    address = Address.make("inproc://x", unix_socket=True)
+    assert address.socket is None
+    assert address.port > 0
+    address.remove()
