@@ -41,7 +41,7 @@ def test_a_client_that_leaves_stops_the_generation(server: RunningServer, uid: s
         assert connection.getresponse().read(100)
     wait_until(lambda: in_flight(server) > 0, 5.0, "the request to run")
     connection.close()
-    wait_until(lambda: in_flight(server) == 0, 1.5, "the generation to stop")
+    wait_until(lambda: in_flight(server) == 0, 1.25, "the generation to stop")  # a second, and a ping until the gateway is told
 
 
 # ---- processes ----------------------------------------------------------------------------------

@@ -134,6 +134,16 @@ class Sink(ApiSink):
         default = InvalidRequest.code if status < 500 else EngineError.code
         self._queue.put(Failed(id, ErrorBody(message=message, status=status, param=param, code=code or default)))
 
+    def hand_over(self, engine: ApiEngine, request: ApiRequest) -> None:
+        """Submit a request. What `submit` raises comes as its failure, as everything else does, so that its slot is freed."""
+        try:
+            engine.submit(request, self)
+        except XiError as error:
+            self.failed(request.id, error.status, error.message, error.param, error.code)
+        except Exception:
+            log.exception("the engine did not take request %d", request.id)
+            self.failed(request.id, 500, "the engine did not take this request; the replica's log has the details")
+
 
 class ApiService(GenerationService):
     """Serves requests over an API engine, never more at once than it has slots. Call on the loop."""
@@ -167,17 +177,7 @@ class ApiService(GenerationService):
             part = self._waiting.popleft()
             part.started = True
             self._busy_slots += 1
-            self._submit(part)
-
-    def _submit(self, part: _Part) -> None:
-        """What `submit` raises comes as a failure of this part, which frees its slot."""
-        try:
-            self._api.submit(part.body, self._sink)
-        except XiError as error:
-            self._sink.failed(part.id, error.status, error.message, error.param, error.code)
-        except Exception:
-            log.exception("the engine did not take request %d", part.run.id)
-            self._sink.failed(part.id, 500, "the engine did not take this request; the replica's log has the details")
+            self._sink.hand_over(self._api, part.body)
 
     def _stop_part(self, part: int) -> None:
         """A waiting part goes at once; a running one keeps its slot until the engine says that it has stopped."""

@@ -104,17 +104,7 @@ class ApiPoolingService(PoolingService):
                 self._waiting.append(parts)
             part.started = True
             self._busy_slots += 1
-            self._submit(part)
-
-    def _submit(self, part: _Part) -> None:
-        """What `submit` raises comes as a failure of this part, which frees its slot."""
-        try:
-            self._api.submit(part.body, self._sink)
-        except XiError as error:
-            self._sink.failed(part.id, error.status, error.message, error.param, error.code)
-        except Exception:
-            log.exception("the engine did not take request %d", part.run.id)
-            self._sink.failed(part.id, 500, "the engine did not take this request; the replica's log has the details")
+            self._sink.hand_over(self._api, part.body)
 
     def _stop_part(self, part: int) -> None:
         """A waiting part goes at once; a running one keeps its slot until the engine says that it has stopped."""

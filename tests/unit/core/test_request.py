@@ -206,3 +206,17 @@ def test_every_field_stands_in_the_table() -> None:
     tables = [mark.args[1] for mark in test_each_field_is_checked_and_named.pytestmark if mark.args[0] == ("fields", "param")]
     checked = {name for table in tables for fields, _ in table for name in fields}
     assert {field.name for field in msgspec.structs.fields(ChatRequest)} <= checked
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": 5}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [-1]}, "prompt"), ({"prompt": ["x"]}, "prompt"),
+        ({"prompt": None}, "prompt"), ({"echo": "yes"}, "echo"), ({"logprobs": True}, "logprobs"), ({"logprobs": 21}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"), ({"suffix": "x"}, "suffix"),
+    ],
+)  # fmt: skip
+def test_fields_of_completions_are_checked_and_named(fields: dict[str, Any], param: str) -> None:
+    error = refused(msgspec.json.encode({"model": "m", "prompt": "x", **fields}), COMPLETIONS)
+    assert error.status == 400
+    assert (error.param or "").startswith(param)
