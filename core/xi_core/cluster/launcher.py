@@ -24,6 +24,8 @@ from xi_core.config import settings
 from xi_core.errors import ConfigError, XiError
 
 BACKLOG = 2048
+LOCAL_SOCKETS = hasattr(socket, "AF_UNIX")
+"""Where there are none, the processes talk over loopback, which any user of the machine can reach."""
 MARGIN = 4.0
 """Seconds beyond the grace in which everything must have stopped."""
 TRIES = 3
@@ -39,7 +41,7 @@ class Launcher:
         self._started = False
         self._signals = 0
         self._listening = listening
-        endpoint = f"ipc://{runtime.path}/supervisor.sock"
+        endpoint = f"ipc://{runtime.path}/supervisor.sock" if LOCAL_SOCKETS else f"tcp://127.0.0.1:{_free_port()}"
         self._supervisor = Sibling(
             "supervisor", ["xi_core.cluster.supervisor", "--endpoint", endpoint], first=["--settle", "0"], secret=False
         )
@@ -159,6 +161,12 @@ def listen(host: str, port: int) -> socket.socket:
         found.close()
         raise ConfigError(_why_not(host, port, error)) from None
     return found
+
+
+def _free_port() -> int:
+    """A port of loopback for the supervisor, whose address the others must know before it listens."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _why_not(host: str, port: int, error: OSError) -> str:
