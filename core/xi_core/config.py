@@ -37,6 +37,10 @@ class Settings(Struct, kw_only=True, frozen=True):
     """Which plugins load, by entry point name: `a,b` allows only these, `-a,-b` blocks these."""
     launch_strategy: str = "idle_first"
     """The scheduler that places replicas."""
+    allow_multi_replica_per_gpu: bool = True
+    """Whether a device may take several replicas, as far as its memory goes."""
+    port_range: str = "20000-29999"
+    """Ports for the ranks of sharded replicas, FIRST-LAST; best outside those that the system gives to outgoing connections."""
     router: str = "least_loaded"
     """The router that chooses a replica for each request."""
     launch_timeout: Seconds = 600.0
@@ -69,6 +73,7 @@ XINFERENCE_NAMES = {
     "home": "XINFERENCE_HOME",
     "endpoint": "XINFERENCE_ENDPOINT",
     "launch_strategy": "XINFERENCE_LAUNCH_STRATEGY",
+    "allow_multi_replica_per_gpu": "XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU",
     "batch_size": "XINFERENCE_BATCH_SIZE",
     "batch_interval": "XINFERENCE_BATCH_INTERVAL",
 }

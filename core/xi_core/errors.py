@@ -177,6 +177,12 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class WorkerNotFound(NotFound):
+    """No worker has this name."""
+
+    code = "worker_not_found"
+
+
 class Conflict(XiError):
     """The uid is taken by a launch with another spec."""
 

@@ -29,6 +29,15 @@ LaunchState = Literal["PENDING", "PREPARING", "STARTING", "LOADING", "READY", "F
 READY: every replica makes progress. FAILED and CANCELLED are ends; STOPPING leads to removal."""
 
 
+class ReplicaConfig(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Where one replica goes, instead of what the launch says for all: `replica_config` holds one for each replica."""
+
+    worker: Name | None = None
+    """A worker's name or address, or several with commas."""
+    gpu_idx: list[int] | None = None
+    n_gpu: Annotated[int, Meta(ge=0)] | None = None
+
+
 class LaunchSpec(Struct, kw_only=True, omit_defaults=True):
     """What the user asked for, whole: two equal specs are the same launch.
 
@@ -46,12 +55,23 @@ class LaunchSpec(Struct, kw_only=True, omit_defaults=True):
     replica: Annotated[int, Meta(ge=1, le=1024)] = 1
     n_gpu: int | Literal["auto"] | None = "auto"
     gpu_idx: list[int] | None = None
+    n_worker: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Workers that share each replica. Above 1 the engine shards the model over them, with `n_gpu` devices on each."""
+    gpu_pool: Annotated[int, Meta(ge=1)] | None = None
+    """Most devices that all replicas hold together; None: as many as there are."""
+    worker_ip: Name | None = None
+    """The workers to choose from: a name or an address, or several with commas."""
+    replica_config: list[ReplicaConfig] | None = None
+    scheduler: Name | None = None
+    """What places the replicas; None: `XI_LAUNCH_STRATEGY`."""
     enable_thinking: bool | None = None
     """Whether the model thinks where a request doesn't say; None leaves it to its chat template."""
     tool_parser: Name | None = None
     """Parser of tool calls instead of the model's own; `none` for none."""
     reasoning_parser: Name | None = None
     """Parser of reasoning instead of the model's own; `none` for none."""
+    lora_modules: dict[Uid, Name] = msgspec.field(default_factory=dict)
+    """LoRA adapters to serve beside the model: the name that requests call each by, and its directory."""
     env: dict[str, str] = msgspec.field(default_factory=dict)
     options: dict[str, Any] = msgspec.field(default_factory=dict)
 
@@ -60,6 +80,17 @@ class LaunchAnswer(Struct, kw_only=True):
     """Answer to `POST /v1/models`."""
 
     model_uid: str
+
+
+class RankStatus(Struct, kw_only=True):
+    """One rank of a sharded replica, as last reported."""
+
+    rank: int
+    state: LaunchState
+    stage: str = ""
+    worker: str = ""
+    devices: list[str] = msgspec.field(default_factory=list)
+    pid: int | None = None
 
 
 class ReplicaStatus(Struct, kw_only=True):
@@ -75,6 +106,8 @@ class ReplicaStatus(Struct, kw_only=True):
     pid: int | None = None
     restarts: int = 0
     error: str | None = None
+    ranks: list[RankStatus] = msgspec.field(default_factory=list)
+    """Of a replica that is sharded over several workers; else empty."""
 
 
 class ModelStatus(Struct, kw_only=True):
@@ -91,6 +124,8 @@ class ModelStatus(Struct, kw_only=True):
     context_length: int | None = None
     replicas: list[ReplicaStatus] = msgspec.field(default_factory=list)
     error: str | None = None
+    ready_replicas: int = 0
+    """How many replicas serve; the launch is READY when `spec.replica` do."""
     error_code: str | None = None
     """Code of the error that the replica named itself, such as `artifact_error`."""
 
@@ -105,6 +140,24 @@ class ModelStatus(Struct, kw_only=True):
         if self.state in ("CANCELLED", "STOPPING"):
             raise LaunchCancelled(f"model '{self.model_uid}' was terminated before it was ready")
         return self.state == "READY"
+
+
+class DeviceVerdict(Struct, kw_only=True):
+    """Why a device, or a worker where `device` is empty, was taken or not."""
+
+    worker: str
+    device: str = ""
+    taken: bool
+    reason: str
+
+
+class PlacementReport(Struct, kw_only=True):
+    """Where one replica would go: a worker for each rank and its devices, or why nowhere; every candidate's reason in both cases."""
+
+    placed: bool
+    reason: str = ""
+    ranks: list[RankStatus] = msgspec.field(default_factory=list)
+    candidates: list[DeviceVerdict] = msgspec.field(default_factory=list)
 
 
 class EngineStatus(Struct, kw_only=True):

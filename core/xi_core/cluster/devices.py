@@ -16,6 +16,8 @@ class Device(Struct, kw_only=True):
     memory: int = 0
     memory_free: int = 0
     utilisation: float = 0.0
+    domain: str = ""
+    """Devices of one worker with the same domain are joined by its fastest link (NVLink, xGMI)."""
 
 
 class DeviceProbe(ABC):

@@ -9,16 +9,18 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from xi_core.api.control import ProcessInfo
-from xi_core.cluster.launches import Action, Start, Stop, Wanted
+from xi_core.cluster import rendezvous
+from xi_core.cluster.launches import Wanted
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.messages import StartReplica, StopReplica
+from xi_core.cluster.replicas import Action, Start, Stop
 from xi_core.cluster.resolve import Resolver, WorkerLink
 from xi_core.cluster.table import RoutingTable
 from xi_core.config import Settings
-from xi_core.errors import DeadlineExceeded, TransportError, Unavailable, XiError
+from xi_core.errors import DeadlineExceeded, LaunchError, TransportError, Unavailable, XiError
 from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Link
-from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan, ServingLimits
+from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan, LoraModule, ServingLimits
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class Executor:
         self.gateways: dict[Link, ProcessInfo] = {}
         self.table = table
         self._hub, self._settings, self._lifecycle, self._replica_transport = hub, config, lifecycle, replica_transport
-        self.resolver = Resolver(hub, self.any_workers)
+        self.resolver = Resolver(hub, config, self.any_workers)
         self._moved = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,35 +72,44 @@ class Executor:
                 log.warning("a gateway doesn't take the routing table: %s", error)
 
     async def _start_replica(self, action: Start) -> None:
-        launch, worker = self._lifecycle.find(action.uid), self.workers.get(action.worker)
-        if launch is None or worker is None:
-            self.do(self._lifecycle.replica_gone(time.monotonic(), action.incarnation, f"worker {action.worker} is away"))
+        launch = self._lifecycle.find(action.uid)
+        if launch is None:
+            self._gone(action, 0, Unavailable(f"'{action.uid}' is not wanted any more"))
             return
-        command = StartReplica(
-            spec=launch.wanted.spec,
-            model=launch.wanted.model,
-            plan=self._plan(action, launch.wanted),
-            created=launch.wanted.created,
-            deadline=action.deadline,
-        )
+        commands = [self._command(action, launch.wanted, rank) for rank in range(len(action.assignments))]
         try:
-            await worker.link.call(command)
-        except TransportError:
-            return  # its next registration tells whether the command came through
-        except XiError as error:
-            self.do(self._lifecycle.replica_gone(time.monotonic(), action.incarnation, error.message))
+            if len(commands) > 1:
+                commands = await rendezvous.prepare(self.workers, action.assignments, commands)
+            await asyncio.gather(
+                *(rendezvous.ask(self.workers, a, c, n) for n, (a, c) in enumerate(zip(action.assignments, commands, strict=True)))
+            )
+        except rendezvous.RankError as error:
+            self._gone(action, error.rank, error.reason)
+
+    def _gone(self, action: Start, rank: int, error: XiError) -> None:
+        """A rank could not be started. Where its worker fell silent, the next registration tells whether the command came through."""
+        if isinstance(error, TransportError):
+            return
+        final = isinstance(error, LaunchError)
+        code = error.code if final else None
+        self.do(self._lifecycle.replica_gone(time.monotonic(), action.incarnation, error.message, final, code, rank))
 
     async def _stop_replica(self, action: Stop) -> None:
         worker = self.workers.get(action.worker)
         if worker is None:
             return  # when it comes back and still has it, it is told again
         try:
-            await worker.link.call(StopReplica(action.replica_id, action.grace, action.incarnation))
+            await worker.link.call(StopReplica(action.replica_id, action.grace, action.incarnation, action.rank))
         except XiError as error:
             log.warning("worker %s was asked to stop %s: %s", action.worker, action.replica_id, error)
 
-    def _plan(self, action: Start, wanted: Wanted) -> LaunchPlan:
-        """The plan of one replica; its worker fills in the artifact's path and the endpoint."""
+    def _command(self, action: Start, wanted: Wanted, rank: int) -> StartReplica:
+        """What starts one rank, but for the rendezvous."""
+        plan = self._plan(action, wanted, rank)
+        return StartReplica(spec=wanted.spec, model=wanted.model, plan=plan, created=wanted.created, deadline=action.deadline)
+
+    def _plan(self, action: Start, wanted: Wanted, rank: int) -> LaunchPlan:
+        """The plan of one rank; its worker fills in the endpoint and the paths of its own disk."""
         engine, model, config = self._hub.engines.get(wanted.engine), wanted.model, self._settings
         return LaunchPlan(
             uid=wanted.uid,
@@ -109,10 +120,14 @@ class Executor:
             endpoint="",
             transport=self._replica_transport,
             options=wanted.spec.options,
-            devices=list(action.devices),
+            devices=list(action.assignments[rank].devices),
             parsers=self.resolver.parsers(model),
             chat_template=model.chat_template,
             enable_thinking=wanted.spec.enable_thinking,
+            lora_modules=[LoraModule(name=name, path=path) for name, path in wanted.spec.lora_modules.items()],
+            memory=wanted.memory,
+            memory_share=wanted.memory_share,
+            exclusive=wanted.exclusive,
             limits=ServingLimits(
                 batch_size=config.batch_size,
                 batch_interval=config.batch_interval,

@@ -1,45 +1,21 @@
-"""Launches and their replicas as the supervisor's pure core keeps them, and the actions that it asks for. See `lifecycle`."""
+"""Launches as the supervisor's pure core keeps them: what is wanted, how far it is, and how it ended. See `lifecycle`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
-from xi_core.api.control import LaunchSpec, LaunchState, ModelStatus, ReplicaStatus
-from xi_core.cluster.messages import ModelRoute, ReplicaRecord, ReplicaRoute
+from xi_core.api.control import LaunchSpec, LaunchState, ModelStatus
+from xi_core.cluster.messages import ModelRoute, ReplicaRecord
+from xi_core.cluster.placement import Assignment, PlacementRequest
+from xi_core.cluster.replicas import ORDER, Action, Replica, rank_of
 from xi_core.models.family import ModelSpec
 
 End = Literal["", "FAILED", "CANCELLED", "STOPPED"]
 """How a launch ended; empty while it is wanted. STOPPED: terminated after it had been READY; it is no longer listed."""
-
-ORDER: tuple[LaunchState, ...] = ("PENDING", "PREPARING", "STARTING", "LOADING", "READY")
-"""States of a wanted launch, in the order in which they come: a launch is as far as its last replica."""
-
-
-class Start(Struct, frozen=True):
-    """Action: start this life of a replica on a worker, within so many seconds."""
-
-    worker: str
-    uid: str
-    replica_id: str
-    incarnation: str
-    devices: tuple[str, ...]
-    deadline: float
-
-
-class Stop(Struct, frozen=True):
-    """Action: end this life of a replica, after `grace` seconds at most."""
-
-    worker: str
-    replica_id: str
-    incarnation: str
-    grace: float
-
-
-Action = Start | Stop
 
 MASK = "***"
 """What users see of the values of a launch's environment variables: they may be tokens."""
@@ -58,80 +34,33 @@ class Wanted(Struct, frozen=True, kw_only=True):
     model: ModelSpec
     engine: str
     n_gpu: int
+    """Devices of each rank."""
     created: int
+    memory: int = 0
+    """Bytes that it takes of each device; 0 where nobody knows."""
+    memory_share: float = 0.0
+    """Part of each device's whole memory that the engine takes, whatever the model."""
+    exclusive: bool = False
+    """It shares no device with another replica."""
 
-
-@dataclass
-class Replica:
-    """One replica of a launch. It is live from the moment its start was asked for until its worker says that it is gone."""
-
-    replica_id: str
-    incarnation: str = ""
-    """Which life; empty when it has none."""
-    worker: str = ""
-    devices: tuple[str, ...] = ()
-    state: LaunchState = "PENDING"
-    stage: str = ""
-    progress: float | None = None
-    pid: int | None = None
-    starts: int = 0
-    error: str | None = None
-    deaths: list[float] = field(default_factory=list)
-    """Times of the deaths that nobody asked for, the last 60 s of them."""
-    start_at: float | None = None
-    """When to start it next, where it is not live; None: as soon as there is a place."""
-    lost_at: float | None = None
-    """Since when its worker has been away."""
-    route: ReplicaRoute | None = None
-    context_length: int = 0
-    endpoints: tuple[str, ...] = ()
-
-    @property
-    def live(self) -> bool:
-        """Whether a process of it may exist."""
-        return bool(self.incarnation)
-
-    @property
-    def restarts(self) -> int:
-        """How often it was started again."""
-        return max(0, self.starts - 1)
-
-    def clear(self) -> None:
-        """Forget the life that ended."""
-        self.incarnation, self.worker, self.devices = "", "", ()
-        self.state, self.stage, self.progress, self.pid = "PENDING", "", None, None
-        self.lost_at, self.route, self.context_length, self.endpoints = None, None, 0, ()
-
-    def take(self, record: ReplicaRecord) -> None:
-        """Take over what its worker reports of its life."""
-        status, plan = record.status, record.plan
-        self.state, self.stage, self.progress, self.pid = status.state, status.stage, status.progress, status.pid
-        self.lost_at = None
-        if status.state != "READY" or record.manifest is None:
-            self.route = None
-            return
-        self.error = None
-        self.context_length, self.endpoints = record.context_length, tuple(sorted(record.manifest.endpoints))
-        self.route = ReplicaRoute(
-            replica_id=self.replica_id,
-            incarnation=self.incarnation,
-            endpoint=record.endpoint,
-            transport=plan.transport,
-            slots=record.slots,
-        )
-
-    def status(self) -> ReplicaStatus:
-        """As the control API shows it."""
-        return ReplicaStatus(
-            replica_id=self.replica_id,
-            state=self.state,
-            stage=self.stage,
-            progress=self.progress,
-            worker=self.worker,
-            devices=list(self.devices),
-            pid=self.pid,
-            restarts=self.restarts,
-            error=self.error,
+    def request(self, number: int, others: list[Replica]) -> PlacementRequest:
+        """What to ask a scheduler for its replica of this number, beside `others` of the launch."""
+        spec, configs = self.spec, self.spec.replica_config or []
+        own = configs[number] if number < len(configs) else None
+        pool = own.gpu_idx if own is not None and own.gpu_idx is not None else spec.gpu_idx
+        names = own.worker if own is not None and own.worker else spec.worker_ip
+        return PlacementRequest(
+            uid=self.uid,
+            engine=self.engine,
+            n_gpu=own.n_gpu if own is not None and own.n_gpu is not None else self.n_gpu,
+            gpu_idx=None if pool is None else tuple(pool),
+            n_worker=spec.n_worker,
+            workers=tuple(name.strip() for name in names.split(",") if name.strip()) if names else None,
+            memory=self.memory,
+            memory_share=self.memory_share,
+            held=tuple(Assignment(r.worker, r.devices) for other in others for r in other.ranks if not r.gone),
+            gpu_pool=spec.gpu_pool,
+            exclusive=self.exclusive,
         )
 
 
@@ -171,19 +100,38 @@ class LaunchEntry:
             return "STOPPING"
         if self.end in ("FAILED", "CANCELLED"):
             return self.end
-        return min((r.state if r.state in ORDER else "PENDING" for r in self.replicas), key=ORDER.index)
+        states: list[LaunchState] = [r.state if r.state in ORDER else "PENDING" for r in self.replicas if r.wanted]
+        return min(states, key=ORDER.index, default="PENDING")
 
     def open_until(self, deadline: float) -> None:
         """It isn't READY any more, or not yet: unless it has a deadline, this is it."""
         if self.deadline is None:
             self.deadline = deadline
 
+    def takes(self, spec: LaunchSpec) -> bool:
+        """Whether a replica that was started for `spec` may serve it: all but the number of replicas must be the same."""
+        return msgspec.structs.replace(spec, replica=self.wanted.spec.replica) == self.wanted.spec
+
+    def free_ids(self, count: int) -> list[str]:
+        """Names for so many more replicas."""
+        taken = {replica.replica_id for replica in self.replicas}
+        names = (f"{self.uid}-{number}" for number in range(len(taken) + count))
+        return [name for name in names if name not in taken][:count]
+
+    def free_id(self) -> str:
+        """A name for one more replica."""
+        return self.free_ids(1)[0]
+
     def take(self, replica: Replica, record: ReplicaRecord, deadline: float) -> None:
         """Take over what a worker reports of one of its replicas. If it isn't READY then, it has until `deadline` to be."""
-        replica.take(record)
+        replica.take(rank_of(record), record)
+        self.look(deadline)
+
+    def look(self, deadline: float) -> None:
+        """Something has changed: see whether it is READY; if not, it has until `deadline` to be."""
         if self.end:
-            replica.route = None
-        elif self.state == "READY":
+            return
+        if self.state == "READY":
             self.was_ready, self.deadline = True, None
         else:
             self.open_until(deadline)
@@ -191,9 +139,9 @@ class LaunchEntry:
     def stops(self, grace: float) -> list[Action]:
         """It is not wanted any more: what ends its live replicas, which serve no new requests from now on."""
         for replica in self.replicas:
-            replica.state, replica.route = ("STOPPING" if replica.live else self.state), None
+            replica.state = "STOPPING" if replica.live else self.state
             replica.stage = replica.stage if replica.live else ""
-        return [Stop(r.worker, r.replica_id, r.incarnation, grace) for r in self.live]
+        return [stop for replica in self.live for stop in replica.stops(grace)]
 
     def status(self) -> ModelStatus:
         """As the control API shows it."""
@@ -210,6 +158,7 @@ class LaunchEntry:
             quantization=wanted.model.quantization,
             context_length=min(known) if known else wanted.model.context_length,
             replicas=[r.status() for r in self.replicas],
+            ready_replicas=sum(r.route is not None for r in self.replicas) if not self.end else 0,
             error=self.error,
             error_code=self.error_code,
         )
@@ -225,6 +174,7 @@ class LaunchEntry:
             replicas=[r.route for r in ready if r.route is not None],
             context_length=min((r.context_length for r in ready), default=None),
             endpoints=sorted(common),
+            adapters=[] if self.end else sorted(self.wanted.spec.lora_modules),
         )
 
     def _detail(self) -> str:

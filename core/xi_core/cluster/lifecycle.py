@@ -1,24 +1,30 @@
 """Lifecycle: what happens to launches and their replicas. Pure: events in, actions out; no I/O and no clock (`now` comes with each event).
 
 The supervisor feeds it and carries out the `Start` and `Stop` actions that it answers. What runs is known from workers only: a
-replica is live from its `Start` until its worker says that it is gone, and holds its devices for just as long.
+replica is live from its `Start` until its workers say that every rank is gone, and holds its devices for just as long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
+
+import msgspec
 
 from xi_core.cluster import members as placing
-from xi_core.cluster.launches import Action, LaunchEntry, Replica, Start, Stop, Wanted, differences
+from xi_core.cluster.devices import Device
+from xi_core.cluster.launches import LaunchEntry, Wanted, differences
+from xi_core.cluster.lora_choice import check_taken
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
-from xi_core.cluster.placement import Placement, PlacementRequest, Rejection, Scheduler
-from xi_core.errors import Conflict, ModelNotFound, NoPlacement
+from xi_core.cluster.placement import Placement, Rejection, Scheduler
+from xi_core.cluster.replicas import Action, Ending, Rank, Replica, rank_of
+from xi_core.cluster.state import BACKOFF, RESTARTS, WINDOW, ClusterState, adopt_life, adopted, refused
+from xi_core.errors import Conflict, InvalidRequest, ModelNotFound, NoPlacement, WorkerNotFound
+
+__all__ = ["BACKOFF", "KEPT", "LEASE", "RESTARTS", "WINDOW", "Lifecycle"]
 
 LEASE = 1.5
 """Seconds for which a worker's word holds after its link went down."""
-RESTARTS, WINDOW, BACKOFF = 3, 60.0, 0.5
-"""A replica is restarted so many times within the window, in seconds; before the first restart comes this pause, doubled each time."""
 KEPT = 600.0
 """Seconds for which an ended launch is remembered: for its reason to be read, and for a worker that comes back with replicas of it."""
 
@@ -26,53 +32,89 @@ KEPT = 600.0
 class Lifecycle:
     """All launches of a cluster. Times are in seconds of any steady clock."""
 
-    def __init__(self, scheduler: Scheduler, epoch: str, *, launch_timeout: float, grace: float, settled_at: float = 0.0) -> None:
-        """`epoch` makes incarnations unique over supervisors; before `settled_at` nothing is placed: workers may report it yet."""
-        self.members: dict[str, Member] = {}
-        self._launches: dict[str, LaunchEntry] = {}
-        self._scheduler = scheduler
-        self._epoch, self._lives = epoch, 0
-        self._launch_timeout, self._grace, self._settled_at = launch_timeout, grace, settled_at
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        epoch: str,
+        *,
+        launch_timeout: float,
+        grace: float,
+        settled_at: float = 0.0,
+        schedulers: Mapping[str, Scheduler] | None = None,
+    ) -> None:
+        """`epoch` makes incarnations unique over supervisors; before `settled_at` nothing is placed: workers may report it yet.
+
+        `scheduler` places launches that don't name one of `schedulers`.
+        """
+        self._state = ClusterState(
+            {**(schedulers or {}), "": scheduler}, epoch, launch_timeout=launch_timeout, grace=grace, settled_at=settled_at
+        )
 
     # ---- reading --------------------------------------------------------------------------------
 
+    @property
+    def members(self) -> dict[str, Member]:
+        """The workers that have joined, by name."""
+        return self._state.members
+
     def find(self, uid: str) -> LaunchEntry | None:
         """The launch of this uid that users can see."""
-        launch = self._launches.get(uid)
+        launch = self._state.launches.get(uid)
         return launch if launch is not None and launch.listed else None
 
     def listed(self) -> list[LaunchEntry]:
         """All launches that users can see, oldest first."""
-        return [launch for launch in self._launches.values() if launch.listed]
+        return [launch for launch in self._state.launches.values() if launch.listed]
 
     def has_live(self, uid: str) -> bool:
         """Whether any process of this launch may still exist."""
-        launch = self._launches.get(uid)
+        launch = self._state.launches.get(uid)
         return launch is not None and bool(launch.live)
+
+    def holds(self, worker: str) -> list[str]:
+        """The replicas of which a process may exist on this worker."""
+        return [r.replica_id for _, r in self._state.replicas() if any(k.worker == worker and not k.gone for k in r.ranks)]
 
     def next_wake(self) -> float | None:
         """When `tick` has something to do next."""
         times: list[float] = []
-        for launch, replica in self._replicas():
+        for launch, replica in self._state.replicas():
             if replica.lost_at is not None:
                 times.append(replica.lost_at + 2 * LEASE)
+            if replica.move_by is not None and not replica.leaving:
+                times.append(replica.move_by)
             if not launch.end and not replica.live and replica.start_at is not None:
-                times.append(max(replica.start_at, self._settled_at))
-        for launch in self._launches.values():
+                times.append(max(replica.start_at, self._state.settled_at))
+        for launch in self._state.launches.values():
             if launch.end:
                 times.append(launch.ended_at + KEPT)
             elif launch.deadline is not None:
                 times.append(launch.deadline)
         return min(times, default=None)
 
-    # ---- events ---------------------------------------------------------------------------------
+    def explain(self, wanted: Wanted) -> list[Placement | Rejection]:
+        """Where each replica of a launch would go now, and why not elsewhere. Nothing is reserved; it ends at the first rejection."""
+        launch = LaunchEntry(
+            wanted=wanted, replicas=[Replica(replica_id=f"{wanted.uid}-{n}") for n in range(wanted.spec.replica)], deadline=0
+        )
+        decisions: list[Placement | Rejection] = []
+        for replica in launch.replicas:
+            decision = self._state.place(launch, replica)
+            decisions.append(decision)
+            if isinstance(decision, Rejection):
+                break
+            replica.begin("explained", decision.assignments)
+        return decisions
+
+    # ---- what users ask for ---------------------------------------------------------------------
 
     def accept(self, now: float, wanted: Wanted) -> list[Action]:
         """A launch is asked for. The same spec again is the same launch: nothing happens.
 
-        Raises `Conflict` where the uid is taken by another spec, or by a launch whose processes aren't gone yet; `NoPlacement`.
+        Raises `Conflict` where the uid is taken by another spec, or by a launch whose processes aren't gone yet, or where a name is that of
+        another launch or of its LoRA modules; `NoPlacement`.
         """
-        before = self._launches.get(wanted.uid)
+        before = self._state.launches.get(wanted.uid)
         if before is not None and not before.end:
             if before.wanted.spec == wanted.spec:
                 return []
@@ -83,61 +125,127 @@ class Lifecycle:
             )
         if before is not None and before.live:
             raise Conflict(f"'{wanted.uid}' is still stopping; try again in a moment", param="model_uid", retry_after=1.0)
-        replicas = [Replica(replica_id=f"{wanted.uid}-{n}", start_at=now) for n in range(wanted.spec.replica)]
-        launch = LaunchEntry(wanted=wanted, replicas=replicas, deadline=now + self._launch_timeout)
-        # A dict keeps the place of a key that is set again; this launch is new, so it goes to the end.
-        self._launches.pop(wanted.uid, None)
-        self._launches[wanted.uid] = launch
-        if now < self._settled_at:
+        check_taken(wanted.spec, self.listed())
+        launch = self._enter(now, wanted)
+        if now < self._state.settled_at:
             return []
-        actions: list[Action] = []
-        for replica in replicas:
-            started = self._start(now, launch, replica)
-            if isinstance(started, Rejection):
-                del self._launches[wanted.uid]
-                where = f"replica {len(actions) + 1} of {len(replicas)} of " if len(replicas) > 1 else ""
-                raise NoPlacement(f"no place for {where}'{wanted.uid}': {placing.explain(started)}")
-            actions.append(started)
-        return actions
+        try:
+            return self._start_all(now, launch, launch.replicas)
+        except NoPlacement:
+            del self._state.launches[wanted.uid]
+            raise
+
+    def restore(self, now: float, wanted: Wanted) -> None:
+        """A launch of a former life of this supervisor. Its replicas are adopted as workers report them, or started when it has settled."""
+        if wanted.uid not in self._state.launches:
+            self._enter(now, wanted)
 
     def terminate(self, now: float, uid: str) -> list[Action]:
         """A launch is not wanted any more; `has_live` tells when it is gone. Raises `ModelNotFound`."""
-        launch = self.find(uid)
-        if launch is None:
-            raise ModelNotFound(
-                f"no model '{uid}' is launched; launched: {', '.join(e.uid for e in self.listed()) or 'none'}", param="model_uid"
-            )
+        launch = self._known(uid)
         if launch.end:
             launch.end = "STOPPED"
             return []
         launch.end, launch.ended_at = ("STOPPED" if launch.was_ready else "CANCELLED"), now
         launch.error = None if launch.was_ready else "terminated before it was ready"
-        return launch.stops(self._grace if launch.was_ready else 0.0)
+        return launch.stops(self._state.grace if launch.was_ready else 0.0)
+
+    def scale(self, now: float, uid: str, count: int) -> list[Action]:
+        """Have so many replicas of a launch. Those that go finish what they run.
+
+        Raises `ModelNotFound`, `InvalidRequest`, `Conflict` for a launch that has ended, and `NoPlacement` where nothing changes then.
+        """
+        launch = self._known(uid)
+        if launch.end:
+            raise Conflict(f"'{uid}' is {launch.state}; launch it again to serve it", param="model_uid")
+        if count < 1:
+            raise InvalidRequest(f"replica: {count} is too few; to serve none, terminate '{uid}'", param="replica")
+        if launch.wanted.spec.replica_config:
+            raise Conflict(
+                f"each replica of '{uid}' has a place of its own (replica_config); launch it anew to change them", param="replica"
+            )
+        kept = [r for r in launch.replicas if r.wanted]
+        actions: list[Action] = []
+        if count > len(kept):
+            new = [Replica(replica_id=i, start_at=now) for i in launch.free_ids(count - len(kept))]
+            launch.replicas += new
+            launch.open_until(now + self._state.launch_timeout)
+            try:
+                actions += self._start_all(now, launch, new) if now >= self._state.settled_at else []
+            except NoPlacement:
+                launch.replicas = [r for r in launch.replicas if r not in new]
+                launch.look(now + self._state.launch_timeout)
+                raise
+        else:
+            for replica in sorted(kept, key=lambda r: r.state == "READY")[: len(kept) - count]:
+                actions += self._state.dismiss(launch, replica)
+        launch.wanted = msgspec.structs.replace(launch.wanted, spec=msgspec.structs.replace(launch.wanted.spec, replica=count))
+        launch.look(now + self._state.launch_timeout)
+        return actions
+
+    def drain(self, now: float, worker: str, seconds: float) -> list[Action]:
+        """Move everything from a worker to others, each replica once its replacement is READY; what is left then ends after `seconds`.
+
+        Raises `WorkerNotFound`.
+        """
+        member = self.members.get(worker)
+        if member is None:
+            raise WorkerNotFound(f"there is no worker '{worker}'; workers: {', '.join(sorted(self.members)) or 'none'}", param="worker")
+        member.draining = True
+        for launch, replica in list(self._state.replicas()):
+            here = any(rank.worker == worker and not rank.gone for rank in replica.ranks)
+            if here and replica.wanted and replica.move_by is None and not launch.end:
+                self._state.move(launch, replica, now + seconds)
+        return self._state.start_due(now)
+
+    def undrain(self, now: float, worker: str) -> list[Action]:
+        """Let a worker take replicas again. What has begun to move moves on. Raises `WorkerNotFound`."""
+        if worker not in self.members:
+            raise WorkerNotFound(f"there is no worker '{worker}'; workers: {', '.join(sorted(self.members)) or 'none'}", param="worker")
+        self.members[worker].draining = False
+        return self._state.start_due(now)
+
+    # ---- what workers tell ----------------------------------------------------------------------
 
     def worker_joined(self, now: float, member: Member, records: Iterable[ReplicaRecord]) -> list[Action]:
         """A worker registered, for the first time or again, and told all replicas that it runs, or that failed while it was alone."""
+        before = self.members.get(member.name)
+        member.draining = before is not None and before.draining
         self.members[member.name] = member
         actions: list[Action] = []
-        reported: set[str] = set()
+        reported: set[tuple[str, int]] = set()
         for record in records:
-            reported.add(record.plan.incarnation)
+            reported.add((record.plan.incarnation, rank_of(record)))
             actions += self._adopt(now, member, record)
-        for launch, replica in list(self._replicas()):
-            if replica.live and replica.worker == member.name and replica.incarnation not in reported:
-                replica.clear()
-                replica.stage = f"worker {member.name} started anew"
-                launch.open_until(now + self._launch_timeout)
-        return actions + self._start_due(now)
+        for launch, replica in list(self._state.replicas()):
+            missing = [
+                rank
+                for number, rank in enumerate(replica.ranks)
+                if rank.worker == member.name and not rank.gone and (replica.incarnation, number) not in reported
+            ]
+            if missing:
+                why = Ending(f"worker {member.name} started anew", fault=False)
+                actions += self._state.lose(now, launch, replica, missing, why)
+        return actions + self._state.start_due(now)
+
+    def worker_beat(self, now: float, worker: str, devices: list[Device]) -> list[Action]:
+        """A worker told how its devices are now."""
+        member = self.members.get(worker)
+        if member is None or member.devices == devices:
+            return []
+        member.devices = devices
+        return self._state.start_due(now)
 
     def worker_left(self, now: float, worker: str) -> list[Action]:
         """A worker's link went down. What it runs goes on; it has two leases to come back."""
         member = self.members.get(worker)
         if member is not None:
             member.present = False
-        for launch, replica in self._replicas():
-            if replica.live and replica.worker == worker and replica.lost_at is None:
-                replica.lost_at = now
-                launch.open_until(now + self._launch_timeout)
+        for launch, replica in self._state.replicas():
+            for rank in replica.ranks:
+                if rank.worker == worker and not rank.gone and rank.lost_at is None:
+                    rank.lost_at = now
+                    launch.open_until(now + self._state.launch_timeout)
         return []
 
     def worker_leaving(self, worker: str) -> list[Action]:
@@ -149,150 +257,119 @@ class Lifecycle:
 
     def replica_updated(self, now: float, worker: str, record: ReplicaRecord) -> list[Action]:
         """A worker told how one of its replicas is."""
-        found = self._by_life(record.plan.incarnation)
-        if found is None:
-            return _refused(worker, record)
-        found[0].take(found[1], record, now + self._launch_timeout)
-        return []
+        found = self._state.by_life(record.plan.incarnation)
+        if found is None or rank_of(record) >= len(found[1].ranks) or found[1].ranks[rank_of(record)].gone:
+            return refused(worker, record)
+        found[0].take(found[1], record, now + self._state.launch_timeout)
+        return self._state.moved(found[0])
 
     def replica_gone(
-        self, now: float, incarnation: str, error: str | None = None, final: bool = False, code: str | None = None
+        self, now: float, incarnation: str, error: str | None = None, final: bool = False, code: str | None = None, rank: int = 0
     ) -> list[Action]:
-        """A life of a replica has ended. `final`: it could not be loaded and said why, so that trying again is of no use."""
-        found = self._by_life(incarnation)
-        if found is None:
+        """A rank of a life has ended. `final`: it could not be loaded and said why, so that trying again is of no use."""
+        found = self._state.by_life(incarnation)
+        if found is None or rank >= len(found[1].ranks) or found[1].ranks[rank].gone:
             return []
         launch, replica = found
-        if launch.end:
-            replica.clear()
-            replica.state = launch.state
-            return self._start_due(now)
-        host = self.members.get(replica.worker)
+        ended = replica.ranks[rank]
+        host = self.members.get(ended.worker)
+        where = f"rank {rank} on {ended.worker}: " if len(replica.ranks) > 1 else ""
         if host is not None and host.leaving:
-            replica.clear()
-            replica.stage = f"worker {host.name} was stopped"
-            launch.open_until(now + self._launch_timeout)
-            return self._start_due(now)
-        if final and not launch.was_ready and not replica.restarts:
-            launch.error_code = code
-        actions = self._died(now, launch, replica, error or "it ended without a word", final)
-        return actions + self._start_due(now)
+            why = Ending(f"worker {host.name} was stopped", fault=False)
+        else:
+            why = Ending(f"{where}{error or 'it ended without a word'}", final, code)
+        return self._state.lose(now, launch, replica, [ended], why) + self._state.start_due(now)
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed."""
         actions: list[Action] = []
-        for launch in list(self._launches.values()):
+        for launch in list(self._state.launches.values()):
             if launch.end:
                 if now >= launch.ended_at + KEPT and not launch.live:
-                    del self._launches[launch.uid]
+                    del self._state.launches[launch.uid]
             elif launch.deadline is not None and now >= launch.deadline:
-                actions += _fail(now, launch, f"not ready within its time; {_hindrance(launch)}")
-        for launch, replica in list(self._replicas()):
+                actions += self._state.fail(now, launch, f"not ready within its time; {_hindrance(launch)}")
+        for launch, replica in list(self._state.replicas()):
             if replica.lost_at is not None and now >= replica.lost_at + 2 * LEASE:
-                self._expire(now, launch, replica)
-        return actions + self._start_due(now)
+                actions += self._expire(now, launch, replica)
+            if replica.move_by is not None and now >= replica.move_by and replica.live and not replica.leaving and not launch.end:
+                actions += self._overdue_move(launch, replica)
+        return actions + self._state.start_due(now)
 
     # ---- inside ---------------------------------------------------------------------------------
 
-    def _replicas(self) -> Iterator[tuple[LaunchEntry, Replica]]:
-        for launch in self._launches.values():
-            for replica in launch.replicas:
-                yield launch, replica
+    def _known(self, uid: str) -> LaunchEntry:
+        launch = self.find(uid)
+        if launch is None:
+            known = ", ".join(entry.uid for entry in self.listed()) or "none"
+            raise ModelNotFound(f"no model '{uid}' is launched; launched: {known}", param="model_uid")
+        return launch
 
-    def _by_life(self, incarnation: str) -> tuple[LaunchEntry, Replica] | None:
-        return next(((launch, r) for launch, r in self._replicas() if incarnation and r.incarnation == incarnation), None)
+    def _enter(self, now: float, wanted: Wanted) -> LaunchEntry:
+        replicas = [Replica(replica_id=f"{wanted.uid}-{n}", start_at=now) for n in range(wanted.spec.replica)]
+        launch = LaunchEntry(wanted=wanted, replicas=replicas, deadline=now + self._state.launch_timeout)
+        # A dict keeps the place of a key that is set again; this launch is new, so it goes to the end.
+        self._state.launches.pop(wanted.uid, None)
+        self._state.launches[wanted.uid] = launch
+        return launch
 
-    def _start(self, now: float, launch: LaunchEntry, replica: Replica) -> Start | Rejection:
-        wanted = launch.wanted
-        decision = self._place(wanted)
-        if isinstance(decision, Rejection):
-            return decision
-        self._lives += 1
-        replica.incarnation, replica.starts = f"{self._epoch}-{self._lives}", replica.starts + 1
-        replica.worker, replica.devices = decision.worker, decision.devices
-        replica.start_at, replica.stage = None, "placed"
-        left = self._launch_timeout if launch.deadline is None else launch.deadline - now
-        return Start(replica.worker, wanted.uid, replica.replica_id, replica.incarnation, replica.devices, max(0.0, left))
-
-    def _place(self, wanted: Wanted) -> Placement | Rejection:
-        pool = None if wanted.spec.gpu_idx is None else tuple(wanted.spec.gpu_idx)
-        request = PlacementRequest(uid=wanted.uid, engine=wanted.engine, n_gpu=wanted.n_gpu, gpu_idx=pool)
-        return placing.place(self._scheduler, request, placing.view(self.members.values(), (r for _, r in self._replicas())))
-
-    def _start_due(self, now: float) -> list[Action]:
-        """Start what waits, as far as there is room; what finds none waits for the next event."""
+    def _start_all(self, now: float, launch: LaunchEntry, replicas: list[Replica]) -> list[Action]:
+        """Start all of these or none. Raises `NoPlacement`."""
         actions: list[Action] = []
-        for launch, replica in list(self._replicas()):
-            if launch.end or replica.live or (replica.start_at is not None and replica.start_at > now):
-                continue
-            if now < self._settled_at:
-                replica.start_at = self._settled_at
-                continue
-            started = self._start(now, launch, replica)
-            if isinstance(started, Start):
-                actions.append(started)
-            else:
-                replica.start_at, replica.stage = None, f"waiting: {placing.explain(started)}"
+        for replica in replicas:
+            started = self._state.start(now, launch, replica)
+            if isinstance(started, Rejection):
+                for begun in replicas:
+                    begun.clear()
+                where = f"replica {len(actions) + 1} of {len(replicas)} of " if len(replicas) > 1 else ""
+                away = "".join(
+                    f"; worker {m.name} is away, and may come back" for m in self.members.values() if not m.present and not m.leaving
+                )
+                raise NoPlacement(f"no place for {where}'{launch.uid}': {placing.explain(started)}{away}")
+            actions.append(started)
         return actions
 
-    def _died(self, now: float, launch: LaunchEntry, replica: Replica, error: str, final: bool) -> list[Action]:
-        replica.clear()
-        replica.error, replica.stage = error, "restarting"
-        replica.deaths = [at for at in replica.deaths if now - at < WINDOW] + [now]
-        launch.open_until(now + self._launch_timeout)
-        if final and not launch.was_ready and not replica.restarts:
-            return _fail(now, launch, error)
-        if len(replica.deaths) > RESTARTS:
-            return _fail(
-                now, launch, f"replica {replica.replica_id} ended {len(replica.deaths)} times within {WINDOW:g} s; the last time: {error}"
-            )
-        replica.start_at = now + BACKOFF * 2 ** (len(replica.deaths) - 1)
+    def _expire(self, now: float, launch: LaunchEntry, replica: Replica) -> list[Action]:
+        """A worker of it stayed away. Move it if there is a place elsewhere; if not, it may well go on serving, and is asked for again."""
+        lost = [rank for rank in replica.ranks if rank.lost_at is not None and not rank.gone]
+        where = ", ".join(dict.fromkeys(rank.worker for rank in lost))
+        if launch.end or replica.leaving or not isinstance(self._state.place(launch, replica), Rejection):
+            return self._state.lose(now, launch, replica, lost, Ending(f"worker {where} is away", fault=False))
+        for rank in lost:
+            rank.lost_at, rank.stage = now, f"worker {rank.worker} is away"
+        replica.stage = f"worker {where} is away"
         return []
 
-    def _expire(self, now: float, launch: LaunchEntry, replica: Replica) -> None:
-        """Its worker stayed away. Move it if there is a place elsewhere; if not, it may well go on serving, and is asked for again."""
-        if launch.end or not isinstance(self._place(launch.wanted), Rejection):
-            replica.clear()
-        else:
-            replica.lost_at, replica.stage = now, f"worker {replica.worker} is away"
+    def _overdue_move(self, launch: LaunchEntry, replica: Replica) -> list[Action]:
+        """The time of a drain is over, and nothing has taken this replica's place: what was to take it waits as any replica does."""
+        for heir in launch.replicas:
+            if heir.replaces == replica.replica_id:
+                heir.replaces = ""
+        return self._state.dismiss(launch, replica)
 
     def _adopt(self, now: float, member: Member, record: ReplicaRecord) -> list[Action]:
-        """Take over a replica that a worker reports, unless it isn't wanted (any more), or another copy took its place."""
-        plan, failed = record.plan, record.status.state == "FAILED"
-        launch = self._launches.get(plan.uid)
+        """Take over a rank that a worker reports, unless it isn't wanted (any more), or another copy took its place."""
+        plan, number = record.plan, rank_of(record)
+        launch = self._state.launches.get(plan.uid)
         if launch is None and record.status.state != "STOPPING":
-            launch = self._launches[plan.uid] = _adopted(now + self._launch_timeout, record)
+            launch = self._state.launches[plan.uid] = adopted(now, now + self._state.launch_timeout, record)
         replica = next((r for r in launch.replicas if r.replica_id == plan.replica_id), None) if launch else None
-        if launch is None or replica is None or launch.wanted.spec != record.spec:
-            return _refused(member.name, record)
+        if launch is None or replica is None or not launch.takes(record.spec):
+            return refused(member.name, record)
         if replica.incarnation != plan.incarnation:
             if launch.end or replica.live:
-                return _refused(member.name, record)
-            replica.incarnation, replica.worker, replica.devices = plan.incarnation, member.name, tuple(plan.devices)
-            replica.starts, replica.start_at = record.status.restarts + 1, None
-        if failed:
-            return self.replica_gone(now, plan.incarnation, record.status.error)
-        launch.take(replica, record, now + self._launch_timeout)
-        return _refused(member.name, record) if launch.end else []
-
-
-def _adopted(deadline: float, record: ReplicaRecord) -> LaunchEntry:
-    """A launch as a worker's record tells it, to a supervisor that has forgotten it."""
-    plan, spec = record.plan, record.spec
-    wanted = Wanted(uid=plan.uid, spec=spec, model=record.model, engine=plan.engine.name, n_gpu=len(plan.devices), created=record.created)
-    replicas = [Replica(replica_id=f"{plan.uid}-{n}") for n in range(spec.replica)]
-    return LaunchEntry(wanted=wanted, replicas=replicas, deadline=deadline)
-
-
-def _refused(worker: str, record: ReplicaRecord) -> list[Action]:
-    if record.status.state == "FAILED":
-        return []
-    return [Stop(worker, record.plan.replica_id, record.plan.incarnation, 0.0)]
-
-
-def _fail(now: float, launch: LaunchEntry, error: str) -> list[Action]:
-    launch.end, launch.ended_at, launch.error = "FAILED", now, error
-    return launch.stops(0.0)
+                return refused(member.name, record)
+            adopt_life(now, replica, member.name, record)
+        rank = replica.ranks[number] if number < len(replica.ranks) else Rank("", gone=True)
+        if rank.gone or rank.worker != member.name:
+            return refused(member.name, record)
+        if record.status.state == "FAILED":
+            return self.replica_gone(now, plan.incarnation, record.status.error, rank=number)
+        if replica.ending is not None:
+            rank.lost_at = None
+            return refused(member.name, record)
+        launch.take(replica, record, now + self._state.launch_timeout)
+        return refused(member.name, record) if launch.end else self._state.moved(launch)
 
 
 def _hindrance(launch: LaunchEntry) -> str:

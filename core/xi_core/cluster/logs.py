@@ -18,14 +18,14 @@ TAIL = 16 * 1024
 """Bytes at the end of a log that are looked at."""
 
 
-def log_file(home: Path, replica_id: str) -> Path:
-    """Where this replica's output goes."""
-    return home / "logs" / f"{replica_id}.log"
+def log_file(home: Path, replica_id: str, rank: int = 0) -> Path:
+    """Where the output of this replica, or of its rank on this worker, goes."""
+    return home / "logs" / (f"{replica_id}.rank{rank}.log" if rank else f"{replica_id}.log")
 
 
-def open_log(home: Path, replica_id: str) -> IO[bytes]:
+def open_log(home: Path, replica_id: str, rank: int = 0) -> IO[bytes]:
     """A new, empty log; what was there becomes `….log.1`."""
-    path = log_file(home, replica_id)
+    path = log_file(home, replica_id, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         path.replace(_old(path))

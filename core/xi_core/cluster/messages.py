@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
-from xi_core.api.control import EngineStatus, LaunchSpec, ModelStatus, ProcessInfo, ReplicaStatus
+from xi_core.api.control import EngineStatus, LaunchSpec, ModelStatus, PlacementReport, ProcessInfo, ReplicaStatus
 from xi_core.cluster.devices import Device
 from xi_core.engine.info import Support
 from xi_core.models.family import ModelSpec
 from xi_core.wire.manifest import Manifest
-from xi_core.wire.plan import LaunchPlan
+from xi_core.wire.plan import LaunchPlan, RankAddress
 
 # ---- gateway → supervisor -----------------------------------------------------------------------
 
@@ -31,6 +31,27 @@ class GetModel(Struct, tag="get_model"):
     """One launch."""
 
     uid: str
+
+
+class Explain(Struct, tag="explain"):
+    """Where each replica of a launch would go now, device by device, and why. Nothing is started."""
+
+    spec: LaunchSpec
+
+
+class Scale(Struct, tag="scale"):
+    """Have so many replicas of a launch; the answer comes when it is accepted."""
+
+    uid: str
+    replica: int
+
+
+class Drain(Struct, tag="drain", kw_only=True):
+    """Move all replicas from a worker to others within so many seconds; with `undo`, let it take replicas again."""
+
+    worker: str
+    seconds: float
+    undo: bool = False
 
 
 class Terminate(Struct, tag="terminate"):
@@ -85,6 +106,20 @@ class Register(Struct, tag="register", kw_only=True):
     devices: list[Device]
     engines: dict[str, Support]
     replicas: list[ReplicaRecord] = field(default_factory=list)
+    address: str = ""
+    """The host under which other machines reach this worker."""
+    plugins: dict[str, str] = field(default_factory=dict)
+    """The plugins that it has loaded, with the version of each one's distribution."""
+    cpus: int = 0
+    memory: int = 0
+    """Bytes of main memory."""
+
+
+class WorkerBeat(Struct, tag="worker_beat", kw_only=True):
+    """Notice: the worker's devices as they are now. Sent when they changed, once per second at most."""
+
+    worker: str
+    devices: list[Device]
 
 
 class ReplicaUpdate(Struct, tag="replica_update"):
@@ -104,6 +139,7 @@ class ReplicaGone(Struct, tag="replica_gone", kw_only=True):
     """The replica said itself why it can't be loaded: trying again would end the same way."""
     code: str | None = None
     """The error's code in `xi_core.errors`, where it has one."""
+    rank: int = 0
 
 
 class Leaving(Struct, tag="leaving"):
@@ -132,12 +168,28 @@ class StartReplica(Struct, tag="start_replica", kw_only=True):
     """Seconds from now in which the replica must be ready."""
 
 
+class Prepare(Struct, tag="prepare", kw_only=True):
+    """Get ready for one rank of a sharded replica: the artifact on disk, ports that are free. The answer comes when all is there.
+
+    `StartReplica` of the same life follows, with the rendezvous of all ranks; or `StopReplica`, when another rank could not be prepared.
+    """
+
+    spec: LaunchSpec
+    model: ModelSpec
+    plan: LaunchPlan
+    created: int
+    rank: int
+    deadline: float
+    """Seconds from now in which the rank must be ready to serve."""
+
+
 class StopReplica(Struct, tag="stop_replica"):
-    """End a replica: drain for `grace` seconds, then kill. With an incarnation, only that life of it."""
+    """End a replica, or its rank on this worker: drain for `grace` seconds, then kill. With an incarnation, only that life of it."""
 
     replica_id: str
     grace: float = 0.0
     incarnation: str = ""
+    rank: int = 0
 
 
 class MatchEngine(Struct, tag="match_engine", kw_only=True):
@@ -165,6 +217,12 @@ class Models(Struct):
     models: list[ModelStatus]
 
 
+class Explained(Struct):
+    """One decision for each replica, in order; they end with the first that finds no place."""
+
+    replicas: list[PlacementReport]
+
+
 class Engines(Struct):
     """Engines."""
 
@@ -175,6 +233,12 @@ class Cluster(Struct):
     """Processes."""
 
     processes: list[ProcessInfo]
+
+
+class Prepared(Struct):
+    """Where the other ranks reach this one."""
+
+    address: RankAddress
 
 
 class Inspected(Struct):
@@ -194,6 +258,9 @@ ANSWERS: dict[type[Struct], type[Struct]] = {
     ListModels: Models,
     GetModel: ModelStatus,
     Terminate: Done,
+    Explain: Explained,
+    Scale: Done,
+    Drain: Done,
     ListEngines: Engines,
     Subscribe: Done,
     GetCluster: Cluster,
@@ -201,6 +268,7 @@ ANSWERS: dict[type[Struct], type[Struct]] = {
     Leaving: Done,
     Inspect: Inspected,
     StartReplica: Done,
+    Prepare: Prepared,
     StopReplica: Done,
     MatchEngine: Matches,
 }
@@ -228,6 +296,8 @@ class ModelRoute(Struct, kw_only=True):
     replicas: list[ReplicaRoute] = field(default_factory=list)
     context_length: int | None = None
     endpoints: list[str] = field(default_factory=list)
+    adapters: list[str] = field(default_factory=list)
+    """Names of its LoRA modules, by which requests may call it too."""
 
 
 class TableUpdate(Struct, tag="table_update", kw_only=True):
@@ -240,5 +310,5 @@ class TableUpdate(Struct, tag="table_update", kw_only=True):
     removed: list[str] = field(default_factory=list)
 
 
-NOTICES: tuple[type[Struct], ...] = (ReplicaUpdate, ReplicaGone, TableUpdate)
+NOTICES: tuple[type[Struct], ...] = (WorkerBeat, ReplicaUpdate, ReplicaGone, TableUpdate)
 """Every notice; with `ANSWERS` it makes the vocabulary of each link."""

@@ -8,7 +8,10 @@ from msgspec import Struct, field
 
 
 class DeviceView(Struct, kw_only=True, frozen=True):
-    """One device as a scheduler sees it. Memory in bytes; `replicas` counts those placed on it."""
+    """One device as a scheduler sees it. Memory in bytes; `replicas` counts those placed on it.
+
+    `memory_free` is what a new replica may have: what is promised to replicas that are still loading is taken off already.
+    """
 
     worker: str
     device: str
@@ -17,6 +20,8 @@ class DeviceView(Struct, kw_only=True, frozen=True):
     memory_free: int = 0
     utilisation: float = 0.0
     replicas: int = 0
+    domain: str = ""
+    """Devices of one worker with the same domain are joined by its fastest link."""
 
 
 class WorkerView(Struct, kw_only=True, frozen=True):
@@ -26,21 +31,74 @@ class WorkerView(Struct, kw_only=True, frozen=True):
     devices: tuple[DeviceView, ...] = ()
     replicas: int = 0
     engines: tuple[str, ...] = ()
+    address: str = ""
+    """The host under which other workers reach it."""
 
 
 class ClusterView(Struct, kw_only=True, frozen=True):
-    """All live workers, in the order of their names."""
+    """All workers that may take replicas, in the order of their names."""
 
     workers: tuple[WorkerView, ...] = ()
 
 
+class Assignment(Struct, frozen=True):
+    """What one rank of a replica gets: a worker, and devices of it."""
+
+    worker: str
+    devices: tuple[str, ...] = ()
+
+
 class PlacementRequest(Struct, kw_only=True, frozen=True):
-    """One replica to place: on which engine, with how many devices (0 = CPU), from which pool of device numbers (None = any)."""
+    """One replica to place. `gpu_idx` and `workers` are the pools to choose from (None = any).
+
+    A replica that is sharded over `n_worker` workers gets `n_gpu` devices (0 = CPU) on each of as many different workers.
+    """
 
     uid: str
     engine: str
     n_gpu: int
     gpu_idx: tuple[int, ...] | None = None
+    n_worker: int = 1
+    workers: tuple[str, ...] | None = None
+    """Names or addresses of the workers that may be chosen."""
+    memory: int = 0
+    """Bytes that each device must have free; 0 where nobody knows."""
+    memory_share: float = 0.0
+    """Part of each device's whole memory that the engine takes, whatever the model."""
+    held: tuple[Assignment, ...] = ()
+    """What the launch's other replicas hold."""
+    gpu_pool: int | None = None
+    """Most devices that all replicas of the launch may hold together."""
+    exclusive: bool = False
+    """A device takes one replica only."""
+
+    def need(self, device: DeviceView) -> int:
+        """Bytes of this device's memory that the replica takes."""
+        return max(self.memory, round(self.memory_share * device.memory))
+
+    def objection(self, worker: WorkerView, device: DeviceView, place: int) -> str:
+        """Why the request rules this device out, whatever a scheduler prefers; empty where it doesn't. `place`: its index on its worker."""
+        held = {(a.worker, name) for a in self.held for name in a.devices}
+        if self.gpu_idx is not None and device_number(device.device, place) not in self.gpu_idx:
+            return f"not in the pool {','.join(str(number) for number in self.gpu_idx)}"
+        if self.exclusive and device.replicas:
+            return f"holds {device.replicas} replica(s), and XI_ALLOW_MULTI_REPLICA_PER_GPU=0 allows one per device"
+        if self.gpu_pool is not None and len(held) + self.n_gpu > self.gpu_pool and (worker.worker, device.device) not in held:
+            return f"the pool of {self.gpu_pool} device(s) is used up by others"
+        need = self.need(device)
+        if device.memory and need > device.memory_free:
+            return (
+                f"{need / 2**30:.1f} GiB are needed, {max(0, device.memory_free) / 2**30:.1f} of {device.memory / 2**30:.1f} GiB are free"
+            )
+        return ""
+
+    def objection_to_worker(self, worker: WorkerView) -> str:
+        """Why the request rules this worker out; empty where it doesn't."""
+        if self.workers is not None and not {worker.worker, worker.address} & set(self.workers):
+            return f"not among the workers asked for ({', '.join(self.workers)})"
+        if worker.engines and self.engine not in worker.engines:  # none listed: the worker hasn't told
+            return f"has no engine {self.engine}"
+        return ""
 
 
 def device_number(device: str, place: int) -> int:
@@ -59,10 +117,9 @@ class Verdict(Struct, kw_only=True, frozen=True):
 
 
 class Placement(Struct, kw_only=True, frozen=True):
-    """Where the replica goes."""
+    """Where the replica goes: one assignment for each rank, that of rank 0 first."""
 
-    worker: str
-    devices: tuple[str, ...] = ()
+    assignments: tuple[Assignment, ...]
     verdicts: tuple[Verdict, ...] = ()
 
 

@@ -12,10 +12,13 @@ import msgspec
 from msgspec import Struct
 
 from xi_core.api.control import MODEL_TYPES, EngineStatus, LaunchSpec, model_type_of
+from xi_core.cluster import layout
 from xi_core.cluster.envrules import check_env
 from xi_core.cluster.launches import Wanted
+from xi_core.cluster.lora_choice import check_engine, check_lora, check_names, takes_lora
 from xi_core.cluster.messages import Inspect, MatchEngine, Register
 from xi_core.cluster.parser_choice import check_thinking, with_parsers
+from xi_core.config import Settings
 from xi_core.engine.info import EngineInfo, Support
 from xi_core.errors import EngineNotInstalled, InvalidRequest, LaunchError, XiError
 from xi_core.models import catalog
@@ -41,8 +44,8 @@ class Choice(Struct, frozen=True):
 class Resolver:
     """Resolves launch specs with the hub's engines and families. `workers` waits until there is one, or raises `Unavailable`."""
 
-    def __init__(self, hub: PluginHub, workers: Callable[[], Awaitable[Mapping[str, WorkerLink]]]) -> None:
-        self._hub = hub
+    def __init__(self, hub: PluginHub, config: Settings, workers: Callable[[], Awaitable[Mapping[str, WorkerLink]]]) -> None:
+        self._hub, self._settings = hub, config
         self._workers = workers
 
     async def resolve(self, spec: LaunchSpec) -> Wanted:
@@ -51,19 +54,28 @@ class Resolver:
         given = self._hub.engines.get(spec.model_engine, param="model_engine") if spec.model_engine else None
         if given is not None:
             given.check_options(spec.options)
+            check_engine(spec, given, self._hub.engines)
         choice = await self._choose(spec, given)
         model = with_parsers(spec, choice.model, choice.engine, self._hub.parsers)
         check_thinking(spec, model, choice.engine)
+        check_lora(spec, model)
         spec = msgspec.structs.replace(
-            spec, options=choice.engine.check_options(spec.options), model_engine=choice.engine.name if given else None
+            spec,
+            options=choice.engine.check_options(spec.options),
+            model_engine=choice.engine.name if given else None,
+            scheduler=self._hub.schedulers.get(spec.scheduler, param="scheduler").name if spec.scheduler else None,
         )
+        n_gpu = await self._n_gpu(spec)
+        layout.check(spec, model, choice.engine, n_gpu)
         return Wanted(
             uid=spec.model_uid or "",
             spec=spec,
             model=model,
             engine=choice.engine.name,
-            n_gpu=await self._n_gpu(spec),
+            n_gpu=n_gpu,
             created=int(time.time()),
+            memory_share=layout.memory_share(choice.engine, spec.options) if n_gpu else 0.0,
+            exclusive=not self._settings.allow_multi_replica_per_gpu,
         )
 
     async def engines(self, model: str | None) -> list[EngineStatus]:
@@ -85,24 +97,26 @@ class Resolver:
 
     async def _choose(self, spec: LaunchSpec, given: EngineInfo | None) -> Choice:
         found = _of_type(spec, await self._candidates(spec))
-        engines = [given] if given else sorted(self._hub.engines, key=lambda e: -e.priority)
+        workers = await self._workers()
         if given is not None:
-            self._check_given(given, found, await self._workers())
+            self._check_given(given, found, workers)
+        installed = [engine for engine in self._hub.engines if _installed(engine, workers)]
+        engines = [given] if given else sorted(installed, key=lambda e: -e.priority)
         matches = [(model, await self._match(model)) for model in found]
         refusals: dict[str, str] = {}
         for engine in engines:
             for model, supports in sorted(matches, key=lambda m: _preference(engine, m[0])):
-                support = supports.get(engine.name, Support(ok=False, reason="not known to any worker"))
+                support = takes_lora(spec, engine, supports.get(engine.name, Support(ok=False, reason="not known to any worker")))
                 if support.ok:
                     return Choice(model, engine)
                 refusals.setdefault(engine.name, f"{model.describe()}: {support.reason}" if len(found) > 1 else support.reason)
         if given is not None:
             raise LaunchError(f"engine {given.name} can't run '{spec.model_name}': {refusals[given.name]}", param="model_engine")
-        raise self._none_takes(spec, found, refusals, await self._workers())
+        raise self._none_takes(spec, found, refusals, workers)
 
     def _check_given(self, engine: EngineInfo, found: list[ModelSpec], workers: Mapping[str, WorkerLink]) -> None:
         probes = [w.register.engines.get(engine.name, Support(ok=False, reason="unknown there")) for w in workers.values()]
-        if not any(probe.ok for probe in probes):
+        if not _installed(engine, workers):
             raise EngineNotInstalled(
                 f"engine {engine.name} can't run here: {self._with_pip(engine, probes[0].reason)}", param="model_engine"
             )
@@ -122,13 +136,14 @@ class Resolver:
         missing = [
             engine
             for engine in self._hub.engines
-            if formats & set(engine.formats)
-            and not any(w.register.engines.get(engine.name, Support(ok=False)).ok for w in workers.values())
+            if formats & set(engine.formats) and takes_lora(spec, engine, Support(ok=True)).ok and not _installed(engine, workers)
         ]
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items()) or "no engine is installed"
         if missing:
             ways = "; or ".join(f"{e.name}: {self._with_pip(e, _probe_reason(e, workers))}" for e in missing)
-            return EngineNotInstalled(f"no engine that is installed takes '{spec.model_name}' ({', '.join(sorted(formats))}); {ways}")
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items()) or "no engine is installed"
+            return EngineNotInstalled(
+                f"no engine that is installed takes '{spec.model_name}' ({', '.join(sorted(formats))}): {reasons}. Others would: {ways}"
+            )
         return LaunchError(f"no engine takes '{spec.model_name}' ({', '.join(sorted(formats))}): {reasons}")
 
     async def _candidates(self, spec: LaunchSpec) -> list[ModelSpec]:
@@ -164,6 +179,7 @@ class Resolver:
         if isinstance(spec.n_gpu, int) and spec.n_gpu < 0:
             raise InvalidRequest(f"n_gpu is {spec.n_gpu}; it is 'auto', a number from 0 on, or null for CPU", param="n_gpu")
         check_env(spec.env)
+        check_names(spec)
 
     async def _n_gpu(self, spec: LaunchSpec) -> int:
         """How many devices each replica gets. Who names devices wants one: it is asked for even where no worker has any."""
@@ -210,6 +226,10 @@ def _of_type(spec: LaunchSpec, found: list[ModelSpec]) -> list[ModelSpec]:
             param="model_type",
         )
     return kept
+
+
+def _installed(engine: EngineInfo, workers: Mapping[str, WorkerLink]) -> bool:
+    return any(worker.register.engines.get(engine.name, Support(ok=False)).ok for worker in workers.values())
 
 
 def _preference(engine: EngineInfo, model: ModelSpec) -> int:

@@ -20,11 +20,14 @@ from xi_core.cluster import keeper, logs
 from xi_core.cluster.guard import Guard
 from xi_core.cluster.messages import ReplicaRecord, StartReplica
 from xi_core.cluster.process import REPLICA_COMMAND, ReplicaProcess, environment, tag
+from xi_core.cluster.replicas import rank_of
 from xi_core.errors import ArtifactError, LaunchCancelled, LaunchFailed, XiError
+from xi_core.models.adapter import read_adapter
 from xi_core.models.family import SourceRef
+from xi_core.models.inspect import local_path
 from xi_core.models.source import Progress
 from xi_core.wire import report as wire
-from xi_core.wire.plan import LaunchPlan
+from xi_core.wire.plan import LaunchPlan, LoraModule
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,9 @@ class RunningReplica:
         guard: Guard,
         on_change: Callable[[RunningReplica], None],
         command: Sequence[str] = REPLICA_COMMAND,
+        shared: bool = False,
     ) -> None:
+        """`shared`: it is one rank of several, which waits for the others (`begin`) once it is `prepared`."""
         plan = start.plan
         status = ReplicaStatus(replica_id=plan.replica_id, state="PREPARING", stage="preparing", worker=worker, devices=plan.devices)
         self.record = ReplicaRecord(plan=plan, spec=start.spec, status=status, created=start.created, model=start.model)
@@ -78,11 +83,28 @@ class RunningReplica:
         self._grace: float | None = None
         self._stopping = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self.prepared: asyncio.Future[None] | None = self._loop.create_future() if shared else None
+        """Of one rank of several: settled when its artifact is there, or with the reason why not."""
+        self._begun = asyncio.Event()
 
     @property
     def plan(self) -> LaunchPlan:
         """Its plan, with the artifact's place once it is known."""
         return self.record.plan
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is one rank of several, and not yet begun."""
+        return self.prepared is not None and not self._begun.is_set()
+
+    @property
+    def _log_file(self) -> Path:
+        return logs.log_file(self._home, self.plan.replica_id, rank_of(self.record))
+
+    def begin(self, plan: LaunchPlan) -> None:
+        """All ranks are prepared, and `plan` tells where they are: start."""
+        self.record.plan = plan
+        self._begun.set()
 
     def stop(self, grace: float) -> None:
         """End it: at once, or after `grace` seconds for the requests that run. May be called again to shorten it."""
@@ -94,7 +116,7 @@ class RunningReplica:
         self._tell("PREPARING", "preparing")
         try:
             artifact = await self._until_stopped(in_thread(self._fetched))
-            if artifact is not None:
+            if artifact is not None and await self._all_prepared():
                 self._spawn(artifact)
                 await self._watch()
         except XiError as error:
@@ -104,17 +126,33 @@ class RunningReplica:
             self.error = f"{type(error).__name__}: {error}"
         finally:
             await self._clean_up()
+        if self.prepared is not None and not self.prepared.done():
+            self.prepared.set_exception(LaunchFailed(self.error) if self.error else LaunchCancelled(f"{self.plan.replica_id} was stopped"))
         if self._grace is not None:
             self.error, self.code, self.final = None, None, False
 
     # ---- fetching and starting ------------------------------------------------------------------
 
     def _fetched(self) -> Path:
-        """In a thread: the artifact on disk."""
+        """In a thread: the artifact on disk. The LoRA modules are looked at first: they are there already, or never."""
+        for module in self.plan.lora_modules:
+            read_adapter(module)
         try:
             return self._fetch(self.record.model.source, self._progress)
         except OSError as error:
             raise ArtifactError(f"{self.record.model.source.id}: {error.strerror or error}") from error
+
+    async def _all_prepared(self) -> bool:
+        """Of one rank of several: tell that it is prepared and wait for the others. False when it is stopped meanwhile."""
+        if self.prepared is None:
+            return True
+        self.prepared.set_result(None)
+        self._tell("PREPARING", "waiting for the other ranks")
+        try:
+            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+                return await self._until_stopped(asyncio.ensure_future(self._begun.wait())) is True
+        except TimeoutError:
+            raise LaunchFailed(f"{self.plan.replica_id}: its other ranks were not prepared in time") from None
 
     def _progress(self, stage: str, share: float | None) -> None:
         """From the fetching thread. Raises `LaunchCancelled`, through the source, when nobody wants the artifact any more."""
@@ -127,13 +165,15 @@ class RunningReplica:
 
     def _spawn(self, artifact: Path) -> None:
         plan = self.record.plan = msgspec.structs.replace(
-            self.plan, artifact=msgspec.structs.replace(self.plan.artifact, path=str(artifact))
+            self.plan,
+            artifact=msgspec.structs.replace(self.plan.artifact, path=str(artifact)),
+            lora_modules=[LoraModule(name=module.name, path=str(local_path(module.path))) for module in self.plan.lora_modules],
         )
         self._tell("STARTING", "starting the process")
         try:
-            log_to = logs.open_log(self._home, plan.replica_id)
+            log_to = logs.open_log(self._home, plan.replica_id, rank_of(self.record))
         except OSError as error:
-            path = logs.log_file(self._home, plan.replica_id)
+            path = self._log_file
             raise LaunchFailed(f"the log file {path} can't be written: {error.strerror or error}; XI_HOME says where logs go") from error
         try:
             with log_to:
@@ -162,7 +202,7 @@ class RunningReplica:
                 break
             if report is not None:
                 self._heed(report)
-            logs.bound(logs.log_file(self._home, self.plan.replica_id))
+            logs.bound(self._log_file)
             reason = self._overdue()
             if reason:
                 self.error = reason
@@ -210,7 +250,7 @@ class RunningReplica:
             self.error, self.code = self._failure.message, self._failure.code
             self.final = self.record.status.state != "READY"
             return
-        last = logs.tail(logs.log_file(self._home, self.plan.replica_id))
+        last = logs.tail(self._log_file)
         self.error = f"{self.plan.replica_id} {_how(process.returncode)}" + (
             f"; the last lines of its log:\n{last}" if last else "; its log is empty"
         )

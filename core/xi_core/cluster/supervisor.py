@@ -19,7 +19,7 @@ from xi_core.api.control import LaunchSpec, ModelStatus, ProcessInfo
 from xi_core.cluster import messages as m
 from xi_core.cluster.executor import Executor
 from xi_core.cluster.lifecycle import LEASE, Lifecycle
-from xi_core.cluster.members import Member
+from xi_core.cluster.members import Member, report
 from xi_core.cluster.placement import Scheduler
 from xi_core.cluster.resolve import WorkerLink
 from xi_core.cluster.sibling import announce, exit_status, set_up_logging, stop_event
@@ -48,14 +48,20 @@ class Supervisor:
     def __init__(self, hub: PluginHub, config: Settings, endpoint: str, settle: float = SETTLE) -> None:
         """Listens at `endpoint`. For `settle` seconds it places nothing: workers may report it yet. Raises `TransportError`."""
         epoch = secrets.token_hex(4)
-        scheduler = import_path(hub.schedulers.get(config.launch_strategy, param="XI_LAUNCH_STRATEGY").scheduler)()
-        if not isinstance(scheduler, Scheduler):
-            raise PluginError(f"scheduler '{config.launch_strategy}' is not a subclass of xi_core.cluster.placement.Scheduler")
+        schedulers = _schedulers(hub)
+        default = schedulers[hub.schedulers.get(config.launch_strategy, param="XI_LAUNCH_STRATEGY").name]
         for plugin in hub.records:
             if plugin.state == "quarantined":
                 log.warning("xi runs without the plugin %s: %s; `xi plugins -v` says more", plugin.name, plugin.error)
         self._settled_at = time.monotonic() + settle
-        self._lifecycle = Lifecycle(scheduler, epoch, launch_timeout=config.launch_timeout, grace=config.grace, settled_at=self._settled_at)
+        self._lifecycle = Lifecycle(
+            default,
+            epoch,
+            launch_timeout=config.launch_timeout,
+            grace=config.grace,
+            settled_at=self._settled_at,
+            schedulers=schedulers,
+        )
         replica_transport = next((t.transport for t in hub.transports if scheme_of(endpoint) in t.schemes), "")
         self._grace = config.grace
         self._executor = Executor(hub, config, self._lifecycle, RoutingTable(epoch), replica_transport)
@@ -81,12 +87,16 @@ class Supervisor:
     def _accept(self, link: Link) -> Calls:
         return {
             m.Register: partial(self._register, link),
+            m.WorkerBeat: self._worker_beat,
             m.ReplicaUpdate: partial(self._replica_update, link),
             m.ReplicaGone: self._replica_gone,
             m.Leaving: self._leaving,
             m.Subscribe: partial(self._subscribe, link),
             m.Launch: self._launch,
             m.Terminate: self._terminate,
+            m.Explain: self._explain,
+            m.Scale: self._scale,
+            m.Drain: self._drain,
             m.ListModels: self._list_models,
             m.GetModel: self._get_model,
             m.ListEngines: self._list_engines,
@@ -113,7 +123,7 @@ class Supervisor:
             raise Conflict(f"another worker is named {command.worker}; give this one a name of its own (--name)")
         self._executor.workers[command.worker] = WorkerLink(command, link)
         engines = tuple(name for name, support in command.engines.items() if support.ok)
-        member = Member(command.worker, command.incarnation, command.devices, engines)
+        member = Member(command.worker, command.incarnation, command.devices, engines, address=command.address)
         self._executor.do(self._lifecycle.worker_joined(time.monotonic(), member, command.replicas))
         if before is None:
             devices = ", ".join(device.id for device in command.devices) or "no devices but CPU"
@@ -126,7 +136,11 @@ class Supervisor:
             self._executor.do(self._lifecycle.replica_updated(time.monotonic(), worker, notice.record))
 
     async def _replica_gone(self, notice: m.ReplicaGone) -> None:
-        self._executor.do(self._lifecycle.replica_gone(time.monotonic(), notice.incarnation, notice.error, notice.final, notice.code))
+        now = time.monotonic()
+        self._executor.do(self._lifecycle.replica_gone(now, notice.incarnation, notice.error, notice.final, notice.code, notice.rank))
+
+    async def _worker_beat(self, notice: m.WorkerBeat) -> None:
+        self._executor.do(self._lifecycle.worker_beat(time.monotonic(), notice.worker, notice.devices))
 
     async def _leaving(self, command: m.Leaving) -> m.Done:
         self._executor.do(self._lifecycle.worker_leaving(command.worker))
@@ -169,6 +183,22 @@ class Supervisor:
         self._executor.do(self._lifecycle.accept(time.monotonic(), wanted))
         log.info("launch %s: %s on %s, %d replica(s)", uid, wanted.model.describe(), wanted.engine, spec.replica)
 
+    async def _explain(self, command: m.Explain) -> m.Explained:
+        wanted = await self._executor.resolver.resolve(normalised(command.spec))
+        return m.Explained([report(decision) for decision in self._lifecycle.explain(wanted)])
+
+    async def _scale(self, command: m.Scale) -> m.Done:
+        self._executor.do(self._lifecycle.scale(time.monotonic(), command.uid, command.replica))
+        return m.Done()
+
+    async def _drain(self, command: m.Drain) -> m.Done:
+        now = time.monotonic()
+        if command.undo:
+            self._executor.do(self._lifecycle.undrain(now, command.worker))
+        else:
+            self._executor.do(self._lifecycle.drain(now, command.worker, command.seconds))
+        return m.Done()
+
     async def _terminate(self, command: m.Terminate) -> m.Done:
         uid = command.uid
         if uid in self._resolving:
@@ -198,8 +228,19 @@ class Supervisor:
             processes.append(ProcessInfo(role="worker", pid=worker.register.pid, name=name))
             processes.append(ProcessInfo(role="keeper", pid=worker.register.keeper_pid, name=name))
         for launch in self._lifecycle.listed():
-            processes += [ProcessInfo(role="replica", pid=r.pid, name=r.replica_id) for r in launch.replicas if r.pid]
+            processes += [ProcessInfo(role="replica", pid=k.pid, name=r.replica_id) for r in launch.replicas for k in r.ranks if k.pid]
         return m.Cluster(processes)
+
+
+def _schedulers(hub: PluginHub) -> dict[str, Scheduler]:
+    """Every scheduler, by its name. Raises `PluginError` for one that is none."""
+    found = {}
+    for info in hub.schedulers:
+        made = import_path(info.scheduler)()
+        if not isinstance(made, Scheduler):
+            raise PluginError(f"scheduler '{info.name}' is not a subclass of xi_core.cluster.placement.Scheduler")
+        found[info.name] = made
+    return found
 
 
 def _alive(pid: int) -> bool:

@@ -31,6 +31,8 @@ from xi_core.cluster.messages import (
     Leaving,
     MatchEngine,
     Matches,
+    Prepare,
+    Prepared,
     Register,
     ReplicaGone,
     ReplicaRecord,
@@ -38,7 +40,9 @@ from xi_core.cluster.messages import (
     StartReplica,
     StopReplica,
 )
+from xi_core.cluster.ports import PortBlock, PortRange, interface_of
 from xi_core.cluster.process import REPLICA_COMMAND
+from xi_core.cluster.replicas import rank_of
 from xi_core.cluster.running import RunningReplica, in_thread
 from xi_core.cluster.sibling import announce, exit_status, set_up_logging, stop_event
 from xi_core.config import Settings, settings
@@ -51,6 +55,7 @@ from xi_core.transport.rpc import Calls, Link, dial
 from xi_core.transport.schemes import by_scheme
 from xi_core.transport.vocabulary import Vocabulary
 from xi_core.wire import PROTOCOL
+from xi_core.wire.plan import RankAddress, Rendezvous
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +72,18 @@ class Worker:
     """One worker: its link to the supervisor and the replicas that it runs."""
 
     def __init__(
-        self, hub: PluginHub, config: Settings, *, name: str, runtime: Path, supervisor: str, command: Sequence[str] = REPLICA_COMMAND
+        self,
+        hub: PluginHub,
+        config: Settings,
+        *,
+        name: str,
+        runtime: Path,
+        supervisor: str,
+        address: str = "127.0.0.1",
+        command: Sequence[str] = REPLICA_COMMAND,
     ) -> None:
-        """`command` starts a replica, without its arguments; tests give another."""
+        """`address` is the host under which other machines reach this one. `command` starts a replica, without its arguments."""
+        self._address = address
         self.name = name
         self.registered = asyncio.Event()
         """Set while the supervisor knows this worker."""
@@ -85,6 +99,9 @@ class Worker:
         self._introduced = False
         """Whether the supervisor has been told on this link who this is: what is said next comes after it."""
         self._running: dict[str, RunningReplica] = {}
+        self._ports = PortRange.parse(config.port_range)
+        self._blocks: dict[str, PortBlock] = {}
+        """Ports kept for ranks that wait for others, by incarnation."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._unreported: list[ReplicaRecord] = []
         """Replicas that ended while the supervisor was away."""
@@ -107,7 +124,13 @@ class Worker:
 
     async def _stay_linked(self) -> None:
         transport = by_scheme(self._hub.transports, self._supervisor)
-        calls: Calls = {Inspect: self._inspect, MatchEngine: self._match, StartReplica: self._start, StopReplica: self._stop}
+        calls: Calls = {
+            Inspect: self._inspect,
+            MatchEngine: self._match,
+            Prepare: self._prepare,
+            StartReplica: self._start,
+            StopReplica: self._stop,
+        }
         wait = REDIAL_FIRST
         while True:
             try:
@@ -118,6 +141,7 @@ class Worker:
                     wait = REDIAL_FIRST
                     await link.closed.wait()
                     log.warning("the supervisor is away; replicas go on serving")
+                    self._drop_waiting()
                 finally:
                     self._link, self._introduced = None, False
                     self.registered.clear()
@@ -126,6 +150,12 @@ class Worker:
                 log.debug("no link to the supervisor: %s", error)
             await asyncio.sleep(wait)
             wait = min(2 * wait, REDIAL_MOST)
+
+    def _drop_waiting(self) -> None:
+        """Ranks that wait for others wait for the supervisor's word, which won't come: it will start all anew."""
+        for replica in self._running.values():
+            if replica.waits:
+                replica.stop(0.0)
 
     async def _register(self) -> None:
         """Tell who this is and what it runs. Raises the supervisor's error, or a `TransportError`."""
@@ -141,7 +171,11 @@ class Worker:
             protocol=PROTOCOL,
             devices=self._devices,
             engines=self._engines,
-            replicas=[*(r.record for r in self._running.values()), *told],
+            address=self._address,
+            plugins={record.name: record.version for record in self._hub.records if record.state == "loaded"},
+            cpus=self._host.cpus,
+            memory=self._host.memory,
+            replicas=[*(r.record for r in self._running.values() if not r.waits), *told],
         )
         self._unreported, self._introduced = [], True
         try:
@@ -166,7 +200,42 @@ class Worker:
     async def _match(self, command: MatchEngine) -> Matches:
         return Matches(host.match_engines(self._hub.engines, command.model, self._host))
 
+    async def _prepare(self, command: Prepare) -> Prepared:
+        """Get one rank of several ready, and keep ports for it until it starts."""
+        block = self._ports.take(self._address)
+        try:
+            own = RankAddress(
+                rank=command.rank,
+                worker=self.name,
+                host=self._address,
+                ports=block.ports,
+                devices=tuple(command.plan.devices),
+                interface=interface_of(self._address),
+            )
+            plan = msgspec.structs.replace(command.plan, rendezvous=Rendezvous(rank=command.rank, world=()))
+            start = StartReplica(spec=command.spec, model=command.model, plan=plan, created=command.created, deadline=command.deadline)
+            replica = self._run(start, shared=True)
+        except XiError:
+            block.release()
+            raise
+        self._blocks[plan.incarnation] = block
+        assert replica.prepared is not None
+        await asyncio.shield(replica.prepared)
+        return Prepared(own)
+
     async def _start(self, command: StartReplica) -> Done:
+        plan = command.plan
+        if plan.rendezvous is None:
+            self._run(command, shared=False)
+            return Done()
+        prepared = self._running.get(plan.replica_id)
+        if prepared is None or prepared.plan.incarnation != plan.incarnation or not prepared.waits:
+            raise Conflict(f"rank {plan.rendezvous.rank} of {plan.replica_id} is not prepared on worker {self.name}")
+        self._blocks.pop(plan.incarnation).release()
+        prepared.begin(msgspec.structs.replace(plan, endpoint=prepared.plan.endpoint))
+        return Done()
+
+    def _run(self, command: StartReplica, *, shared: bool) -> RunningReplica:
         plan = command.plan
         if self._stopping:
             raise Unavailable(f"worker {self.name} is being stopped")
@@ -181,19 +250,20 @@ class Worker:
             guard=self._guard,
             on_change=self._changed,
             command=self._command,
+            shared=shared,
         )
         self._running[plan.replica_id] = replica
         task = asyncio.ensure_future(self._live(replica))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return Done()
+        return replica
 
     async def _stop(self, command: StopReplica) -> Done:
         replica = self._running.get(command.replica_id)
         if replica is not None and command.incarnation in ("", replica.plan.incarnation):
             replica.stop(command.grace)
         elif self._link is not None:  # the supervisor thinks that it lives
-            self._link.notify(ReplicaGone(replica_id=command.replica_id, uid="", incarnation=command.incarnation))
+            self._link.notify(ReplicaGone(replica_id=command.replica_id, uid="", incarnation=command.incarnation, rank=command.rank))
         return Done()
 
     def _endpoint(self, incarnation: str) -> str:
@@ -208,6 +278,8 @@ class Worker:
         plan = replica.plan
         await replica.run()
         del self._running[plan.replica_id]
+        if (block := self._blocks.pop(plan.incarnation, None)) is not None:
+            block.release()
         if replica.error:
             log.warning("%s", replica.error)
         gone = ReplicaGone(
@@ -217,6 +289,7 @@ class Worker:
             code=replica.code,
             incarnation=plan.incarnation,
             final=replica.final,
+            rank=rank_of(replica.record),
         )
         if not self._notify(gone) and replica.error:
             status = msgspec.structs.replace(replica.record.status, state="FAILED", error=replica.error)

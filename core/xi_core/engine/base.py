@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct, field
 
 from xi_core.engine.grammar import Grammar
 from xi_core.errors import InvalidRequest
+from xi_core.wire.frames import EngineCounters
 from xi_core.wire.manifest import Manifest
 from xi_core.wire.plan import LaunchPlan
+
+if TYPE_CHECKING:
+    from xi_core.engine.rank_link import RankLink
 
 Progress = Callable[[str, float | None], None]
 """Called by `load` with the name of a stage and the share of it that is done (0 to 1, None where unknown)."""
@@ -40,6 +44,12 @@ class EngineStats(Struct, kw_only=True):
     running: int = 0
     steps: int = 0
     tokens: int = 0
+    prefilled: int = 0
+    """Prompt tokens that went through the model, where the engine counts them."""
+    reused: int = 0
+    """Prompt tokens whose keys and values were there already."""
+    own: EngineCounters | None = None
+    """What the engine's library itself counts, for those who watch it; xi decides nothing by it."""
 
 
 class Engine(ABC):
@@ -85,6 +95,8 @@ class SamplingParams(Struct, kw_only=True, frozen=True):
     of the model's distribution before the steps above."""
     grammar: Grammar | None = None
     """What the answer must look like: only tokens that it allows, before the steps above, and an end token only where it may end."""
+    adapter: str | None = None
+    """Name of the LoRA module that answers, one of the plan's `lora_modules`; None: the model itself."""
 
 
 class TokenLogprobs(Struct):
@@ -101,6 +113,8 @@ class TokenOut(Struct):
     token: int
     finish: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
+    cached: int | None = None
+    """With the first token, from engines that know: how many of the prompt's tokens they had not to read again."""
 
 
 class SequenceError(Struct):
@@ -173,6 +187,11 @@ class TokenEngine(Engine):
         """The loaded model's tokenizer."""
 
     @property
+    def rank_link(self) -> RankLink | None:
+        """Of an engine that has loaded one rank's part of a model (`plan.rendezvous`): what joins the ranks. None: it holds all."""
+        return None
+
+    @property
     def default_sampling(self) -> dict[str, Any]:
         """Sampling values that the model's own files recommend, used where a request is silent."""
         return {}
@@ -217,6 +236,8 @@ class ApiRequest(Struct, kw_only=True):
     id: int
     route: str
     body: dict[str, Any]
+    adapter: str | None = None
+    """Name of the LoRA module that answers, one of the plan's `lora_modules`; None: the model itself."""
 
 
 class ApiSink(ABC):

@@ -32,6 +32,15 @@ class HostInfo(Struct, kw_only=True):
     device_kinds: tuple[str, ...] = ()
 
 
+class ShardRequest(Struct, kw_only=True, frozen=True):
+    """A model to be sharded over `n_worker` workers, with `n_gpu` devices on each (0 = CPU), and the engine's own options."""
+
+    model: ModelSpec
+    options: dict[str, Any]
+    n_worker: int
+    n_gpu: int
+
+
 class EngineOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     """Base of an engine's options: a field per option, its type and bounds checked when a launch is asked for.
 
@@ -63,6 +72,14 @@ class EngineInfo(Struct, kw_only=True):
     """When a launch names no engine, the highest priority among those that match wins."""
     own_parsers: bool = False
     """It parses tool calls and reasoning itself, so that a launch can't choose parsers."""
+    lora: bool = False
+    """It serves a plan's `lora_modules` beside a model of type LLM."""
+    shard: Callable[[ShardRequest], Support] | None = None
+    """Whether it can share a model over several workers so; None: it can't share any. Called in the supervisor: as light as `probe`."""
+    memory_share: float = 0.0
+    """Part of each device's memory that it takes, whatever the model; 0 where that depends on the model."""
+    memory_share_option: str = ""
+    """Name of the option that says so for one launch, such as `gpu_memory_utilization`."""
     engines_by_type: dict[str, str] = field(default_factory=dict)
     """Other classes for models of other types than LLM: `{"embedding": "module:Class", "rerank": "module:Class"}`."""
     preferred_formats: tuple[str, ...] = field(default_factory=tuple)

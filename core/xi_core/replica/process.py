@@ -14,9 +14,11 @@ import msgspec
 
 from xi_core.engine.base import ApiEngine, Engine, LoadedModel, TokenEngine
 from xi_core.engine.pooling import PoolingEngine
+from xi_core.engine.rank_link import Leader
 from xi_core.errors import EngineError, EngineNotInstalled, ErrorBody, PluginError, XiError
 from xi_core.importing import import_path
 from xi_core.replica.lifeline import die_with_parent, watch_stdin
+from xi_core.replica.rank import serve_rank
 from xi_core.replica.server import ReplicaServer
 from xi_core.serving.events import ApiService
 from xi_core.serving.pooling import BatchService
@@ -133,6 +135,11 @@ async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:
         log.info("stopped while loading")
         os._exit(0)  # the loading thread can't be interrupted
     engine, model = loading.result()
+    if plan.rendezvous is not None and plan.rendezvous.rank > 0:
+        await serve_rank(engine, model, reporter.send, stop)
+        return
+    if isinstance(engine, TokenEngine) and engine.rank_link is not None:
+        engine = Leader(engine, engine.rank_link)
     service = service_for(plan, engine, model)
     reporter.stage("warming up")
     await probe(service, PROBE_SECONDS)

@@ -66,6 +66,21 @@ class Step(Struct, array_like=True, tag=4):
     frames: list[Frame]
 
 
+class EngineCounters(Struct, array_like=True):
+    """What an engine's library itself counts, by its own last word: some seconds old. Counts of tokens grow from the library's start on."""
+
+    running: int = 0
+    waiting: int = 0
+    cache_usage: float = 0.0
+    """Share of its key-value cache that is in use, 0 to 1."""
+    prefix_queries: int = 0
+    """Prompt tokens that it has looked for in its cache of prefixes…"""
+    prefix_hits: int = 0
+    """…and those that it has found there."""
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
 class Load(Struct, array_like=True):
     """A replica's live counters, which ride on every `Pong`."""
 
@@ -76,6 +91,8 @@ class Load(Struct, array_like=True):
     tokens: int = 0
     healthy: bool = True
     draining: bool = False
+    engine: EngineCounters | None = None
+    """None where the engine's library counts nothing of its own."""
 
 
 class Pong(Struct, array_like=True, tag=5):

@@ -68,7 +68,7 @@ def of_fields(**endpoints: dict[str, Ability]) -> Manifest:
 
 COMMON_FIELDS = (
     "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
-    "seed", "stop", "ignore_eos", "stream_options", "max_tokens", "logprobs",
+    "seed", "stop", "ignore_eos", "stream_options", "max_tokens", "logprobs", "return_token_ids",
 )  # fmt: skip
 """Request fields besides the prompt that chat and completions share, in the order of the documentation's table."""
 
@@ -87,5 +87,7 @@ def pooling_manifest(*kinds: str) -> Manifest:
     return of_fields(**{kind: fields[kind] for kind in kinds})
 
 
+TOOL_FIELDS = ("tools", "tool_choice", "parallel_tool_calls")
+"""Request fields of chat that need a parser of tool calls."""
 STRUCTURED_FIELDS = ("response_format", "structured_outputs")
 """Request fields that say what the answer must look like, on chat and completions."""

@@ -22,6 +22,44 @@ class Artifact(Struct, kw_only=True, frozen=True):
     quantization: str | None = None
 
 
+class LoraModule(Struct, kw_only=True, frozen=True):
+    """A LoRA adapter that is served beside the model under a name of its own; `path` is a directory on the worker's disk."""
+
+    name: str
+    path: str
+
+
+class RankAddress(Struct, kw_only=True, frozen=True):
+    """One rank of a sharded replica: where it runs, and the ports of its machine that are kept for it."""
+
+    rank: int
+    worker: str
+    host: str
+    ports: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
+    interface: str = ""
+    """Name of the network interface that `host` belongs to; empty where nobody knows."""
+
+
+class Rendezvous(Struct, kw_only=True, frozen=True):
+    """How the ranks of a sharded replica find each other. All ranks get the same `world`; rank 0 is its head."""
+
+    rank: int
+    world: tuple[RankAddress, ...]
+    link: str = ""
+    """What joins the machines: `loopback`, `ethernet`, `infiniband`; empty where nobody knows."""
+
+    @property
+    def own(self) -> RankAddress:
+        """This rank's address."""
+        return self.world[self.rank]
+
+    @property
+    def head(self) -> RankAddress:
+        """Rank 0's."""
+        return self.world[0]
+
+
 class ServingLimits(Struct, kw_only=True, frozen=True):
     """Bounds and clocks of a replica, in seconds where they are times."""
 
@@ -62,5 +100,14 @@ class LaunchPlan(Struct, kw_only=True):
     chat_template: str | None = None
     enable_thinking: bool | None = None
     """Whether the model thinks where a request doesn't say; None leaves it to its chat template."""
+    lora_modules: list[LoraModule] = field(default_factory=list)
+    rendezvous: Rendezvous | None = None
+    """Of a replica that is sharded over several workers; None where it is one process."""
+    memory: int = 0
+    """Bytes of each device's memory that placement keeps for it; 0 where nobody knows."""
+    memory_share: float = 0.0
+    """Part of each device's whole memory that placement keeps for it."""
+    exclusive: bool = False
+    """It shares no device with another replica."""
     limits: ServingLimits = field(default_factory=ServingLimits)
     log_level: str = "info"

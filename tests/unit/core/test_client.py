@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from xi_core import client as module
-from xi_core.api.control import LaunchSpec
+from xi_core.api.control import LaunchSpec, ReplicaConfig
 from xi_core.client import Client
 from xi_core.errors import ConfigError, LaunchCancelled, LaunchFailed, ReplicaLost, Unavailable
 
@@ -178,8 +178,9 @@ def test_fields_of_the_spec_that_the_body_carries():
     """A new field of `LaunchSpec` travels too; only `env` has another name on the wire, and `options` are laid beside the fields."""
     spec = LaunchSpec(
         model_name="m", model_uid="u", model_type="other", model_engine="e", model_format="f", size_in_billions="7", quantization="q",
-        model_path="/p", replica=2, n_gpu=1, gpu_idx=[0], enable_thinking=True, tool_parser="t", reasoning_parser="r", env={"A": "1"},
-        options={"o": 1},
+        model_path="/p", replica=2, n_gpu=1, gpu_idx=[0], enable_thinking=True, tool_parser="t", reasoning_parser="r",
+        lora_modules={"a": "/a"}, env={"A": "1"}, options={"o": 1}, n_worker=2, gpu_pool=4, worker_ip="w", scheduler="s",
+        replica_config=[ReplicaConfig(worker="w")],
     )  # fmt: skip
     body = module._launch_body(spec)
     assert set(body) == {field.name for field in msgspec.structs.fields(LaunchSpec)} - {"env", "options"} | {"envs", "o"}

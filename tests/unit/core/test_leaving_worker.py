@@ -8,10 +8,11 @@ import pytest
 
 from xi_core.api.control import LaunchSpec
 from xi_core.cluster.devices import Device
-from xi_core.cluster.launches import Start, Wanted
+from xi_core.cluster.launches import Wanted
 from xi_core.cluster.lifecycle import RESTARTS, Lifecycle
 from xi_core.cluster.members import Member, place, view
-from xi_core.cluster.placement import ClusterView, Placement, PlacementRequest, Rejection, Scheduler
+from xi_core.cluster.placement import Assignment, ClusterView, Placement, PlacementRequest, Rejection, Scheduler
+from xi_core.cluster.replicas import Start
 from xi_core.errors import Conflict
 from xi_core.models.family import ModelSpec, SourceRef
 
@@ -22,7 +23,7 @@ class Anywhere(Scheduler):
     def place(self, request: PlacementRequest, cluster: ClusterView) -> Placement | Rejection:
         worker = cluster.workers[0]
         names = tuple(d.device for d in worker.devices)
-        return Placement(worker=worker.worker, devices=names[len(names) - request.n_gpu :])
+        return Placement(assignments=(Assignment(worker.worker, names[len(names) - request.n_gpu :]),))
 
 
 def member(name: str = "w1", *devices: str) -> Member:
@@ -75,7 +76,7 @@ def test_its_replicas_go_to_another_worker() -> None:
     (life,) = starts(core.accept(0.0, wanted()))
     core.worker_joined(0.0, member("w2"), [])
     core.worker_leaving("w1")
-    assert [s.worker for s in starts(core.replica_gone(1.0, life.incarnation))] == ["w2"]
+    assert [s.assignments[0].worker for s in starts(core.replica_gone(1.0, life.incarnation))] == ["w2"]
 
 
 def test_values_of_the_environment_are_masked_for_users_but_compared_for_launches() -> None:
@@ -119,4 +120,4 @@ def test_devices_are_named_by_their_own_numbers() -> None:
     zero = PlacementRequest(uid="m", engine="e", n_gpu=1, gpu_idx=(0,))
     refused = place(Anywhere(), zero, seen)
     assert isinstance(refused, Rejection)
-    assert "not among those of gpu_idx" in refused.reason
+    assert "not in the pool 0" in refused.reason

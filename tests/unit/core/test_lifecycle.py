@@ -9,11 +9,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from xi_core.api.control import LaunchSpec, ReplicaStatus
 from xi_core.cluster.devices import Device
-from xi_core.cluster.launches import Action, Start, Stop, Wanted
+from xi_core.cluster.launches import Wanted
 from xi_core.cluster.lifecycle import KEPT, LEASE, RESTARTS, Lifecycle
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
-from xi_core.cluster.placement import ClusterView, Placement, PlacementRequest, Rejection, Scheduler
+from xi_core.cluster.placement import Assignment, ClusterView, Placement, PlacementRequest, Rejection, Scheduler
+from xi_core.cluster.replicas import Action, Start, Stop
 from xi_core.errors import Conflict, ModelNotFound, NoPlacement
 from xi_core.models.family import ModelSpec, SourceRef
 from xi_core.wire.manifest import of_fields
@@ -30,14 +31,14 @@ class FirstFit(Scheduler):
         for worker in cluster.workers:
             free = [d.device for d in worker.devices if not d.replicas]
             if request.engine in worker.engines and len(free) >= request.n_gpu:
-                return Placement(worker=worker.worker, devices=tuple(free[: request.n_gpu]))
+                return Placement(assignments=(Assignment(worker.worker, tuple(free[: request.n_gpu])),))
         return Rejection(reason="no free devices")
 
 
 def wanted(uid: str = "m", replicas: int = 1, n_gpu: int = 0) -> Wanted:
     model = ModelSpec(name="toy", format="toy", source=SourceRef(source="local", id="x"))
     spec = LaunchSpec(model_name="toy", model_uid=uid, replica=replicas, n_gpu=n_gpu)
-    return Wanted(uid=uid, spec=spec, model=model, engine=ENGINE, n_gpu=n_gpu, created=1)
+    return Wanted(uid=uid, spec=spec, model=model, engine=ENGINE, n_gpu=n_gpu, created=1, exclusive=True)
 
 
 def member(name: str = "w1", devices: int = 0) -> Member:
@@ -52,9 +53,10 @@ def record(start: Start, what: Wanted, state: str = "READY", error: str | None =
         engine=EngineRef(name=ENGINE, path="x:X"),
         artifact=Artifact(format="toy", path="/x"),
         endpoint="ipc:///x",
-        devices=list(start.devices),
+        exclusive=what.exclusive,
+        devices=list(start.assignments[0].devices),
     )
-    status = ReplicaStatus(replica_id=start.replica_id, state=state, worker=start.worker, pid=7, error=error)  # type: ignore[arg-type]
+    status = ReplicaStatus(replica_id=start.replica_id, state=state, worker=start.assignments[0].worker, pid=7, error=error)  # type: ignore[arg-type]
     ready = state == "READY"
     return ReplicaRecord(
         plan=plan,
@@ -86,7 +88,7 @@ def stopped(actions: list[Action]) -> list[Stop]:
 def ready(core: Lifecycle, what: Wanted, now: float = 0.0) -> list[Start]:
     starts = started(core.accept(now, what))
     for start in starts:
-        core.replica_updated(now, start.worker, record(start, what))
+        core.replica_updated(now, start.assignments[0].worker, record(start, what))
     return starts
 
 
@@ -123,18 +125,18 @@ def test_no_placement_leaves_nothing() -> None:
     with pytest.raises(NoPlacement, match=r"replica 2 of 2.*no free devices"):
         core.accept(0.0, wanted(replicas=2, n_gpu=1))
     assert core.listed() == []
-    assert ready(core, wanted(n_gpu=1))[0].devices == ("cuda:0",)
+    assert ready(core, wanted(n_gpu=1))[0].assignments == (Assignment("w1", ("cuda:0",)),)
 
 
 def test_a_scheduler_that_double_books_is_refused() -> None:
     class Careless(FirstFit):
         def place(self, request: PlacementRequest, cluster: ClusterView) -> Placement | Rejection:
-            return Placement(worker="w1", devices=("cuda:0",))
+            return Placement(assignments=(Assignment("w1", ("cuda:0",)),))
 
     core = Lifecycle(Careless(), "e", launch_timeout=TIMEOUT, grace=5.0)
     core.worker_joined(0.0, member(devices=2), [])
     core.accept(0.0, wanted("a", n_gpu=1))
-    with pytest.raises(NoPlacement, match="'cuda:0' is taken"):
+    with pytest.raises(NoPlacement, match="can't give device 'cuda:0': holds 1 replica"):
         core.accept(0.0, wanted("b", n_gpu=1))
 
 
@@ -249,7 +251,7 @@ def test_a_lost_replica_moves_after_two_leases_and_the_old_copy_is_killed() -> N
     core.worker_left(1.0, "w1")
     assert core.tick(1.0 + LEASE) == []
     (new,) = started(core.tick(1.0 + 2 * LEASE))
-    assert new.worker == "w2"
+    assert new.assignments[0].worker == "w2"
     (stop,) = stopped(core.worker_joined(9.0, member("w1"), [record(old, wanted())]))
     assert (stop.worker, stop.incarnation) == ("w1", old.incarnation)
 
@@ -257,7 +259,7 @@ def test_a_lost_replica_moves_after_two_leases_and_the_old_copy_is_killed() -> N
 def test_a_new_supervisor_adopts_what_workers_report_and_waits_before_it_places() -> None:
     core = Lifecycle(FirstFit(), "e2", launch_timeout=TIMEOUT, grace=5.0, settled_at=3.0)
     what = wanted(replicas=2)
-    first = Start("w1", "m", "m-0", "e1-1", (), 1.0)
+    first = Start("m", "m-0", "e1-1", (Assignment("w1"),), 1.0)
     assert core.worker_joined(1.0, member(), [record(first, what)]) == []
     assert core.tick(2.9) == []
     assert core.next_wake() == 3.0
@@ -269,7 +271,7 @@ def test_a_new_supervisor_adopts_what_workers_report_and_waits_before_it_places(
 
 def test_a_replica_that_failed_while_no_supervisor_was_there_is_started_again() -> None:
     core = Lifecycle(FirstFit(), "e2", launch_timeout=TIMEOUT, grace=5.0, settled_at=3.0)
-    dead = record(Start("w1", "m", "m-0", "e1-1", (), 1.0), wanted(), "FAILED", "boom")
+    dead = record(Start("m", "m-0", "e1-1", (Assignment("w1"),), 1.0), wanted(), "FAILED", "boom")
     assert core.worker_joined(1.0, member(), [dead]) == []
     assert core.listed()[0].replicas[0].error == "boom"
     assert started(core.tick(3.0))
@@ -277,7 +279,7 @@ def test_a_replica_that_failed_while_no_supervisor_was_there_is_started_again() 
 
 def test_a_word_of_an_unknown_replica_gets_it_killed() -> None:
     core = cluster()
-    stranger = record(Start("w1", "m", "m-0", "x-1", (), 1.0), wanted())
+    stranger = record(Start("m", "m-0", "x-1", (Assignment("w1"),), 1.0), wanted())
     assert stopped(core.replica_updated(1.0, "w1", stranger))[0].incarnation == "x-1"
     assert core.replica_gone(2.0, "x-1") == []
 
@@ -320,7 +322,8 @@ class World(RuleBasedStateMachine):
 
     def carry_out(self, actions: list[Action]) -> None:
         for action in actions:
-            if action.worker not in self.up:
+            worker = action.assignments[0].worker if isinstance(action, Start) else action.worker
+            if worker not in self.up:
                 if isinstance(action, Start):
                     self.carry_out(self.core.replica_gone(self.now, action.incarnation, "away"))
             elif isinstance(action, Start):
@@ -368,7 +371,11 @@ class World(RuleBasedStateMachine):
     def progress(self, data: st.DataObject, new: str) -> None:
         process = data.draw(st.sampled_from(list(self.processes.values())))
         start = Start(
-            process.status.worker, process.plan.uid, process.plan.replica_id, process.plan.incarnation, tuple(process.plan.devices), 1
+            process.plan.uid,
+            process.plan.replica_id,
+            process.plan.incarnation,
+            (Assignment(process.status.worker, tuple(process.plan.devices)),),
+            1,
         )
         what = wanted(process.plan.uid, process.spec.replica, process.spec.n_gpu)  # type: ignore[arg-type]
         updated = self.processes[process.plan.incarnation] = record(start, what, new)

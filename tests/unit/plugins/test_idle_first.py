@@ -26,7 +26,8 @@ def place(n_gpu: int, *workers: WorkerView, gpu_idx: tuple[int, ...] | None = No
 
 def chosen(decision: Placement | Rejection) -> tuple[str, tuple[str, ...]]:
     assert isinstance(decision, Placement), decision
-    return decision.worker, decision.devices
+    (assignment,) = decision.assignments
+    return assignment.worker, assignment.devices
 
 
 def test_order_of_devices() -> None:
@@ -59,7 +60,7 @@ def test_pool() -> None:
     assert chosen(place(1, both, gpu_idx=(1,))) == ("w", ("cuda:1",))
     refused = place(2, both, gpu_idx=(1,))
     assert isinstance(refused, Rejection)
-    assert "pool 1" in refused.reason
+    assert "no worker has 2 device(s)" in refused.reason
     assert next(verdict.reason for verdict in refused.verdicts) == "not in the pool 1"
 
 
@@ -83,7 +84,6 @@ def test_engine_must_be_there() -> None:
     for n_gpu in (0, 1):
         refused = place(n_gpu, without)
         assert isinstance(refused, Rejection)
-        assert "vllm" in refused.reason
         assert "no engine vllm" in refused.verdicts[0].reason
 
 
@@ -110,8 +110,9 @@ def test_every_decision_is_sound(shape: list[list[tuple[int, int, float]]], n_gp
         assert candidates <= {(verdict.worker, verdict.device) for verdict in decision.verdicts}
     taken = {(verdict.worker, verdict.device) for verdict in decision.verdicts if verdict.taken}
     if isinstance(decision, Placement):
-        assert len(set(decision.devices)) == n_gpu
-        assert taken == ({(decision.worker, name) for name in decision.devices} if n_gpu else {(decision.worker, "")})
+        (given,) = decision.assignments
+        assert len(set(given.devices)) == n_gpu
+        assert taken == ({(given.worker, name) for name in given.devices} if n_gpu else {(given.worker, "")})
     else:
         assert not taken
 

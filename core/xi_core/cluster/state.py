@@ -1,0 +1,202 @@
+"""The state of a cluster, as its supervisor's pure core keeps it, and the steps that events are made of. See `lifecycle`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from xi_core.cluster import members as placing
+from xi_core.cluster.launches import LaunchEntry, Wanted
+from xi_core.cluster.members import Member
+from xi_core.cluster.messages import ReplicaRecord
+from xi_core.cluster.placement import Placement, Rejection, Scheduler
+from xi_core.cluster.replicas import Action, Ending, Rank, Replica, Start, Stop, rank_of
+
+RESTARTS, WINDOW, BACKOFF = 3, 60.0, 0.5
+"""A replica is restarted so many times within the window, in seconds; before the first restart comes this pause, doubled each time."""
+
+
+class ClusterState:
+    """Members and launches. Times are in seconds of any steady clock."""
+
+    def __init__(
+        self, schedulers: Mapping[str, Scheduler], epoch: str, *, launch_timeout: float, grace: float, settled_at: float = 0.0
+    ) -> None:
+        """`schedulers` by name; the one named "" places launches that name none."""
+        self.members: dict[str, Member] = {}
+        self.launches: dict[str, LaunchEntry] = {}
+        self.launch_timeout, self.grace, self.settled_at = launch_timeout, grace, settled_at
+        self._schedulers = schedulers
+        self._epoch, self._lives = epoch, 0
+
+    # ---- finding --------------------------------------------------------------------------------
+
+    def replicas(self) -> Iterator[tuple[LaunchEntry, Replica]]:
+        """Every replica, with its launch."""
+        for launch in self.launches.values():
+            for replica in launch.replicas:
+                yield launch, replica
+
+    def by_life(self, incarnation: str) -> tuple[LaunchEntry, Replica] | None:
+        """The replica whose present life this is."""
+        return next(((launch, r) for launch, r in self.replicas() if incarnation and r.incarnation == incarnation), None)
+
+    def place(self, launch: LaunchEntry, replica: Replica) -> Placement | Rejection:
+        """Where a new life of this replica would go now; what its present one holds counts as free."""
+        others = [r for r in launch.replicas if r is not replica]
+        place_of = next((r for r in others if r.replica_id == replica.replaces), replica)
+        request = launch.wanted.request(launch.replicas.index(place_of), others)
+        scheduler = self._schedulers[launch.wanted.spec.scheduler or ""]
+        launches = self.launches.values() if launch.uid in self.launches else [*self.launches.values(), launch]
+        return placing.place(scheduler, request, placing.view(self.members.values(), launches, without=replica))
+
+    # ---- starting -------------------------------------------------------------------------------
+
+    def start(self, now: float, launch: LaunchEntry, replica: Replica) -> Start | Rejection:
+        """Begin a life of a replica that has none."""
+        decision = self.place(launch, replica)
+        if isinstance(decision, Rejection):
+            return decision
+        self._lives += 1
+        replica.begin(f"{self._epoch}-{self._lives}", decision.assignments)
+        left = self.launch_timeout if launch.deadline is None else launch.deadline - now
+        return Start(launch.uid, replica.replica_id, replica.incarnation, decision.assignments, max(0.0, left))
+
+    def start_due(self, now: float) -> list[Action]:
+        """Start what waits, as far as there is room; what finds none waits for the next event."""
+        actions: list[Action] = []
+        for launch, replica in list(self.replicas()):
+            if launch.end or replica.live or replica.leaving or (replica.start_at is not None and replica.start_at > now):
+                continue
+            if now < self.settled_at:
+                replica.start_at = self.settled_at
+                continue
+            started = self.start(now, launch, replica)
+            if isinstance(started, Start):
+                actions.append(started)
+            else:
+                replica.start_at, replica.stage = None, f"waiting: {placing.explain(started)}"
+        return actions
+
+    # ---- ending ---------------------------------------------------------------------------------
+
+    def lose(self, now: float, launch: LaunchEntry, replica: Replica, ranks: list[Rank], why: Ending) -> list[Action]:
+        """These ranks are gone. The rest of the life ends with them, and when nothing is left of it, the replica goes on as is due."""
+        for rank in ranks:
+            rank.gone, rank.pid, rank.lost_at = True, None, None
+        if replica.ending is None and not launch.end and not replica.leaving:
+            replica.ending = why
+            replica.state, replica.stage = "PENDING", f"ending its other ranks: {why.error}"
+            launch.open_until(now + self.launch_timeout)
+            if not all(rank.gone for rank in replica.ranks):
+                return replica.stops(0.0)
+        return self._concluded(now, launch, replica) if all(rank.gone for rank in replica.ranks) else []
+
+    def _concluded(self, now: float, launch: LaunchEntry, replica: Replica) -> list[Action]:
+        """Nothing is left of this life."""
+        why, moving = replica.ending, replica.move_by is not None
+        replica.clear()
+        if launch.end:
+            replica.state = launch.state
+            return []
+        if replica.leaving:
+            launch.replicas.remove(replica)
+            launch.look(now + self.launch_timeout)
+            return []
+        if moving and self._hand_over(launch, replica):
+            launch.look(now + self.launch_timeout)
+            return []
+        if why is None or not why.fault:
+            replica.stage = why.error if why is not None else ""
+            return []
+        return self._died(now, launch, replica, why)
+
+    def _died(self, now: float, launch: LaunchEntry, replica: Replica, why: Ending) -> list[Action]:
+        replica.error, replica.stage = why.error, "restarting"
+        replica.deaths = [at for at in replica.deaths if now - at < WINDOW] + [now]
+        if why.final and not launch.was_ready and not replica.restarts:
+            launch.error_code = why.code
+            return self.fail(now, launch, why.error)
+        if len(replica.deaths) > RESTARTS:
+            if replica.replaces:
+                launch.replicas.remove(replica)  # what it was to replace serves on
+                return []
+            return self.fail(
+                now,
+                launch,
+                f"replica {replica.replica_id} ended {len(replica.deaths)} times within {WINDOW:g} s; the last time: {why.error}",
+            )
+        replica.start_at = now + BACKOFF * 2 ** (len(replica.deaths) - 1)
+        return []
+
+    def fail(self, now: float, launch: LaunchEntry, error: str) -> list[Action]:
+        """The launch can't be had."""
+        launch.end, launch.ended_at, launch.error = "FAILED", now, error
+        return launch.stops(0.0)
+
+    def dismiss(self, launch: LaunchEntry, replica: Replica) -> list[Action]:
+        """This replica isn't wanted any more: it finishes what it runs, and takes nothing new."""
+        replica.leaving = True
+        if not replica.live:
+            launch.replicas.remove(replica)
+            return []
+        replica.state = "STOPPING"
+        return replica.stops(self.grace)
+
+    # ---- moving ---------------------------------------------------------------------------------
+
+    def move(self, launch: LaunchEntry, replica: Replica, by: float) -> None:
+        """Have another replica take the place of this one, whose worker is being drained, before this one ends; at the latest at `by`."""
+        replica.move_by = by
+        launch.replicas.append(Replica(replica_id=launch.free_id(), replaces=replica.replica_id, start_at=0.0))
+
+    def moved(self, launch: LaunchEntry) -> list[Action]:
+        """Let those go whose replacement is READY."""
+        actions: list[Action] = []
+        for replica in list(launch.replicas):
+            if replica.replaces and replica.state == "READY" and not launch.end:
+                old = next((r for r in launch.replicas if r.replica_id == replica.replaces), None)
+                replica.replaces = ""
+                actions += self.dismiss(launch, old) if old is not None else []
+        return actions
+
+    def _hand_over(self, launch: LaunchEntry, replica: Replica) -> bool:
+        """This replica has ended before its replacement was READY, which takes its place now. False where it has none."""
+        heir = next((r for r in launch.replicas if r.replaces == replica.replica_id), None)
+        if heir is None:
+            return False
+        heir.replaces = ""
+        launch.replicas.remove(replica)
+        return True
+
+
+def refused(worker: str, record: ReplicaRecord) -> list[Action]:
+    """End a copy that isn't wanted."""
+    if record.status.state == "FAILED":
+        return []
+    return [Stop(worker, record.plan.replica_id, record.plan.incarnation, 0.0, rank_of(record))]
+
+
+def adopted(now: float, deadline: float, record: ReplicaRecord) -> LaunchEntry:
+    """A launch as a worker's record tells it, to a supervisor that has forgotten it."""
+    plan, spec = record.plan, record.spec
+    wanted = Wanted(
+        uid=plan.uid,
+        spec=spec,
+        model=record.model,
+        engine=plan.engine.name,
+        n_gpu=len(plan.devices),
+        created=record.created,
+        memory=plan.memory,
+        memory_share=plan.memory_share,
+        exclusive=plan.exclusive,
+    )
+    return LaunchEntry(wanted=wanted, replicas=[Replica(replica_id=f"{plan.uid}-{n}") for n in range(spec.replica)], deadline=deadline)
+
+
+def adopt_life(now: float, replica: Replica, worker: str, record: ReplicaRecord) -> None:
+    """Make the life that a worker reports that of `replica`. Its other ranks are as those of workers that are away, until these report."""
+    plan = record.plan
+    world = plan.rendezvous.world if plan.rendezvous is not None else ()
+    replica.clear()
+    replica.incarnation, replica.starts, replica.start_at = plan.incarnation, record.status.restarts + 1, None
+    replica.ranks = [Rank(a.worker, a.devices, lost_at=now) for a in world] or [Rank(worker, tuple(plan.devices))]
