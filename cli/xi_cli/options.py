@@ -92,7 +92,7 @@ def pick_model(client: Client, name: str | None) -> str:
     """The model to talk to: the one named, else the only one that is launched and hasn't ended."""
     if name:
         return name
-    uids = [model.id for model in client.models() if model.state not in ENDED]
+    uids = [model.id for model in client.models() if model.parent is None and model.state not in ENDED]
     if not uids:
         raise Failure("no model is launched: launch one with `xi launch xi-tiny`")
     if len(uids) > 1:

@@ -162,7 +162,7 @@ class Exchange:
             self.stream.wake()
 
     async def _try_replicas(self, model: ServedModel, route: Route) -> None:
-        request = RouteRequest(str(route.model), self._scope["path"], len(self._body), route.most_tokens)
+        request = RouteRequest(model.route.uid, self._scope["path"], len(self._body), route.most_tokens)
         deadline = self._loop.time() + self._dispatcher.request_timeout
         tried: list[str] = []
         losses = 0

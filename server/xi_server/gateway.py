@@ -15,6 +15,7 @@ from xi_core.plugins import PluginHub
 from xi_core.transport.base import Transport
 from xi_core.transport.schemes import by_scheme, load
 from xi_server.dispatch import Dispatcher
+from xi_server.engine_metrics import observe_engines
 from xi_server.metrics import Metrics, Samples
 from xi_server.replica_link import PING_INTERVAL, ReplicaLink
 from xi_server.supervisor import SupervisorClient
@@ -120,6 +121,8 @@ class Gateway:
             "gauge", "xi_supervisor_connected", "1 while the routing table follows the supervisor.", (),
             lambda: [((), int(self.supervisor.subscribed.is_set()))],
         )  # fmt: skip
+
+        observe_engines(self.metrics, table)
 
     def _tokens(self) -> Samples:
         totals = dict(self.metrics.tokens.values)

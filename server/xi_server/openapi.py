@@ -115,6 +115,7 @@ def _launch_fields(name: str, schema: Document) -> Document:
     extra = {
         "model_size_in_billions": {"description": "size_in_billions as 7, 0.5 or 0_5", "type": ["string", "number", "null"]},
         "envs": {**fields["env"], "description": "Other name of env"},
+        "peft_model_config": {"description": "Xinference's form of lora_modules", "type": ["object", "null"]},
     }  # fmt: skip
     return {**schema, "properties": {**fields, **extra}, "additionalProperties": {"description": "An option of the engine"}}
 

@@ -87,6 +87,8 @@ class RoutingTable:
 
     def __init__(self, dial: Dial, make_router: Callable[[], Router], on_loss: Callable[[str], None]) -> None:
         self.models: dict[str, ServedModel] = {}
+        self.owners: dict[str, str] = {}
+        """The uid of the launch that serves each LoRA module, by the module's name."""
         self.version = -1
         self.epoch = ""
         self._dial = dial
@@ -100,16 +102,18 @@ class RoutingTable:
         """Links of replicas that left the table while requests were open on them: those may finish."""
         self._waiting: asyncio.Future[None] | None = None
 
-    def find(self, uid: str) -> ServedModel:
-        """The model of this uid. Raises `ModelNotFound`, naming those that are ready."""
-        found = self.models.get(uid)
+    def find(self, name: str) -> ServedModel:
+        """The model of this uid, or with a LoRA module of this name. Raises `ModelNotFound`, naming those that are ready."""
+        found = self.models.get(name)
         if found is None:
-            raise ModelNotFound(f"model '{uid[:200]}' does not exist; ready: {self.names_ready()}", param="model")
+            found = self.models.get(self.owners.get(name, ""))
+        if found is None:
+            raise ModelNotFound(f"model '{name[:200]}' does not exist; ready: {self.names_ready()}", param="model")
         return found
 
     def names_ready(self) -> str:
-        """The uids of models that can be asked, for messages."""
-        ready = sorted(uid for uid, model in self.models.items() if model.usable())
+        """The names of models that can be asked, for messages."""
+        ready = sorted(name for uid, model in self.models.items() if model.usable() for name in (uid, *model.route.adapters))
         return ", ".join(f"'{uid}'" for uid in ready) or "none; launch one with `xi launch`"
 
     def links(self) -> Iterator[ReplicaLink]:
@@ -137,6 +141,7 @@ class RoutingTable:
             gone = {uid for uid in gone if uid in update.removed or not self._kept(self.models[uid])}
         for uid in gone:
             self._remove(uid)
+        self.owners = {name: uid for uid, model in self.models.items() for name in model.route.adapters}
         self._tell()
         return True
 
@@ -174,7 +179,7 @@ class RoutingTable:
         if kept and route.state != "READY":
             route = ModelRoute(
                 uid=route.uid, state=model.route.state, detail=route.detail, replicas=route.replicas,
-                context_length=model.route.context_length, endpoints=model.route.endpoints,
+                context_length=model.route.context_length, endpoints=model.route.endpoints, adapters=model.route.adapters,
             )  # fmt: skip
         model.route = route
         for replica_id, link in list(model.links.items()):

@@ -13,9 +13,10 @@ import click
 from xi_cli.commands.launch import LaunchCommand
 from xi_cli.group import Failure
 from xi_cli.options import client_options, connect, say
-from xi_core.errors import LaunchError, Unavailable
+from xi_core.errors import ChannelClosed, LaunchError, LaunchFailed, Unavailable
 
 if TYPE_CHECKING:
+    from xi_core import LLM
     from xi_core.batch import Ask, BatchRequest, Counts, Watch
     from xi_core.batch_results import Result, Results
 
@@ -30,6 +31,7 @@ SHOWN = 5
 @click.option("-m", "--model", metavar="MODEL", help="The model for every request, whatever the file names.")
 @click.option("--offline", is_flag=True, help="Use no server: start MODEL for this batch only.")
 @click.option("-en", "--model-engine", metavar="ENGINE", help="With --offline: the engine that runs it.")
+@click.option("-t", "--model-type", metavar="TYPE", help="With --offline: the kind of model: LLM, embedding or rerank.")
 @click.option("--concurrency", type=click.IntRange(1, 1024), default=64, show_default=True, help="Requests at a time.")
 @client_options
 @click.pass_context
@@ -40,6 +42,7 @@ def batch(
     model: str | None,
     offline: bool,
     model_engine: str | None,
+    model_type: str | None,
     concurrency: int,
     endpoint: str | None,
     api_key: str | None,
@@ -60,6 +63,8 @@ def batch(
     from xi_core.batch import read_requests
     from xi_core.batch_results import Results
 
+    if model_type:
+        ctx.meta["options"]["model_type"] = model_type
     _check(ctx, source, target, model, offline, model_engine)
     requests = read_requests(source, model)
     with ExitStack() as open_things:
@@ -67,7 +72,7 @@ def batch(
         if offline:
             from xi_core import LLM
 
-            ask: Ask = open_things.enter_context(LLM(model or "", model_engine, **ctx.meta["options"])).ask
+            ask = _offline(open_things.enter_context(LLM(model or "", model_engine, **ctx.meta["options"])))
         else:
             ask = _server(endpoint, api_key, requests)
         counts, failures = _run(requests, ask, results, concurrency)
@@ -86,6 +91,18 @@ def _check(ctx: click.Context, source: Path, target: Path, model: str | None, of
             raise click.UsageError(f"No such option: --{name}; did you mean {meant}?")
     if target.exists() and source.exists() and target.samefile(source):
         raise click.UsageError("-i and -o are the same file")
+
+
+def _offline(llm: LLM) -> Ask:
+    """The model's answers. One that is closed ends the batch: the requests that are left would all fail in one moment."""
+
+    def ask(url: str, body: bytes) -> bytes:
+        try:
+            return llm.ask(url, body)
+        except ChannelClosed as error:
+            raise LaunchFailed(error.message) from error
+
+    return ask
 
 
 def _server(endpoint: str | None, api_key: str | None, requests: list[BatchRequest]) -> Ask:

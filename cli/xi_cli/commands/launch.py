@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xi_cli import engine_options
+from xi_cli import engine_options, lora_option
 from xi_cli.group import INTERRUPTED, Failure
 from xi_cli.options import client_options, connect, json_option, one_of, print_json, say
 from xi_core.errors import LaunchCancelled, LaunchError, ModelNotFound, UnknownModel, UnknownOption, XiError
@@ -29,7 +29,7 @@ class LaunchCommand(click.Command):
     """A command that leaves options which it doesn't know in `ctx.meta["options"]`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known, ctx.meta["options"] = engine_options.part(self.params, args)
+        known, ctx.meta["options"] = engine_options.part(self.params, lora_option.spread(args))
         return super().parse_args(ctx, known)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
@@ -69,6 +69,10 @@ def _gpu_idx(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--enable-thinking/--no-enable-thinking", default=None, help="Whether the model thinks where a request doesn't say.")
 @click.option("--tool-parser", metavar="NAME", help="What reads tool calls from answers, or none; default: the model's own.")
 @click.option("--reasoning-parser", metavar="NAME", help="What tells reasoning from answers, or none; default: the model's own.")
+@click.option(
+    "-lm", "--lora-modules", multiple=True, metavar="NAME=PATH", callback=lora_option.parsed,
+    help="A LoRA adapter to serve beside the model, and the name that calls it; repeatable, or several after one flag.",
+)  # fmt: skip
 @click.option("--env", nargs=2, multiple=True, metavar="NAME VALUE", help="An environment variable of the replicas; repeatable.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the model is ready.")
 @json_option
@@ -97,6 +101,7 @@ def launch(
       xi launch xi-tiny -en transformers -u tiny -r 2
       xi launch ./my-model --context-length 2048
       xi launch model.Q4_K_M.gguf --no-wait
+      xi launch ./my-model --lora-modules sql=./sql-adapter
     """
     from xi_core.api.control import LaunchSpec
 

@@ -11,7 +11,7 @@ from xi_cli.options import client_options, connect, json_option, print_json, say
 @json_option
 @client_options
 def list_(as_json: bool, endpoint: str | None, api_key: str | None) -> None:
-    """List the models that are launched.
+    """List the models that are launched, and their LoRA modules.
 
     \b
     Examples:
@@ -32,7 +32,7 @@ def list_(as_json: bool, endpoint: str | None, api_key: str | None) -> None:
                 (
                     m.id,
                     m.state,
-                    m.model_name,
+                    f"LoRA module of {m.parent}" if m.parent else m.model_name,
                     m.model_engine,
                     m.model_format,
                     m.size_in_billions,

@@ -43,6 +43,11 @@ class Line:
         self._channel = transport.connect(route.endpoint, self._receive, self._lose)
         self._pings = asyncio.create_task(self._ping())
 
+    @property
+    def open(self) -> int:
+        """Requests that have no answer yet."""
+        return len(self._open)
+
     async def ask(self, path: str, body: bytes) -> bytes:
         """The body of the answer to one request, not streamed. Cancelled, it aborts the request.
 

@@ -21,6 +21,7 @@ import msgspec
 from xi_core.api.control import EngineStatus, LaunchSpec, ModelStatus
 from xi_core.cluster import logs
 from xi_core.cluster import messages as m
+from xi_core.cluster.host import find_devices
 from xi_core.cluster.runtime import RuntimeFolder, sweep
 from xi_core.cluster.supervisor import VOCABULARY, Supervisor
 from xi_core.cluster.worker import Worker
@@ -56,7 +57,8 @@ class PrivateModel:
         self._config = msgspec.structs.replace(config, grace=min(GRACE, config.grace))
         self._pid = os.getpid()
         self._route: m.ModelRoute | None = None
-        self._line: Line | None = None
+        self._lines: list[Line] = []
+        self._replicas = 1
         self._link: Link | None = None
         sweep()
         self._runtime = RuntimeFolder()
@@ -77,11 +79,16 @@ class PrivateModel:
     def launch(self, spec: LaunchSpec) -> ModelStatus:
         """Launch the one model and wait until it is ready. Raises `LaunchError` and its kinds."""
         self.uid = f"{default_uid(spec)[:100]}-{os.getpid()}-{next(_numbers)}"
+        self._replicas = spec.replica
         return self._wait(self._launch(msgspec.structs.replace(spec, model_uid=self.uid)))
 
     def engines(self, model: str) -> list[EngineStatus]:
         """The engines, and whether they take this model. Raises as `launch`."""
         return self._wait(self._engines(model))
+
+    def has_devices(self) -> bool:
+        """Whether this machine has accelerators that a launch could get."""
+        return bool(find_devices(self.hub.devices, os.environ))
 
     @property
     def context_length(self) -> int:
@@ -156,12 +163,12 @@ class PrivateModel:
             self._started.set_result(None)
             await serving
         finally:
+            await supervisor.close()  # first: to a link that is closed it would complain that its last table isn't taken
             await self._hang_up()
-            await supervisor.close()
 
     async def _hang_up(self) -> None:
-        if self._line is not None:
-            await self._line.close()
+        for line in self._lines:
+            await line.close()
         if self._link is not None:
             await self._link.close()
 
@@ -172,9 +179,10 @@ class PrivateModel:
 
     async def _update(self, update: m.TableUpdate) -> None:
         self._route = next((model for model in update.models if model.uid == self.uid), self._route)
-        line = self._line
-        if line is not None and (self._route is None or line.route not in self._route.replicas):
-            self._line = None
+        routes = self._route.replicas if self._route is not None else []
+        gone = [line for line in self._lines if line.route not in routes]
+        self._lines = [line for line in self._lines if line.route in routes]
+        for line in gone:
             await line.close()
         self._changed.set()
         self._changed = asyncio.Event()
@@ -193,17 +201,19 @@ class PrivateModel:
         return status
 
     async def _ready(self) -> Line:
-        """The line to the replica, once there is one. Raises `LaunchFailed` when there will be none."""
+        """The line to the replica with the least to do, once there is one. Raises `LaunchFailed` when there will be none."""
         while True:
             route = self._route
             if route is not None and route.state == "FAILED":
                 (await self._status()).is_ready()
                 raise LaunchFailed(f"the model has failed: {route.detail}")
-            if self._line is not None and not self._line.lost:
-                return self._line
-            if route is not None and route.replicas and (self._line is None or self._line.route != route.replicas[0]):
-                self._line = Line(by_scheme(self.hub.transports, route.replicas[0].endpoint), route.replicas[0])
-                continue
+            dialled = [line.route for line in self._lines]
+            for replica in route.replicas if route is not None else []:
+                if replica not in dialled:
+                    self._lines.append(Line(by_scheme(self.hub.transports, replica.endpoint), replica))
+            alive = [line for line in self._lines if not line.lost]
+            if alive:
+                return min(alive, key=lambda line: line.open)
             await self._changed.wait()
 
     # ---- asking ---------------------------------------------------------------------------------
@@ -236,7 +246,7 @@ class PrivateModel:
                     raise _placed(error, place) if len(bodies) > 1 else error from None
                 on_done(place)
 
-        slots = (await self._ready()).route.slots
+        slots = (await self._ready()).route.slots * self._replicas
         most = slots + min(slots, self._config.queue_size)
         workers = [asyncio.create_task(work()) for _ in range(min(most, len(bodies)))]
         try:

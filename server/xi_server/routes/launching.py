@@ -14,16 +14,13 @@ import msgspec
 from xi_core.api.body import decode_body, invalid_field
 from xi_core.api.control import MODEL_TYPES, LaunchSpec, Uid, model_type_of
 from xi_core.errors import InvalidRequest
+from xi_server.routes.lora_fields import lora_modules, peft_model_config
 
-RENAMED = {"model_size_in_billions": "size_in_billions", "envs": "env"}
+RENAMED = {"model_size_in_billions": "size_in_billions", "envs": "env", "peft_model_config": "lora_modules"}
 """Other names of fields, as clients of Xinference send them."""
 
 NOT_YET: Mapping[str, tuple[Any, ...]] = {
-    "n_worker": (1,),
-    "peft_model_config": (),
     "request_limits": (),
-    "worker_ip": (),
-    "replica_config": (),
     "enable_virtual_env": (False,),
     "virtual_env_packages": ([],),
     "virtual_env_find_links": ([],),
@@ -93,6 +90,8 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
         value = _n_gpu(value)
     elif field == "model_type":
         value = _model_type(value)
+    elif field == "lora_modules":
+        value = peft_model_config(value) if name == "peft_model_config" else lora_modules(value)
     elif field == "model_uid" and isinstance(value, str):
         _check_uid(value)
     fields[field] = value

@@ -23,19 +23,24 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 POLL = 0.5
 """Seconds between looks at a launch where the routing table says nothing new."""
+ENDED = ("FAILED", "CANCELLED", "STOPPING")
+"""States of launches that serve no more."""
 SETTLE = 2.0
 """Seconds for the routing table to follow what the supervisor has answered already."""
 
 
 @router.get("")
 async def list_models(request: Request) -> Response:
-    """All launches, in OpenAI's form with xi's fields beside it. While the supervisor is away: those of the last routing table."""
+    """All launches and their LoRA modules, in OpenAI's form with xi's fields beside it.
+
+    While the supervisor is away: those of the last routing table.
+    """
     gateway = gateway_of(request)
     try:
         answer: Models = await gateway.supervisor.call(ListModels())
     except Unavailable:
         return json_response(ModelList(data=_from_table(gateway)))
-    return json_response(ModelList(data=[_entry(gateway, status) for status in answer.models]))
+    return json_response(ModelList(data=[card for status in answer.models for card in _cards(_entry(gateway, status), _adapters(status))]))
 
 
 @router.post("")
@@ -51,10 +56,15 @@ async def launch_model(request: Request, wait_ready: bool = True) -> Response:
 
 @router.get("/{uid}")
 async def get_model(request: Request, uid: str) -> Response:
-    """One launch: its spec, state and replicas, and what OpenAI's and Xinference's clients read of a model."""
+    """One launch: its spec, state and replicas, and what OpenAI's and Xinference's clients read of a model.
+
+    A LoRA module's name gives the launch that serves it, with the module's name as `id` and the uid as `parent`.
+    """
     gateway = gateway_of(request)
-    status: ModelStatus = await gateway.supervisor.call(GetModel(uid))
-    return json_response(_described(gateway, status))
+    owner = None if uid in gateway.table.models else gateway.table.owners.get(uid)
+    status: ModelStatus = await gateway.supervisor.call(GetModel(owner or uid))
+    entry = _entry(gateway, status)
+    return json_response(_described(_card(entry, uid) if owner else entry, status))
 
 
 @router.delete("/{uid}")
@@ -106,19 +116,36 @@ async def _until(gateway: Gateway, reached: Callable[[], bool]) -> None:
 
 
 def _from_table(gateway: Gateway) -> list[Model]:
-    return [
-        Model(
-            id=uid, created=0, state=model.route.state, context_length=model.route.context_length,
-            endpoints=model.route.endpoints, replica=len(model.links),
-        )
-        for uid, model in gateway.table.models.items()
-    ]  # fmt: skip
+    cards = []
+    for uid, model in gateway.table.models.items():
+        route = model.route
+        entry = Model(
+            id=uid, root=uid, created=0, state=route.state, context_length=route.context_length,
+            endpoints=route.endpoints, replica=len(model.links),
+        )  # fmt: skip
+        cards += _cards(entry, route.adapters)
+    return cards
+
+
+def _cards(entry: Model, adapters: list[str]) -> list[Model]:
+    """A launch's own card, and one for each of its LoRA modules."""
+    return [entry, *(_card(entry, name) for name in adapters)]
+
+
+def _card(entry: Model, adapter: str) -> Model:
+    return msgspec.structs.replace(entry, id=adapter, parent=entry.id)
+
+
+def _adapters(status: ModelStatus) -> list[str]:
+    """The names that can be asked for: those of a launch that has ended are free again."""
+    return [] if status.state in ENDED else sorted(status.spec.lora_modules)
 
 
 def _entry(gateway: Gateway, status: ModelStatus) -> Model:
     served = gateway.table.models.get(status.model_uid)
     return Model(
         id=status.model_uid,
+        root=status.model_uid,
         created=status.created,
         model_name=status.spec.model_name,
         model_type=status.spec.model_type,
@@ -133,8 +160,7 @@ def _entry(gateway: Gateway, status: ModelStatus) -> Model:
     )
 
 
-def _described(gateway: Gateway, status: ModelStatus) -> dict[str, Any]:
-    entry = _entry(gateway, status)
+def _described(entry: Model, status: ModelStatus) -> dict[str, Any]:
     plain: dict[str, Any] = {**msgspec.to_builtins(entry), **msgspec.to_builtins(status)}
     plain["model_ability"] = _abilities(entry.endpoints)
     plain["model_size_in_billions"] = status.size_in_billions

@@ -95,6 +95,7 @@ def test_the_key_is_sent(xi, served, files):
     [
         (["--offline"], "name it with -m"),
         (["--model-engine", "llama.cpp"], "--model-engine is for a model that is started here: add --offline"),
+        (["--model-type", "embedding"], "--model-type is for a model that is started here: add --offline"),
         (["--context-length", "5"], "--context-length is for a model that is started here: add --offline"),
         (["--offline", "-m", "x", "--engine", "y"], "did you mean --model-engine?"),
         (["--concurrency", "0"], "0 is not in the range"),

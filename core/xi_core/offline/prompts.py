@@ -1,0 +1,48 @@
+"""What `LLM`'s methods may be given as prompts, texts and conversations, and as one or several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from xi_core.errors import InvalidRequest
+
+Prompt: TypeAlias = str | list[int] | Mapping[str, Any]
+"""A text, token ids, or as vLLM has it `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
+Conversation: TypeAlias = Sequence[Mapping[str, Any]]
+
+
+def prompts_of(given: Prompt | Sequence[Prompt]) -> list[str | list[int]]:
+    """Every prompt as a text or token ids. Raises `InvalidRequest` for what is neither."""
+    return [_prompt(prompt) for prompt in ([given] if is_one(given) else given)]
+
+
+def is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is one prompt, not several."""
+    return isinstance(prompts, str | Mapping) or (bool(prompts) and all(isinstance(one, int) for one in prompts))
+
+
+def pairs_of(first: str | Sequence[str], second: str | Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Queries, each with its documents: one query with all documents, or as many queries as documents, each with its own.
+
+    Raises `InvalidRequest` for numbers that don't go together.
+    """
+    queries = [first] if isinstance(first, str) else list(first)
+    documents = [second] if isinstance(second, str) else list(second)
+    if len(queries) == 1 and documents:
+        return [(queries[0], documents)]
+    if not documents or len(queries) != len(documents):
+        raise InvalidRequest(
+            f"{len(queries)} queries for {len(documents)} documents; give one query, or one for each document", param="queries"
+        )
+    return [(query, [document]) for query, document in zip(queries, documents, strict=True)]
+
+
+def _prompt(prompt: Any) -> str | list[int]:
+    if isinstance(prompt, Mapping):
+        prompt = prompt.get("prompt_token_ids") or prompt.get("prompt")
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Sequence) and prompt and all(isinstance(one, int) for one in prompt):
+        return list(prompt)
+    raise InvalidRequest(f"a prompt is a text or a list of token ids, not {str(prompt)[:80]!r}", param="prompts")

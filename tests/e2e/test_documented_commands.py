@@ -1,0 +1,397 @@
+"""Every command and snippet of five guides, in xi's words: run against xi-tiny where a CPU can, else listed with the reason why not.
+
+The guides: Xinference's on launching, using and distributed inference; vLLM's to distributed serving; the Kempner guide to distributed
+inference, which shows no commands. `docs/coming-from-xinference.md` has xi's words for each; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from msgspec import Struct
+from xinference_client import RESTfulClient
+
+from xi_core.testing.server import RunningServer, free_port
+from xi_core.testing.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "coming-from-xinference.md"
+TINY = ROOT / "plugins" / "xi_plugins" / "families" / "xi_tiny" / "hf"
+ROW = re.compile(r"^\| `([^`]+)` \| .+ \|$", re.MULTILINE)
+
+VLLM = "needs vLLM, which is no part of the development environment; `make test-engines` runs what of it runs on a CPU"
+GPUS = "needs several GPUs"
+RAY = "needs Ray and several machines with GPUs; xi passes the option on to vLLM and never stops a runtime that it joins"
+DOCKER = "needs Docker and an image; the command inside is run without it"
+IMAGES = "xi serves text, embeddings and rerank; text-to-image isn't served"
+INSTALLS = "installs from PyPI; the packaging tests install what is built"
+NETWORK = "downloads from another hub"
+NO_UI = "xi has no web UI; `xi chat` and /docs take its place"
+
+
+class Guided(Struct):
+    """What runs a guide's command in xi's words, or the `reason` why nothing does.
+
+    `later` is a command, or an option of `xi launch`, that is still to come: until `xi` has it the entry is skipped.
+    """
+
+    run: Callable[[RunningServer], None] | None = None
+    reason: str = ""
+    later: str = ""
+
+
+# ---- what is run: shell -----------------------------------------------------------------------------
+
+
+def xi(server: RunningServer, line: str, status: int = 0) -> str:
+    """The output of a command line that begins with `xi`; both streams."""
+    done = server.xi(*shlex.split(line)[1:])
+    assert done.returncode == status, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def launched(line: str, check: Callable[[RunningServer, str], None] | None = None) -> Callable[[RunningServer], None]:
+    """Launches by `line`, of which `guided` is the uid; sees it READY and answering; ends it."""
+
+    def run(server: RunningServer) -> None:
+        try:
+            xi(server, f"{line} --model-uid guided")
+            answered(server, "guided")
+            if check is not None:
+                check(server, "guided")
+        finally:
+            server.xi("terminate", "guided")
+
+    return run
+
+
+def answered(server: RunningServer, uid: str) -> None:
+    """The model says something."""
+    messages = [{"role": "user", "content": "What is xi?"}]
+    answer = httpx.post(f"{server.endpoint}/v1/chat/completions", json={"model": uid, "messages": messages}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"]
+
+
+def replicas(server: RunningServer, uid: str) -> list[psutil.Process]:
+    """The processes of a launch's replicas."""
+    status = httpx.get(f"{server.endpoint}/v1/models/{uid}").json()
+    return [psutil.Process(replica["pid"]) for replica in status["replicas"]]
+
+
+def has_two_replicas(server: RunningServer, uid: str) -> None:
+    assert len(replicas(server, uid)) == 2
+
+
+def has_the_variables(server: RunningServer, uid: str) -> None:
+    assert {name: replicas(server, uid)[0].environ().get(name) for name in ("A", "B")} == {"A": "0", "B": "1"}
+
+
+def on_transformers(server: RunningServer, uid: str) -> None:
+    assert server.client.model(uid).engine == "transformers"
+
+
+def serving(*arguments: str, **env: str) -> Callable[[RunningServer], None]:
+    """Starts another server with these options and variables, and asks it who serves."""
+
+    def run(server: RunningServer) -> None:
+        home = Path(env.pop("XINFERENCE_HOME", "") or server.home / f"guided-{free_port()}")
+        with RunningServer(home, *arguments, env=env) as other:
+            assert other.client.cluster().processes
+
+    return run
+
+
+def home_of_their_name(server: RunningServer) -> None:
+    home, port, command = server.home / "their-home", free_port(), str(Path(sys.executable).with_name("xi"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XI_")} | {"XINFERENCE_HOME": str(home)}
+    process = subprocess.Popen([command, "serve", "-p", str(port)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        endpoint = f"http://127.0.0.1:{port}"
+        wait_until(lambda: answers(f"{endpoint}/ready"), 30.0, "the server to answer")
+        subprocess.run([command, "launch", "xi-tiny", "-e", endpoint], env=environment, capture_output=True, timeout=120, check=True)
+        assert list((home / "logs").iterdir())
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def shows_commands(server: RunningServer) -> None:
+    assert {"serve", "launch", "list", "terminate", "chat", "generate", "engines"} <= commands(server)
+
+
+def says(line: str, *words: str) -> Callable[[RunningServer], None]:
+    """Runs `line`, whose output has the words."""
+
+    def run(server: RunningServer) -> None:
+        output = xi(server, line)
+        assert all(word in output for word in words), output
+
+    return run
+
+
+def terminates(server: RunningServer) -> None:
+    xi(server, "xi launch xi-tiny -en llama.cpp --model-uid guided")
+    xi(server, 'xi terminate --model-uid "guided"')
+    assert "guided" not in xi(server, "xi list")
+
+
+def thinking(server: RunningServer) -> None:
+    """A model whose template has the switch is launched with it on; xi-tiny's own has none, and says so."""
+    assert "thinking" in xi(server, "xi launch xi-tiny -u guided --enable-thinking", status=1)
+    model = server.home / "thinker"
+    shutil.copytree(TINY, model, dirs_exist_ok=True)
+    template = "{% if enable_thinking %}Use <think>. {% endif %}{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    config = model / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), "chat_template": template}), encoding="utf-8")
+    launched(f"xi launch {shlex.quote(str(model))} -en transformers --enable-thinking")(server)
+
+
+def generates(server: RunningServer) -> None:
+    assert "Paris" in xi(server, "xi generate xi-tiny -p 'The capital of France is' --temperature 0")
+
+
+def chats(server: RunningServer) -> None:
+    done = server.xi("chat", "xi-tiny", input="What is xi?\n")
+    assert done.returncode == 0, done.stderr
+    assert "xi" in done.stdout
+
+
+def supervisor_and_worker(server: RunningServer) -> None:
+    """A supervisor and a worker of it, each a process of its own; a model is launched through their endpoint."""
+    port, command = free_port(), str(Path(sys.executable).with_name("xi"))
+    endpoint, home = f"http://127.0.0.1:{port}", server.home / "cluster"
+    environment = {**server.environment, "XI_HOME": str(home), "XI_ENDPOINT": endpoint}
+    started = [subprocess.Popen([command, "supervisor", "-H", "127.0.0.1", "-p", str(port)], env=environment)]
+    try:
+        wait_until(lambda: answers(f"{endpoint}/ready"), 30.0, "the supervisor to answer")
+        started.append(subprocess.Popen([command, "worker", "-e", endpoint, "-H", "127.0.0.1"], env=environment))
+        done = subprocess.run(
+            [command, "launch", "xi-tiny", "-e", endpoint], env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "xi-tiny" in httpx.get(f"{endpoint}/v1/models").text
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait(30)
+
+
+def answers(url: str) -> bool:
+    """Whether somebody answers there."""
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def stops_a_cluster(server: RunningServer) -> None:
+    with RunningServer(server.home / "stopped") as other:
+        xi(other, "xi stop-cluster --yes")
+        assert other.process.wait(30) == 0
+
+
+def registers_and_unregisters(server: RunningServer) -> None:
+    family = server.home / "mine.json"
+    family.write_text(json.dumps({"model_name": "mine", "model_path": str(TINY)}), encoding="utf-8")
+    xi(server, f"xi register -t LLM -f {family}")
+    assert "mine" in xi(server, "xi registrations -t LLM")
+    xi(server, "xi unregister -t LLM -n mine")
+    assert "mine" not in xi(server, "xi registrations -t LLM")
+
+
+def removes_from_the_cache(server: RunningServer) -> None:
+    xi(server, "xi remove-cache xi-tiny --yes")
+
+
+# ---- what is run: HTTP and Python -------------------------------------------------------------------
+
+
+def http_launch(server: RunningServer) -> None:
+    body = {"model_uid": "guided", "model_engine": "transformers", "model_name": "xi-tiny", "model_format": "pytorch"}
+    answer = httpx.post(f"{server.endpoint}/v1/models", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {"model_uid": "guided"}
+    gone = httpx.delete(f"{server.endpoint}/v1/models/guided", timeout=60)
+    assert gone.status_code == 200, gone.text
+
+
+def http_chat(server: RunningServer) -> None:
+    messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": "What is the largest animal?"}]
+    answer = httpx.post(f"{server.endpoint}/v1/chat/completions", json={"model": "xi-tiny", "messages": messages}, timeout=60).json()
+    assert answer["choices"][0]["finish_reason"] in ("stop", "length")
+    assert answer["usage"]["prompt_tokens"] > 0
+
+
+def http_list(server: RunningServer) -> None:
+    assert "xi-tiny" in [model["id"] for model in httpx.get(f"{server.endpoint}/v1/models").json()["data"]]
+
+
+def http_registrations(server: RunningServer) -> None:
+    assert "xi-tiny" in [model["model_name"] for model in httpx.get(f"{server.endpoint}/v1/model_registrations/LLM").json()]
+
+
+def http_docs(server: RunningServer) -> None:
+    assert httpx.get(f"{server.endpoint}/docs").status_code == 200
+    assert "/v1/chat/completions" in httpx.get(f"{server.endpoint}/openapi.json").json()["paths"]
+
+
+def python_launch(server: RunningServer) -> None:
+    client = RESTfulClient(server.endpoint)
+    uid = client.launch_model(model_uid="guided", model_engine="transformers", model_name="xi-tiny", model_format="pytorch")
+    assert uid == "guided"
+    client.terminate_model(model_uid=uid)
+    assert "guided" not in client.list_models()
+
+
+def python_chat(server: RunningServer) -> None:
+    model = RESTfulClient(server.endpoint).get_model("xi-tiny")
+    answer: Any = model.chat(messages=[{"role": "user", "content": "Who won the world series in 2020?"}])
+    assert answer["choices"][0]["message"]["content"]
+
+
+def python_list(server: RunningServer) -> None:
+    assert "xi-tiny" in RESTfulClient(server.endpoint).list_models()
+
+
+def python_registrations(server: RunningServer) -> None:
+    found: Any = RESTfulClient(server.endpoint).list_model_registrations(model_type="LLM")
+    assert "xi-tiny" in [model["model_name"] for model in found]
+
+
+def openais_client(server: RunningServer) -> None:
+    with openai.OpenAI(base_url=f"{server.endpoint}/v1", api_key="not used actually") as client:
+        answer = client.chat.completions.create(model="xi-tiny", messages=[{"role": "user", "content": "What is the largest animal?"}])
+    assert answer.choices[0].message.content
+
+
+def offline(server: RunningServer) -> None:
+    """The guide's lines with xi's import; on engines that can't spread a model over devices, the size is refused in words."""
+    lines = "from xi_core import LLM\nllm = LLM('xi-tiny'{})\nprint(repr(llm.generate('San Franciso is a')[0].outputs[0].text))"
+    for more, status, words in (("", 0, "'"), (", engine='transformers', tensor_parallel_size=4", 1, "can't spread a model over devices")):
+        done = subprocess.run(
+            [sys.executable, "-c", lines.format(more)], env=server.environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (done.returncode, words in done.stdout + done.stderr) == (status, True), done.stdout + done.stderr
+
+
+# ---- the table --------------------------------------------------------------------------------------
+
+GUIDED: dict[str, Guided] = {
+    "XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU": Guided(launched("xi launch xi-tiny -en llama.cpp --replica 2", has_two_replicas)),
+    "XINFERENCE_LAUNCH_STRATEGY": Guided(serving(XINFERENCE_LAUNCH_STRATEGY="IDLE_FIRST")),
+    "xinference launch xxx --env A 0 --env B 1": Guided(launched("xi launch xi-tiny -en llama.cpp --env A 0 --env B 1", has_the_variables)),
+    "VLLM_USE_V1=0": Guided(reason=VLLM),
+    "XINFERENCE_BATCH_SIZE=32 XINFERENCE_BATCH_INTERVAL=0.003 xinference-local --log-level debug": Guided(
+        serving("--log-level", "debug", XINFERENCE_BATCH_SIZE="32", XINFERENCE_BATCH_INTERVAL="0.003")
+    ),
+    "xinference launch -e URL --model-engine transformers -n qwen1.5-chat -s 4 -f pytorch -q none": Guided(
+        launched("xi launch --model-engine transformers -n xi-tiny -f pytorch -q none", on_transformers)
+    ),
+    "XINFERENCE_TEXT_TO_IMAGE_BATCHING_SIZE=1024*1024 xinference-local --log-level debug": Guided(reason=IMAGES),
+    "xinference launch -n qwen3-xxx --model-engine vllm --enable-thinking": Guided(thinking),
+    "xinference-local --host 0.0.0.0 --port 9997": Guided(serving("--host", "0.0.0.0", XI_API_KEY="a-long-secret-of-the-test")),
+    "XINFERENCE_HOME=/tmp/xinference xinference-local --host 0.0.0.0 --port 9997": Guided(home_of_their_name),
+    "http://127.0.0.1:9997/ui": Guided(reason=NO_UI),
+    "http://127.0.0.1:9997/docs": Guided(http_docs),
+    "pip install xinference": Guided(reason=INSTALLS),
+    "xinference --help": Guided(shows_commands),
+    "pip install xinference-client==${SERVER_VERSION}": Guided(reason=INSTALLS),
+    "xinference engine -e URL --model-name qwen-chat": Guided(says("xi engines xi-tiny", "llama.cpp", "transformers")),
+    "xinference engine -e URL --model-name qwen-chat --model-engine vllm": Guided(says("xi engines xi-tiny", "vLLM")),
+    "xinference engine -e URL --model-name qwen-chat -f ggufv2": Guided(says("xi engines xi-tiny", "ggufv2")),
+    "XINFERENCE_MODEL_SRC=modelscope xinference-local --host 0.0.0.0 --port 9997": Guided(reason=NETWORK),
+    "xinference launch --model-engine ENGINE -n qwen2.5-instruct -s 0_5 -f pytorch": Guided(
+        launched("xi launch --model-engine transformers -n xi-tiny -f pytorch", on_transformers)
+    ),
+    "curl -X POST /v1/models -d {model_engine, model_name, model_format, size_in_billions}": Guided(http_launch),
+    "RESTfulClient.launch_model(model_engine, model_name, model_format, size_in_billions)": Guided(python_launch),
+    "xinference launch --model-engine vllm -n qwen2.5-instruct -s 0_5 -f pytorch --gpu_memory_utilization 0.9": Guided(
+        launched("xi launch -n xi-tiny -f pytorch -en transformers --context_length 512")
+    ),
+    "curl -X POST /v1/chat/completions": Guided(http_chat),
+    "RESTfulClient.get_model(uid).chat(messages)": Guided(python_chat),
+    "OpenAI(base_url).chat.completions.create(model, messages)": Guided(openais_client),
+    "xinference registrations -t LLM": Guided(says("xi registrations -t LLM", "xi-tiny"), later="registrations"),
+    "curl /v1/model_registrations/LLM": Guided(http_registrations, later="registrations"),
+    "RESTfulClient.list_model_registrations(model_type)": Guided(python_registrations, later="registrations"),
+    "xinference list": Guided(says("xi list", "xi-tiny")),
+    "curl /v1/models": Guided(http_list),
+    "RESTfulClient.list_models()": Guided(python_list),
+    "xinference terminate --model-uid UID": Guided(terminates),
+    "curl -X DELETE /v1/models/UID": Guided(http_launch),
+    "RESTfulClient.terminate_model(model_uid)": Guided(python_launch),
+    "xinference-supervisor -H HOST": Guided(supervisor_and_worker, later="worker"),
+    "xinference-worker -e URL -H HOST": Guided(supervisor_and_worker, later="worker"),
+    "xinference launch -n qwen2.5-instruct -s 0_5 -f pytorch -e URL": Guided(launched("xi launch -n xi-tiny -f pytorch")),
+    "docker run --gpus all xprobe/xinference:VERSION xinference-local -H 0.0.0.0 --log-level debug": Guided(reason=DOCKER),
+    "docker run xprobe/xinference:VERSION-cpu xinference-local -H 0.0.0.0 --log-level debug": Guided(reason=DOCKER),
+    "xinference cached": Guided(says("xi cached"), later="cached"),
+    "xinference cal-model-mem": Guided(says("xi cal-model-mem xi-tiny"), later="cal-model-mem"),
+    "xinference chat": Guided(chats),
+    "xinference generate": Guided(generates),
+    "xinference login": Guided(says("xi login --help", "Usage"), later="login"),
+    "xinference register / unregister": Guided(registers_and_unregisters, later="register"),
+    "xinference remove-cache": Guided(removes_from_the_cache, later="remove-cache"),
+    "xinference stop-cluster": Guided(stops_a_cluster, later="stop-cluster"),
+    "xinference vllm-models": Guided(says("xi vllm-models"), later="vllm-models"),
+    "xinference launch … --n-worker N": Guided(says("xi launch --help", "--n-worker"), later="--n-worker"),
+    "xinference launch … --n-worker 2 --tensor_parallel_size 2 --pipeline_parallel_size 1": Guided(reason=GPUS),
+    "xinference launch … --n-gpu N": Guided(launched("xi launch xi-tiny -en llama.cpp --n-gpu none")),
+    'LLM("facebook/opt-13b", tensor_parallel_size=4).generate(prompt)': Guided(offline),
+    "python -m vllm.entrypoints.api_server --model facebook/opt-13b --tensor-parallel-size 4": Guided(reason=GPUS),
+    "--distributed-executor-backend mp / ray": Guided(reason=GPUS),
+    "pip install ray; ray start --head; ray start --address=HEAD": Guided(reason=RAY),
+}
+
+
+# ---- the tests --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with xi-tiny, as the guides have theirs."""
+    with RunningServer(tmp_path_factory.mktemp("guided")) as server:
+        xi(server, "xi launch xi-tiny -en llama.cpp")
+        yield server
+
+
+def commands(server: RunningServer) -> set[str]:
+    """What `xi --help` lists."""
+    return set(re.findall(r"^  ([a-z][a-z-]*)  ", server.xi("--help").stdout.partition("Commands:")[2], re.MULTILINE))
+
+
+def there(server: RunningServer, later: str) -> bool:
+    """Whether xi has the command, or the option of `xi launch`, by now."""
+    return later in server.xi("launch", "--help").stdout.split() if later.startswith("--") else later in commands(server)
+
+
+@pytest.mark.parametrize("theirs", GUIDED)
+def test_the_guides_command_in_xis_words(guided: RunningServer, theirs: str) -> None:
+    entry = GUIDED[theirs]
+    if entry.run is None:
+        pytest.skip(entry.reason)
+    if entry.later and not there(guided, entry.later):
+        pytest.skip(f"`xi` has no {entry.later} yet")
+    entry.run(guided)
+
+
+def test_every_entry_runs_or_says_why_not() -> None:
+    assert all((entry.run is None) == bool(entry.reason) for entry in GUIDED.values())
+
+
+def test_the_page_has_xis_words_for_each() -> None:
+    assert ROW.findall(PAGE.read_text(encoding="utf-8")) == list(GUIDED)
