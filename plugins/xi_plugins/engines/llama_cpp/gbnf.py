@@ -12,10 +12,11 @@ import msgspec
 
 from xi_core.engine.grammar import Grammar
 from xi_core.errors import InvalidRequest, UnsupportedField
-from xi_plugins.engines.llama_cpp.regex import literal, regex_to_gbnf
+from xi_plugins.engines.llama_cpp.apart import are_apart
+from xi_plugins.engines.llama_cpp.numbers import FAR, decimals, integers
+from xi_plugins.engines.llama_cpp.regex import literal, pattern_to_gbnf, regex_to_gbnf
 
-_FAR = 10**16 - 1
-"""Integers and the digits of numbers stay below this, so that no answer is digits for ever."""
+_ROOTS = ("$defs", "definitions")
 _PRIMITIVES = r"""
 ws ::= | " " | "\n" [ \t]{0,20}
 value ::= object | array | string | number | boolean | null
@@ -63,12 +64,13 @@ class _Rules:
         self._rules: list[str] = []
         self._count = 0
         self._references = {"#": "root"}
-        for section in ("$defs", "definitions"):
+        for section in _ROOTS:
             for name in schema.get(section, {}):
                 self._references[f"#/{section}/{name}"] = f"d{len(self._references)}"
 
     def text(self) -> str:
-        self._rules.append(f"root ::= {self._expression(self._schema)}")
+        root = {name: value for name, value in self._schema.items() if name not in _ROOTS}
+        self._rules.append(f"root ::= {self._expression(root)}")
         for target, rule in self._references.items():
             if target != "#":
                 _, section, name = target.split("/")
@@ -81,16 +83,16 @@ class _Rules:
         self._rules.append(f"{name} ::= {expression}")
         return name
 
-    def _refuse(self, keyword: str) -> UnsupportedField:
-        return UnsupportedField(f"{self._param}: engine llama.cpp does not support '{keyword}' in a JSON schema", param=self._param)
+    def _refuse(self, what: str) -> UnsupportedField:
+        return UnsupportedField(f"{self._param}: engine llama.cpp does not support {what}", param=self._param)
 
     def _expression(self, schema: dict[str, Any]) -> str:
         if "$ref" in schema:
             return self._references[schema["$ref"]]
-        if "oneOf" in schema:
-            raise self._refuse("oneOf")
-        if "anyOf" in schema:
-            return " | ".join(self._rule(self._expression(part)) for part in schema["anyOf"])
+        if "oneOf" in schema and not are_apart(schema["oneOf"], self._schema):
+            raise self._refuse("'oneOf' of schemas that may have a value in common; write 'anyOf'")
+        if "anyOf" in schema or "oneOf" in schema:
+            return " | ".join(self._rule(self._expression(part)) for part in schema.get("anyOf") or schema["oneOf"])
         if "enum" in schema:
             return " | ".join(literal(msgspec.json.encode(value).decode()) for value in schema["enum"])
         kind = schema.get("type", "value")
@@ -132,61 +134,40 @@ class _Rules:
             return '"[" ws "]"'
         item = self._rule(self._expression(schema["items"]))
         more = self._rule(f'"," ws {item}')
-        some = f"{item} {more}{{{max(0, least - 1)},{'' if most is None else most - 1}}} ws"
+        some = f"{item} ws" if most == 1 else f"{item} {more}{{{max(0, least - 1)},{'' if most is None else most - 1}}} ws"
         return f'"[" ws {some} "]"' if least else f'"[" ws ({some})? "]"'
 
     def _string(self, schema: dict[str, Any]) -> str:
         if "pattern" in schema:
-            raise self._refuse("pattern")
+            if len(schema) > 2:
+                raise self._refuse("'minLength' and 'maxLength' beside 'pattern'; let the pattern say it")
+            return pattern_to_gbnf(schema["pattern"], f"{self._param}: pattern", self._param)
         if "format" in schema:
             return str(schema["format"])
         least, most = schema.get("minLength", 0), schema.get("maxLength")
         if not least and most is None:
             return "string"
+        if most == 0:
+            return '"\\"\\""'
         return f'"\\"" char{{{least},{"" if most is None else most}}} "\\""'
 
     def _number(self, schema: dict[str, Any], kind: str) -> str:
-        bounds = [name for name in schema if name != "type"]
-        if not bounds:
+        if len(schema) == 1:
             return kind
         if kind == "number":
-            raise UnsupportedField(f"{self._param}: engine llama.cpp supports '{bounds[0]}' only for the type 'integer'", param=self._param)
-        least = max(schema.get("minimum", -_FAR), schema.get("exclusiveMinimum", -_FAR - 1) + 1)
-        most = min(schema.get("maximum", _FAR), schema.get("exclusiveMaximum", _FAR + 1) - 1)
+            return self._decimal(schema)
+        least = max(schema.get("minimum", -FAR), schema.get("exclusiveMinimum", -FAR - 1) + 1)
+        most = min(schema.get("maximum", FAR), schema.get("exclusiveMaximum", FAR + 1) - 1)
         if least > most:
             raise InvalidRequest(f"{self._param}: no integer is from {least} to {most}", param=self._param)
         return integers(least, most)
 
-
-def integers(least: int, most: int) -> str:
-    """An expression for the integers from `least` to `most`, without leading zeros."""
-    parts = []
-    if least < 0:
-        parts.append(f'"-" ({_naturals(max(1, -most), -least)})')
-    if most >= 0:
-        parts.append(_naturals(max(0, least), most))
-    return " | ".join(parts)
-
-
-def _naturals(least: int, most: int) -> str:
-    parts = []
-    for length in range(len(str(least)), len(str(most)) + 1):
-        low = max(least, 10 ** (length - 1) if length > 1 else 0)
-        parts.append(_digits(str(low), str(min(most, 10**length - 1))))
-    return " | ".join(parts)
-
-
-def _digits(low: str, high: str) -> str:
-    """Texts of digits from `low` to `high`, which are equally long."""
-    rest = len(low) - 1
-    if low == high:
-        return f'"{low}"'
-    if set(low) == {"0"} and set(high) == {"9"}:
-        return f"[0-9]{{{rest + 1}}}"
-    if low[0] == high[0]:
-        return f'"{low[0]}" ({_digits(low[1:], high[1:])})'
-    if rest == 0:
-        return f"[{low}-{high}]"
-    first, last = int(low[0]) + 1, int(high[0]) - 1
-    parts = [f'"{low[0]}" ({_digits(low[1:], "9" * rest)})', f'"{high[0]}" ({_digits("0" * rest, high[1:])})']
-    return " | ".join(parts + ([f"[{first}-{last}] [0-9]{{{rest}}}"] if first <= last else []))
+    def _decimal(self, schema: dict[str, Any]) -> str:
+        lows = [(schema[name], name == "exclusiveMinimum") for name in ("minimum", "exclusiveMinimum") if name in schema]
+        highs = [(schema[name], name != "exclusiveMaximum") for name in ("maximum", "exclusiveMaximum") if name in schema]
+        least, above = max(lows, default=(None, False))
+        most, within = min(highs, default=(None, True))
+        found = decimals(least, most, above=above, below=not within)
+        if not found:
+            raise InvalidRequest(f"{self._param}: no number is within the bounds {least} and {most}", param=self._param)
+        return found

@@ -1,4 +1,4 @@
-"""Options of the engine `llama.cpp`, and the other names that people know them by. Read by `plugin.py` and `engine.py`."""
+"""Options of llama.cpp through either binding, and the other names that people know them by. Read by `plugin.py` and both engines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Batch = Annotated[int, Meta(ge=32, le=65536)]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 
-class LlamaCppOptions(EngineOptions, kw_only=True):
-    """What `xi launch` takes for this engine. None means: llama.cpp's own choice, or the rule that the field names."""
+class BindingOptions(EngineOptions, kw_only=True):
+    """What `xi launch` takes for both bindings. None means: llama.cpp's own choice, or the rule that the field names."""
 
     context_length: Annotated[int, Meta(ge=16)] | None = None
     """Most tokens of prompt and answer together, for each request. Default: the model's own, at most 8192."""
@@ -41,10 +41,8 @@ class LlamaCppOptions(EngineOptions, kw_only=True):
     """Precision of the cache. Quantized values need flash attention."""
     kv_offload: bool = True
     """Keep the cache on the device."""
-    kv_unified: bool = False
-    """One cache for all slots in place of one per slot."""
     cache_prompt: bool = True
-    """Reuse the part of a slot's cache that a prompt shares. Requests with a seed never do, so that they repeat exactly."""
+    """Reuse what is in the cache of the prompt's beginning. Requests with a seed never do, so that they repeat exactly."""
     swa_full: bool = False
     """Full-size cache for models with sliding-window attention."""
     mmap: bool | None = None
@@ -55,8 +53,19 @@ class LlamaCppOptions(EngineOptions, kw_only=True):
     rope_freq_base: Annotated[float, Meta(gt=0)] | None = None
     rope_freq_scale: Annotated[float, Meta(gt=0)] | None = None
     warmup: bool = True
+
+
+class LlamaCppOptions(BindingOptions, kw_only=True):
+    """Options of the engine `llama.cpp`."""
+
+    kv_unified: bool = False
+    """One cache for all slots in place of one per slot."""
     grammars: bool = False
     """Take grammars (GBNF) from requests. Only where all who ask are trusted: a hostile grammar can stall llama.cpp for all of them."""
+
+
+class LlamaCppPythonOptions(BindingOptions, kw_only=True):
+    """Options of the engine `llama-cpp-python`: those of both."""
 
 
 ALIASES = {

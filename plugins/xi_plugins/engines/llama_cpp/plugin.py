@@ -1,37 +1,49 @@
-"""Plugin of the engine `llama.cpp`: what it is and whether it can run here. Imports no engine library."""
+"""Plugin of the engines `llama.cpp` and `llama-cpp-python`, the two bindings of llama.cpp: what they are and whether they can run here.
+Imports no engine library."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 from collections.abc import Iterable
 
 from xi_core.engine.info import EngineInfo, HostInfo, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
-from xi_core.wire.manifest import COMMON_FIELDS, YES, Ability, Manifest, limited, no, of_fields, pooling_manifest
-from xi_plugins.engines.llama_cpp.options import LlamaCppInfo, LlamaCppOptions
+from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Ability, Manifest, limited, no, of_fields, pooling_manifest
+from xi_plugins.engines.llama_cpp.options import LlamaCppInfo, LlamaCppOptions, LlamaCppPythonOptions
 
 PACKAGE = "xllamacpp"
 INSTALL = "pip install 'xi-inference[llama-cpp]'"
 FORMAT = "ggufv2"
+PYTHON_MODULE = "llama_cpp"
+PYTHON_PACKAGE = "llama-cpp-python"
+PYTHON_INSTALL = "pip install 'xi-inference[llama-cpp-python]'"
+PYTHON_OLDEST = (0, 3, 36)
+"""Of llama-cpp-python, whose structures must be those of its llama.cpp; no older one was tried."""
 
 _COUNTS_PROMPT = Ability(reason="tokens of the prompt count as well as those of the answer")
 _REPEATS_ALONE = limited(
     reason="a seed repeats when the request runs alone; beside others llama.cpp rounds differently, which may change a draw"
 )
-_SCHEMAS = "JSON schemas without pattern, oneOf and bounds of the type number"
+_SCHEMAS = "JSON schemas without lengths beside a pattern, and with oneOf only of schemas that have no value in common"
 _STRUCTURED = f"{_SCHEMAS}; regex: characters, classes, groups, '|' and repetitions; grammar: only with the option 'grammars'"
+_CALLS = Ability(
+    reason="text may stand before a required call, and its arguments fit the tool's schema but for pattern, oneOf and bounds of numbers, "
+    "which are refused where the tool is strict"
+)
 _COMMON = dict.fromkeys(COMMON_FIELDS, YES) | {
     "presence_penalty": _COUNTS_PROMPT,
     "frequency_penalty": _COUNTS_PROMPT,
     "seed": _REPEATS_ALONE,
+    "return_token_ids": no("its server tells no ids of tokens that end within a character, so that some would be missing"),
     "response_format": limited(reason=_SCHEMAS),
     "structured_outputs": limited("json", "regex", "choice", "grammar", reason=_STRUCTURED),
 }
 
 MANIFEST = of_fields(
-    chat=_COMMON | {"tools": YES, "tool_choice": YES, "chat_template_kwargs": YES},
+    chat=_COMMON | {"tools": YES, "tool_choice": _CALLS, "parallel_tool_calls": YES, "chat_template_kwargs": YES},
     completions=_COMMON | {"echo": no("llama.cpp does not give the prompt back")},
 )
 """What a model with a chat template honours."""
@@ -42,17 +54,66 @@ POOLING = {
 """Classes for models that generate no text."""
 WITHOUT_GRAMMARS = limited("json", "regex", "choice", reason=_STRUCTURED)
 """`structured_outputs` of a launch without the option `grammars`."""
+LOGPROBS = 20
+"""Most alternatives per token, of llama-cpp-python."""
+
+
+def python_manifest(ends: bool = True) -> Manifest:
+    """What every model honours in llama-cpp-python, with or without a chat template; `ends`: whether it has an end token."""
+    common = dict.fromkeys(COMMON_FIELDS, YES) | {"seed": _REPEATS_ALONE, "logprobs": limited(maximum=LOGPROBS)}
+    common |= dict.fromkeys(STRUCTURED_FIELDS, _structured(ends))
+    return of_fields(
+        chat={**common, "tools": YES, "tool_choice": YES, "parallel_tool_calls": YES, "chat_template_kwargs": YES},
+        completions={**common, "echo": YES},
+    )
+
+
+def _structured(ends: bool) -> Ability:
+    if importlib.util.find_spec("llguidance") is None:
+        return no(f"llguidance is not installed: {PYTHON_INSTALL}")
+    return YES if ends else no("the model names no end token, so that an answer that is complete could not end")
 
 
 def probe(host: HostInfo) -> Support:
     """Whether xllamacpp is installed; its version when it is."""
     if importlib.util.find_spec(PACKAGE) is None:
+        if probe_python(host).ok:
+            other = f"this machine has {PYTHON_PACKAGE}: use --model-engine {PYTHON_PACKAGE}"
+            return Support(ok=False, reason=f"{PACKAGE} is not installed; {other}, or: {INSTALL}")
         return Support(ok=False, reason=f"{PACKAGE} is not installed; install it with: {INSTALL}")
     try:
         version = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         return Support(ok=False, reason=f"{PACKAGE} can be imported but is not properly installed; install it with: {INSTALL}")
     return Support(ok=True, reason=f"{PACKAGE} {version}")
+
+
+def probe_python(host: HostInfo) -> Support:
+    """Whether llama-cpp-python is installed, by metadata only; its version when it is."""
+    if importlib.util.find_spec(PYTHON_MODULE) is None:
+        return Support(ok=False, reason=f"{PYTHON_PACKAGE} is not installed; install it with: {PYTHON_INSTALL}")
+    try:
+        version = importlib.metadata.version(PYTHON_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        reason = f"the module {PYTHON_MODULE} is there without the metadata of {PYTHON_PACKAGE}; install it with: {PYTHON_INSTALL}"
+        return Support(ok=False, reason=reason)
+    if _numbers(version) < PYTHON_OLDEST:
+        oldest = ".".join(map(str, PYTHON_OLDEST))
+        return Support(ok=False, reason=f"{PYTHON_PACKAGE} {version} is installed, {oldest} or later is needed: {PYTHON_INSTALL}")
+    return Support(ok=True, reason=f"{PYTHON_PACKAGE} {version}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The release's numbers: (0, 3, 36) of `0.3.36`, `0.3.36+cu124` and `0.3.36rc1`."""
+    found = re.match(r"(\d+(?:\.\d+)*)", version)
+    return tuple(int(part) for part in found[1].split(".")) if found else ()
+
+
+def match_python(spec: ModelSpec, host: HostInfo) -> Support:
+    """Whether llama-cpp-python can run this model: a language model in a GGUF file."""
+    if spec.format == FORMAT and spec.model_type in POOLING:
+        return Support(ok=False, reason=f"{PYTHON_PACKAGE} serves no {spec.model_type} models here; the engine llama.cpp does: {INSTALL}")
+    return match(spec, host)
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
@@ -66,6 +127,7 @@ def match(spec: ModelSpec, host: HostInfo) -> Support:
 
 @hookimpl
 def xi_engines() -> Iterable[EngineInfo]:
+    """The engine `llama.cpp`, and for those who have it `llama-cpp-python`."""
     return [
         LlamaCppInfo(
             name="llama.cpp",
@@ -81,5 +143,18 @@ def xi_engines() -> Iterable[EngineInfo]:
             own_parsers=True,
             description="GGUF models on CPU and GPU, by llama.cpp's own server inside the replica.",
             priority=50,
-        )
+        ),
+        LlamaCppInfo(
+            name=PYTHON_PACKAGE,
+            aliases=(PYTHON_PACKAGE.replace("-", "_"),),
+            engine="xi_plugins.engines.llama_cpp.llama_cpp_python.engine:LlamaCppPythonEngine",
+            formats=(FORMAT,),
+            manifest=python_manifest(),
+            probe=probe_python,
+            match=match_python,
+            requirements=("xi-inference[llama-cpp-python]",),
+            options=LlamaCppPythonOptions,
+            description="GGUF models on CPU and GPU, by llama-cpp-python's batches, with continuous batching of xi's own.",
+            priority=40,
+        ),
     ]

@@ -6,6 +6,7 @@ they change nothing, for the whole answer must match. Anything else is refused b
 
 from __future__ import annotations
 
+import json
 import re
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ Ranges = list[tuple[int, int]]
 _SETS: dict[str, Ranges] = {"d": [(48, 57)], "w": [(48, 57), (65, 90), (95, 95), (97, 122)], "s": [(9, 13), (32, 32)]}
 _CHARACTERS: Ranges = [(0, 0xD7FF), (0xE000, 0x10FFFF)]
 """What UTF-8 can write. llama.cpp's own negation lets through what no character is."""
+_ESCAPED = (*range(32), ord('"'), ord("\\"))
+"""What JSON strings hold as escapes."""
+_PLAIN: Ranges = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, 0x10FFFF)]
 _CONTROLS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "0": "\0"}
 
 
@@ -69,7 +73,12 @@ class Piece(NamedTuple):
 
 def regex_to_gbnf(pattern: str, param: str) -> str:
     """An expression of GBNF for what `pattern` matches as a whole. Raises `InvalidRequest`."""
-    return _Parser(pattern, param).whole()
+    return _Parser(pattern, param, param).whole()
+
+
+def pattern_to_gbnf(pattern: str, name: str, param: str) -> str:
+    """An expression of GBNF for the JSON strings in which `pattern` matches somewhere. Raises `InvalidRequest`; `name` is for its words."""
+    return _JsonParser(pattern, name, param).within()
 
 
 def _set(name: str) -> Ranges:
@@ -79,11 +88,22 @@ def _set(name: str) -> Ranges:
 class _Parser:
     """Recursive descent over one pattern."""
 
-    def __init__(self, pattern: str, param: str) -> None:
+    def __init__(self, pattern: str, name: str, param: str) -> None:
         self._text = pattern
+        self._name = name
         self._param = param
         self._at = 0
         self._depth = 0
+        self._ways = 0
+        """Alternatives outside of groups."""
+        self._ends = False
+        """Whether the anchor of the end was read."""
+
+    def _literal(self, text: str) -> str:
+        return literal(text)
+
+    def _one_of(self, ranges: Ranges) -> str:
+        return one_of(ranges)
 
     def whole(self) -> str:
         if self._peek() == "^":
@@ -95,7 +115,7 @@ class _Parser:
 
     def _wrong(self, message: str) -> InvalidRequest:
         return InvalidRequest(
-            f"{self._param}: {message} (character {self._at + 1}); engine llama.cpp takes characters, classes, groups, '|' and repetitions",
+            f"{self._name}: {message} (character {self._at + 1}); engine llama.cpp takes characters, classes, groups, '|' and repetitions",
             param=self._param,
         )
 
@@ -114,6 +134,7 @@ class _Parser:
         while self._peek() == "|":
             self._at += 1
             parts.append(self._sequence())
+        self._ways = len(parts)  # the last to be set are those of the whole
         text = " | ".join(part.text for part in parts)
         return Piece(text, any(part.empty for part in parts), sum(part.starts for part in parts))
 
@@ -122,6 +143,7 @@ class _Parser:
         while self._peek() not in ("", "|", ")"):
             if self._peek() == "$" and self._at == len(self._text) - 1:
                 self._at += 1
+                self._ends = True
                 break
             parts.append(self._repeated(self._atom()))
         starts = 0
@@ -138,14 +160,14 @@ class _Parser:
         if character == "[":
             return Piece(self._class())
         if character == ".":
-            return Piece(one_of(all_but([(10, 10)])))
+            return Piece(self._one_of(all_but([(10, 10)])))
         if character == "\\":
             return Piece(self._escape())
         if character in "^$":
             raise self._wrong(f"the anchor '{character}' is supported only at the pattern's own start or end")
         if character in "*+?{":
             raise self._wrong(f"'{character}' has nothing to repeat")
-        return Piece(literal(character))
+        return Piece(self._literal(character))
 
     def _group(self) -> Piece:
         if self._peek() == "?":
@@ -164,8 +186,8 @@ class _Parser:
     def _escape(self) -> str:
         character = self._take()
         if character.lower() in _SETS:
-            return one_of(_set(character))
-        return literal(self._escaped_character(character))
+            return self._one_of(_set(character))
+        return self._literal(self._escaped_character(character))
 
     def _escaped_character(self, character: str) -> str:
         if character in _CONTROLS:
@@ -190,7 +212,7 @@ class _Parser:
         found = all_but(ranges) if negated else ranges
         if not found:
             raise self._wrong("a class has no character")
-        return one_of(found)
+        return self._one_of(found)
 
     def _class_part(self) -> Ranges:
         first = self._class_character()
@@ -247,3 +269,27 @@ class _Parser:
             raise self._wrong(f"a repetition must be from 0 to {MOST_REPEATS}, the smaller number first")
         self._at = match.end()
         return match[0], least, most
+
+
+class _JsonParser(_Parser):
+    """Writes characters as JSON strings hold them, quotes and all."""
+
+    def within(self) -> str:
+        starts = self._peek() == "^"
+        found = self.whole()
+        if self._ways > 1 and (starts or self._ends):
+            raise self._wrong("an anchor beside '|' needs a group: ^(a|b)$")
+        return f'"\\"" {"" if starts else "char*"} ({found}) {"" if self._ends else "char*"} "\\""'
+
+    def _literal(self, text: str) -> str:
+        return literal(json.dumps(text, ensure_ascii=False)[1:-1])
+
+    def _one_of(self, ranges: Ranges) -> str:
+        plain = _common(ranges, _PLAIN)
+        escapes = [literal(json.dumps(chr(code))[1:-1]) for code in _ESCAPED if any(first <= code <= last for first, last in ranges)]
+        return "(" + " | ".join(([one_of(plain)] if plain else []) + escapes) + ")"
+
+
+def _common(ranges: Ranges, others: Ranges) -> Ranges:
+    pairs = [(max(low, first), min(high, last)) for low, high in ranges for first, last in others]
+    return [(low, high) for low, high in pairs if low <= high]

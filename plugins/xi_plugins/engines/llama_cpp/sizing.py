@@ -1,4 +1,4 @@
-"""How long a context and how many slots a model gets, and whether they fit in memory. Pure; called by `engine.py` at load."""
+"""How long a context and how many slots a model gets, and whether they fit in memory. Pure; called by both engines at load."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from xi_core.errors import EngineError, UnknownOption
 from xi_plugins.engines.llama_cpp.gguf import Header
-from xi_plugins.engines.llama_cpp.options import LlamaCppOptions
+from xi_plugins.engines.llama_cpp.options import BindingOptions
 
 DEFAULT_CONTEXT = 8192
 _CACHE_SHARE = 0.25
@@ -34,7 +34,7 @@ class Size(Struct, kw_only=True, frozen=True):
     slots: int
 
 
-def size_for(header: Header, options: LlamaCppOptions, memory: int, most: int) -> Size:
+def size_for(header: Header, options: BindingOptions, memory: int, most: int) -> Size:
     """Context and slots within `memory` bytes; at most `most` slots unless the options name a number.
 
     Raises `UnknownOption` for too long a context, `EngineError` for too little memory.
@@ -54,6 +54,6 @@ def size_for(header: Header, options: LlamaCppOptions, memory: int, most: int) -
     return Size(context_length=context, slots=slots)
 
 
-def threads_for(header: Header, options: LlamaCppOptions) -> int | None:
+def threads_for(header: Header, options: BindingOptions) -> int | None:
     """CPU threads for decoding; None leaves it to llama.cpp. Threads cost more than they bring where a step takes microseconds."""
     return options.threads or (1 if header.size < _SMALL_MODEL else None)

@@ -9,12 +9,18 @@ from msgspec import Struct, field
 
 from xi_core.engine.base import ApiRequest
 from xi_core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
+from xi_core.serving.schema import normalise
 from xi_core.serving.structured import grammar_in
 from xi_plugins.engines.llama_cpp.gbnf import to_gbnf
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_DROPPED = ("oneOf", "pattern", *_BOUNDS)
+"""Keywords that llama.cpp's converter of tools' schemas doesn't keep, the bounds only for the type `number`."""
+_OF_NAMES = ("properties", "$defs", "definitions")
+_OF_SCHEMAS = ("items", "prefixItems", "additionalProperties", "anyOf")
 _ORDER = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 """xi's order of samplers; llama.cpp applies `logit_bias` before all of them."""
 _SPREAD = 0x9E3779B1
@@ -118,7 +124,36 @@ def _tools(body: dict[str, Any]) -> dict[str, Any]:
     if isinstance(choice, dict):  # llama.cpp reads a named choice as "auto": offer that tool alone, and require it
         name = choice["function"]["name"]
         tools, choice = [tool for tool in tools if tool["function"]["name"] == name], "required"
-    return {"tools": tools, "tool_choice": choice or "auto", "parallel_tool_calls": True}
+    asked = [_tool(tool, place) for place, tool in enumerate(body["tools"]) if tool in tools]
+    return {"tools": asked, "tool_choice": choice or "auto", "parallel_tool_calls": body.get("parallel_tool_calls", True)}
+
+
+def _tool(tool: dict[str, Any], place: int) -> dict[str, Any]:
+    """A tool as llama.cpp holds calls to it. A strict one's schema in the small form, of which it keeps all but what is refused here."""
+    function = tool["function"]
+    if not function.get("strict") or not function.get("parameters"):
+        return tool
+    param = f"tools[{place}].function.parameters"
+    schema = normalise(function["parameters"], param)
+    lost = _lost(schema)
+    if lost is not None:
+        raise UnsupportedField(
+            f"{param}: engine llama.cpp can't hold the calls of a strict tool to '{lost}'; leave it or strict out", param=param
+        )
+    return {**tool, "function": {**function, "parameters": schema}}
+
+
+def _lost(schema: Any) -> str | None:
+    """A keyword that llama.cpp's own converter drops; a property may have the same name."""
+    if isinstance(schema, list):
+        return next((lost for part in schema if (lost := _lost(part)) is not None), None)
+    if not isinstance(schema, dict):
+        return None
+    if "enum" in schema:
+        return None
+    own = next((name for name in _DROPPED if name in schema and (name not in _BOUNDS or schema.get("type") == "number")), None)
+    inner = [part for name in _OF_NAMES for part in schema.get(name, {}).values()]
+    return own or _lost([*inner, *(schema[name] for name in _OF_SCHEMAS if name in schema)])
 
 
 def _completion(body: dict[str, Any]) -> dict[str, Any]:
