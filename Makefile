@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ENGINES := .venv-engines
 
-.PHONY: demo test test-engines test-engine-mlx test-engine-vllm check bench docs clean
+.PHONY: demo test test-engines test-engine-mlx test-engine-llama-cpp-python test-engine-vllm test-engine-transformers-quantization test-engine-sglang check bench docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,7 +26,7 @@ test: $(VENV)/.dev
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # Engines whose libraries are not in .venv: each in an environment of its own.
-test-engines: test-engine-mlx test-engine-vllm
+test-engines: test-engine-mlx test-engine-llama-cpp-python test-engine-transformers-quantization test-engine-vllm
 
 test-engine-mlx: $(ENGINES)/mlx/.ready
 	$(ENGINES)/mlx/bin/pytest tests/conformance/test_mlx.py tests/integration/test_mlx_engine.py
@@ -37,9 +37,29 @@ $(ENGINES)/mlx/.ready: pyproject.toml constraints.txt
 		--editable '.[mlx]' pytest pytest-asyncio pytest-timeout
 	@touch $@
 
+test-engine-llama-cpp-python: $(ENGINES)/llama-cpp-python/.ready
+	$(ENGINES)/llama-cpp-python/bin/pytest tests/conformance/test_llama_cpp_python.py tests/integration/test_llama_cpp_python_engine.py
+
+# Compiled here, which takes ten minutes of a processor and a C++ compiler: the library has no wheel in PyPI.
+$(ENGINES)/llama-cpp-python/.ready: pyproject.toml constraints.txt
+	@test -x $(ENGINES)/llama-cpp-python/bin/python || $(PYTHON) -m venv $(ENGINES)/llama-cpp-python
+	CMAKE_ARGS="-DGGML_NATIVE=OFF" $(ENGINES)/llama-cpp-python/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[llama-cpp-python]' pytest pytest-asyncio pytest-timeout
+	@touch $@
+
+test-engine-transformers-quantization: $(ENGINES)/transformers-quantization/.ready
+	$(ENGINES)/transformers-quantization/bin/pytest tests/integration/test_transformers_quantization.py
+
+$(ENGINES)/transformers-quantization/.ready: pyproject.toml constraints.txt
+	@test -x $(ENGINES)/transformers-quantization/bin/python || $(PYTHON) -m venv $(ENGINES)/transformers-quantization
+	$(ENGINES)/transformers-quantization/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(ENGINES)/transformers-quantization/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[transformers,transformers-quantization]' pytest pytest-asyncio pytest-timeout
+	@touch $@
+
 # Slow: 3.5 GB to install, and each start of vLLM takes half a minute. The build for CPUs comes with libraries that don't load here.
 test-engine-vllm: $(ENGINES)/vllm/.ready
-	$(ENGINES)/vllm/bin/pytest tests/engines/test_vllm.py
+	$(ENGINES)/vllm/bin/pytest tests/engines/test_vllm.py tests/engines/test_vllm_pooling.py
 
 $(ENGINES)/vllm/.ready: pyproject.toml constraints.txt
 	@test -x $(ENGINES)/vllm/bin/python || $(PYTHON) -m venv $(ENGINES)/vllm
@@ -48,6 +68,14 @@ $(ENGINES)/vllm/.ready: pyproject.toml constraints.txt
 	$(ENGINES)/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(ENGINES)/vllm/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable . pytest pytest-asyncio pytest-timeout psutil
+	@touch $@
+
+# SGLang on a CPU, in an environment made by hand: its declared dependencies want CUDA. Minutes; not among test-engines.
+test-engine-sglang: $(ENGINES)/sglang/.ready
+	$(ENGINES)/sglang/bin/pytest tests/engines/test_sglang.py
+
+$(ENGINES)/sglang/.ready: pyproject.toml constraints.txt tests/engines/sglang_environment.sh tests/engines/sglang_stubs/sglang_stubs.py
+	PYTHON=$(PYTHON) tests/engines/sglang_environment.sh $(ENGINES)/sglang
 	@touch $@
 
 check: $(VENV)/.dev

@@ -38,8 +38,8 @@ read_asked = msgspec.json.Decoder(Asked).decode
 
 
 def request(host: str, model: str = MODEL, *, stream: bool, max_tokens: int, path: str = CHAT, **fields: object) -> bytes:
-    """A whole HTTP request. `fields` join the body's own; without a `prompt` it is a conversation."""
-    if "prompt" not in fields:
+    """A whole HTTP request. `fields` join the body's own; without a `prompt` or `messages` it is a conversation."""
+    if not {"prompt", "messages"} & fields.keys():
         fields["messages"] = [
             {"role": "system", "content": "You are brief."},
             {"role": "user", "content": "Say hello, and go on saying it."},

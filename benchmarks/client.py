@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 _END = b"\r\n0\r\n\r\n"
 """How a chunked answer ends."""
+_TOKEN = re.compile(rb'"(?:content|text)":\s*"[^"]')
 TIMEOUT = 120.0
 """Seconds in which an answer must be whole."""
 
@@ -25,6 +28,8 @@ class Connection(asyncio.Protocol):
         self._wanted = 0
         self._chunked = False
         self._done: asyncio.Future[bytes] | None = None
+        self.first_token = 0.0
+        """When the last answer's first text came, by `time.perf_counter`; 0 before that."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
@@ -35,6 +40,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._parts.append(data)
+        if not self.first_token and _TOKEN.search(data):
+            self.first_token = time.perf_counter()
         if not self._chunked and not self._wanted:
             self._read_head()
         if self._chunked:
@@ -48,7 +55,7 @@ class Connection(asyncio.Protocol):
         """The whole answer as it came, its head included. Raises `BadAnswer`, `TimeoutError`."""
         if self._transport is None:
             raise BadAnswer("not connected")
-        self._parts, self._wanted, self._chunked = [], 0, False
+        self._parts, self._wanted, self._chunked, self.first_token = [], 0, False, 0.0
         self._done = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         async with asyncio.timeout(TIMEOUT):
@@ -91,6 +98,11 @@ class Client:
     async def at_once(self, requests: Sequence[bytes]) -> list[bytes]:
         """One request on each connection, all at the same time."""
         return await asyncio.gather(*(connection.ask(request) for connection, request in zip(self._connections, requests, strict=True)))
+
+    @property
+    def first_tokens(self) -> list[float]:
+        """When the first text of each connection's last answer came, by `time.perf_counter`."""
+        return [connection.first_token for connection in self._connections]
 
     async def in_turn(self, request: bytes, count: int) -> list[bytes]:
         """`count` times the same request; each connection sends its next one when it has its answer."""

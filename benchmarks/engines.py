@@ -1,4 +1,4 @@
-"""What xi costs an engine: tokens per second of 32 streamed requests through the whole of xi, beside the bare library, in turns.
+"""What xi costs an engine: tokens per second of streamed requests through the whole of xi, beside the bare library, in turns.
 The same per second of CPU, all processes of a side together, tells more on a machine that has other work to do.
 
 Prompts are token ids, equally long, and all answers have the same length, so that the library's static batch wastes nothing; every
@@ -22,21 +22,26 @@ from typing import Any
 
 import msgspec
 import uvloop
+from msgspec import structs
 
 from benchmarks.bodies import request
 from benchmarks.client import BadAnswer, Client
 from benchmarks.peers import CONTEXT, SLOTS
-from benchmarks.processes import Child, family_cpu
+from benchmarks.processes import ROOT, Child, family_cpu
 from benchmarks.random_model import RandomModel, make
 from benchmarks.results import Row, ratio, report
 from benchmarks.served import launch, xi_serve
 
 REQUESTS = SLOTS
+TRANSFORMERS_REQUESTS = (1, 8, SLOTS)
+"""How many at once."""
 PROMPT = 48
 COMPLETIONS = "/v1/completions"
 WITH_USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 TRANSFORMERS_TARGET = 0.9
 LLAMA_TARGET = 0.95
+BATCHES_TARGET = 0.9
+BATCHES_PYTHON = ROOT / ".venv-engines" / "llama-cpp-python" / "bin" / "python"
 ENGINES = {
     "transformers": ("xi_plugins.engines.transformers.engine:TransformersEngine", "pytorch"),
     "llama.cpp": ("xi_plugins.engines.llama_cpp.engine:LlamaCppEngine", "ggufv2"),
@@ -67,17 +72,18 @@ class Load(msgspec.Struct):
     tokens: int
     repetitions: int
     vocabulary: int
+    requests: int = REQUESTS
 
     def prompts(self, repetition: int) -> Prompts:
         """Those of one repetition."""
-        choose = random.Random(repetition)
-        return [[choose.randrange(self.vocabulary) for _ in range(PROMPT)] for _ in range(REQUESTS)]
+        choose = random.Random(1000 * repetition + self.requests)
+        return [[choose.randrange(self.vocabulary) for _ in range(PROMPT)] for _ in range(self.requests)]
 
     def measure(self, side: Side, repetition: int) -> Rates:
         """One batch."""
         before = side.cpu()
         seconds = side.run(self.prompts(repetition), self.tokens)
-        tokens = REQUESTS * self.tokens
+        tokens = self.requests * self.tokens
         return Rates(wall=tokens / seconds, cpu=tokens / (side.cpu() - before))
 
 
@@ -180,10 +186,16 @@ def _rows(what: str, peer: str, pairs: list[tuple[Rates, Rates]], least: float) 
 def _transformers(model: RandomModel, load: Load, threads: int, in_process: bool, home: Path) -> list[Row]:
     with _peer("transformers", model.hf, threads) as peer, _xi(model.hf, "transformers", threads, in_process, home) as ours:
         peer.line()
-        rounds = _in_turns(load, [ours, _ordered(peer, "static"), _ordered(peer, "continuous")])
+        sides = [ours, _ordered(peer, "static"), _ordered(peer, "continuous")]
+        return [row for count in TRANSFORMERS_REQUESTS for row in _against_the_faster(structs.replace(load, requests=count), sides)]
+
+
+def _against_the_faster(load: Load, sides: list[Side]) -> list[Row]:
+    """Ours beside the faster of the library's two ways."""
+    rounds = _in_turns(load, sides)
     static, continuous = (sum(rates[side].wall for rates in rounds) for side in (1, 2))
     faster, name = (1, "static") if static >= continuous else (2, "continuous")
-    what = f"transformers, {REQUESTS} streamed requests of {load.tokens} tokens"
+    what = f"transformers, {load.requests} streamed request{'s' * (load.requests > 1)} of {load.tokens} tokens"
     return _rows(what, f"library, {name} batching", [(rates[0], rates[faster]) for rates in rounds], TRANSFORMERS_TARGET)
 
 
@@ -195,14 +207,31 @@ def _llama(model: RandomModel, load: Load, threads: int, in_process: bool, home:
     return _rows(what, "xllamacpp's listener", [(ours, theirs) for ours, theirs in rounds], LLAMA_TARGET)
 
 
+def _llama_cpp_python(model: RandomModel, load: Load, threads: int, in_process: bool, home: Path) -> list[Row]:
+    """xi's engine and batcher, without its serving layer, beside the bare loop: both in the environment that has the library."""
+    if not BATCHES_PYTHON.exists():
+        print("llama-cpp-python is left out: `make test-engine-llama-cpp-python` makes the environment that it is measured in")
+        return []
+    command = [str(BATCHES_PYTHON), "-m", "benchmarks.llama_batches"]
+    arguments = ["--model", str(model.gguf), "--threads", str(threads)]
+    with Child([*command, "batched", *arguments]) as ours, Child([*command, "bare", *arguments]) as bare:
+        for child in (ours, bare):
+            child.line()
+        rounds = _in_turns(load, [_ordered(ours, ""), _ordered(bare, "")])
+    what = f"llama-cpp-python, {REQUESTS} requests of {load.tokens} tokens"
+    return _rows(what, "a bare loop over its batches", [(ours, theirs) for ours, theirs in rounds], BATCHES_TARGET)
+
+
 def run(*, quick: bool, save: bool, in_process: bool, threads: int | None) -> bool:
-    """Measure and report. True when both targets are met. By default one core is left to those who ask."""
+    """Measure and report. True when all targets are met. By default one core is left to those who ask."""
     threads = threads or max(1, (os.cpu_count() or 1) - 1)
     with tempfile.TemporaryDirectory(prefix="xi-bench-") as directory:
         folder = Path(directory)
         model = make(folder)
         load = Load(tokens=64 if quick else 96, repetitions=2 if quick else 5, vocabulary=model.vocabulary)
-        rows = [row for part in (_transformers, _llama) for row in part(model, load, threads, in_process, folder / "home")]
+        rows = [
+            row for part in (_transformers, _llama, _llama_cpp_python) for row in part(model, load, threads, in_process, folder / "home")
+        ]
     conditions = {
         "model": "random Qwen2, 60 M",
         "threads": threads,

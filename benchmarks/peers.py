@@ -83,7 +83,8 @@ class Transformers:
                     )
 
 
-def _orders() -> Iterator[dict[str, Any]]:
+def orders() -> Iterator[dict[str, Any]]:
+    """What the benchmark tells this process to run."""
     for line in sys.stdin:
         yield json.loads(line)
 
@@ -91,7 +92,7 @@ def _orders() -> Iterator[dict[str, Any]]:
 def _run_transformers(model: Path, threads: int) -> None:
     library = Transformers(model, threads)
     print("ready", flush=True)
-    for order in _orders():
+    for order in orders():
         run = library.static if order["mode"] == "static" else library.continuous
         print(json.dumps(run(order["prompts"], order["tokens"])), flush=True)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from capability_page import capabilities
 
 from xi_cli import reference as commands
 from xi_core import config, hookspecs
@@ -97,7 +98,13 @@ def _type(field: dict[str, Any]) -> str:
 
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": commands.render, "hooks.md": hooks, "settings.md": settings, "http.md": http}
+PAGES: dict[str, Callable[[], str]] = {
+    "capabilities.md": capabilities,
+    "cli.md": commands.render,
+    "hooks.md": hooks,
+    "settings.md": settings,
+    "http.md": http,
+}
 
 
 def main() -> int:

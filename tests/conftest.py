@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 
-from xi_core.testing.server import RunningServer
+pytest.register_assert_rewrite("xi_core.testing")
+
+from xi_core.testing.server import RunningServer  # noqa: E402
 
 HERE = Path(__file__).parent
 FAMILIES = HERE.parent / "plugins" / "xi_plugins" / "families"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity", metavar="FOLDER", help="write which request fields each engine is proven to honour (make test-engines)")
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +24,19 @@ def expected() -> dict[str, Any]:
     """Prompts, greedy answers and token ids of xi-tiny, and its tool calls."""
     found: dict[str, Any] = json.loads((HERE / "data" / "xi_tiny_expected.json").read_text(encoding="utf-8"))
     return found
+
+
+@pytest.fixture(scope="session")
+def numbers() -> dict[str, Any]:
+    """Log-probabilities of some of xi-tiny's answers, and vectors of some texts."""
+    found: dict[str, Any] = json.loads((HERE / "data" / "xi_tiny_numbers.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def parity() -> dict[str, bytes]:
+    """The parity suite's committed results: file names and their JSON."""
+    return {path.name: path.read_bytes() for path in sorted((HERE / "data" / "parity").glob("*.json"))}
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,18 @@ from urllib.parse import quote, urlencode
 import msgspec
 from msgspec import Struct
 
-from xi_core.api.control import ClusterInfo, EngineStatus, LaunchAnswer, LaunchSpec, ModelStatus
+from xi_core.api.control import (
+    ClusterInfo,
+    DrainOrder,
+    EngineStatus,
+    LaunchAnswer,
+    LaunchSpec,
+    LogPart,
+    ModelStatus,
+    PlacementReport,
+    ReplicaCount,
+    WorkerStatus,
+)
 from xi_core.api.openai import ChatCompletion, Completion, Model, ModelList, Usage
 from xi_core.endpoint import Endpoint
 from xi_core.errors import ChannelClosed, ConfigError, ErrorBody, LaunchCancelled, ModelNotFound, Unavailable, XiError
@@ -123,6 +134,31 @@ class Client:
     def terminate(self, uid: str) -> None:
         """End a launch and wait until its replicas are gone. Raises `ModelNotFound`."""
         self._server.call(msgspec.Raw, "DELETE", f"/v1/models/{quote(uid, safe='')}", None, self.timeout)
+
+    def scale(self, uid: str, replica: int) -> None:
+        """Have so many replicas of a launch; returns when it is accepted. Raises `ModelNotFound`, `NoPlacement`, `Conflict`."""
+        self._call(msgspec.Raw, "PUT", f"/v1/models/{quote(uid, safe='')}/replicas", ReplicaCount(replica=replica))
+
+    def log(self, uid: str, *, replica: int | None = None, rank: int = 0, start: int = -65536) -> LogPart:
+        """A part of a replica's log from byte `start` on; below 0: so many before the end. Raises `ModelNotFound`, `InvalidRequest`."""
+        query = urlencode({"rank": rank, "start": start} | ({} if replica is None else {"replica": replica}))
+        return self._call(LogPart, "GET", f"/v1/models/{quote(uid, safe='')}/logs?{query}")
+
+    def explain(self, spec: LaunchSpec) -> list[PlacementReport]:
+        """Where each replica of a launch would go, and why; they end with the first that finds no place. Nothing is started."""
+        return self._call(list[PlacementReport], "POST", "/v1/placements", _launch_body(spec))
+
+    def workers(self) -> list[WorkerStatus]:
+        """The machines of the cluster."""
+        return self._call(list[WorkerStatus], "GET", "/v1/workers")
+
+    def drain(self, worker: str, seconds: float = 600.0, *, undo: bool = False) -> None:
+        """Move all replicas from a worker to others; returns at once. Raises `WorkerNotFound`."""
+        self._call(msgspec.Raw, "POST", f"/v1/workers/{quote(worker, safe='')}/drain", DrainOrder(seconds=seconds, undo=undo))
+
+    def stop_cluster(self) -> None:
+        """Stop every worker with what it runs, and the servers."""
+        self._call(msgspec.Raw, "POST", "/v1/cluster/stop")
 
     def engines(self, model: str | None = None) -> list[EngineStatus]:
         """The engines, and whether they run on the server's workers; with `model`, also whether they take it."""

@@ -14,6 +14,8 @@ from msgspec import Meta, Struct
 from xi_core.errors import ConfigError
 
 DEFAULT_PORT = 9997
+CLUSTER_PORT = 9998
+"""Where `xi supervisor` takes workers and gateways of other machines, who join at the next one."""
 YEAR = 366 * 24 * 3600
 Seconds = Annotated[float, Meta(gt=0, le=YEAR)]
 

@@ -29,6 +29,7 @@
     └── TransportError                 a channel is broken or spoke another protocol
         ├── ChannelClosed
         ├── ChannelFull
+        ├── ChannelRefused             the other side doesn't let this one in
         └── ProtocolMismatch
 
 `code` is stable and machine-readable; `status` is the HTTP status; messages say what to do.
@@ -322,6 +323,12 @@ class ChannelFull(TransportError):
     """The other side doesn't read; nothing was sent."""
 
     code = "channel_full"
+
+
+class ChannelRefused(TransportError):
+    """The other side does not let this one in: it doesn't know its key."""
+
+    code = "channel_refused"
 
 
 class ProtocolMismatch(TransportError):

@@ -13,19 +13,24 @@ import time
 from collections.abc import Callable
 
 from xi_core.cluster.routing import RouteRequest
-from xi_core.errors import DeadlineExceeded, EngineError, InvalidRequest, ReplicaLost, Unavailable, XiError, envelope
+from xi_core.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, ReplicaLost, Unavailable, XiError, envelope
 from xi_core.wire.frames import Open
 from xi_server.asgi import ClientGone, Message, Receive, Scope, Send, new_request_id, read_body, retry_after_header, send_error, send_whole
 from xi_server.limits import Backlog, SlowClient, check_queue
 from xi_server.metrics import Metrics
+from xi_server.prefix import prefix_chain
 from xi_server.replica_link import ReplicaLink, Stream
-from xi_server.route import DEFAULT_TOKENS, Route, read_route
+from xi_server.route import Route, read_route
 from xi_server.table import RoutingTable, ServedModel
 
 log = logging.getLogger(__name__)
 
 TOKEN_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank"})
-MAX_TRIES = 2
+MAX_TRIES = 4
+"""Replicas that one request is sent to at most: it may meet several that have just been told to stop."""
+MAX_LOSSES = 3
+MAX_DEATHS = 2
+"""Replicas that may be lost under one request, whatever the reason; those whose connection ended may have died of it."""
 UPLOAD_TIMEOUT = 60.0
 """Seconds in which a request's body must have come."""
 CLIENT_CLOSED = 499
@@ -144,11 +149,11 @@ class Exchange:
             raise InvalidRequest(f"the request names no model; ready: {dispatcher.table.names_ready()}", param="model")
         model = self.model = dispatcher.table.find(route.model)
         if model.usable():
-            check_queue(route.model, model.open_requests, model.slots, dispatcher.queue_size)
+            self._check_queue(model)
         model.open_requests += 1
         watch = self._loop.create_task(self._watch())
         try:
-            await self._try_replicas(model, route)
+            await self._try_replicas(model, self._route_request(model, route.model, route))
         finally:
             model.open_requests -= 1
             watch.cancel()
@@ -161,11 +166,22 @@ class Exchange:
         if self.stream is not None:
             self.stream.wake()
 
-    async def _try_replicas(self, model: ServedModel, route: Route) -> None:
-        request = RouteRequest(model.route.uid, self._scope["path"], len(self._body), route.most_tokens)
+    def _check_queue(self, model: ServedModel) -> None:
+        try:
+            check_queue(model.route.uid, model.open_requests, model.slots, self._dispatcher.queue_size)
+        except Overloaded:
+            self._dispatcher.metrics.refusals.add(model.route.uid)
+            raise
+
+    def _route_request(self, model: ServedModel, name: str, route: Route) -> RouteRequest:
+        path, size, most = self._scope["path"], len(self._body), route.most_tokens
+        prefix = prefix_chain(name, route) if model.router.wants_prefix else ()
+        return RouteRequest(model.route.uid, path, size, most, model.expected.tokens(path, size, most), prefix)
+
+    async def _try_replicas(self, model: ServedModel, request: RouteRequest) -> None:
         deadline = self._loop.time() + self._dispatcher.request_timeout
         tried: list[str] = []
-        losses = 0
+        losses = deaths = 0
         while True:
             link = model.choose(request, tried)
             tried.append(link.route.replica_id)
@@ -175,9 +191,10 @@ class Exchange:
                     return
             except ReplicaLost:
                 losses += 1
-                if losses == MAX_TRIES:
+                deaths += not link.fell_silent
+                if deaths == MAX_DEATHS:
                     raise self._deadly(tried) from None
-                if self._started or not may_retry or not model.has_other(tried):
+                if self._started or losses == MAX_LOSSES or not may_retry or not model.has_other(tried):
                     raise
             self._dispatcher.metrics.retries.add(model.route.uid)
             log.info("request %s goes from replica %s to another", self._request_id, tried[-1])
@@ -187,7 +204,7 @@ class Exchange:
         self.slow.taken()
         stream = self.stream = Stream(self._loop, self.slow)
         self.link = link
-        expected = request.max_tokens or DEFAULT_TOKENS
+        expected = request.tokens
         link.view.outstanding += 1
         link.view.tokens += expected
         model.router.on_start(request, link.route.replica_id)
@@ -196,6 +213,7 @@ class Exchange:
             link.submit(stream, request.route, self._body)
             opened = await self._opened(stream)
             timer.cancel()
+            link.judge(opened.status < 500)
             if opened.status == 503 and may_pass_on:
                 return False
             if opened.content_type.startswith("text/event-stream"):
@@ -207,6 +225,10 @@ class Exchange:
             timer.cancel()
             link.view.outstanding -= 1
             link.view.tokens -= expected
+            if stream.opened is None:
+                link.judge(None)
+            elif stream.over and stream.error is None and stream.opened.status == 200:
+                model.expected.learn(request.route, request.max_tokens, stream.tokens)
             link.release(stream)
             self.slow.taken()
             self._dispatcher.metrics.tokens.add(model.route.uid, by=stream.tokens)

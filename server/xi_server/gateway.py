@@ -18,6 +18,7 @@ from xi_server.dispatch import Dispatcher
 from xi_server.engine_metrics import observe_engines
 from xi_server.metrics import Metrics, Samples
 from xi_server.replica_link import PING_INTERVAL, ReplicaLink
+from xi_server.replica_metrics import observe_replicas
 from xi_server.supervisor import SupervisorClient
 from xi_server.table import RoutingTable
 
@@ -82,7 +83,7 @@ class Gateway:
         transport = self._transports.get(route.transport)
         if transport is None:
             transport = self._transports[route.transport] = self._load_transport(route.transport)
-        return ReplicaLink(route, transport, on_change, on_loss)
+        return ReplicaLink(route, transport, on_change, on_loss, lambda: self.supervisor.data_keys)
 
     def _load_transport(self, path: str) -> Transport:
         """The transport of this import path. Only what an installed plugin offers is imported, whatever a message names."""
@@ -110,18 +111,11 @@ class Gateway:
             lambda: (((uid,), len(model.usable())) for uid, model in table.models.items()),
         )  # fmt: skip
         observe(
-            "gauge", "xi_replica_running", "Requests that a replica runs, by its last word.", ("model", "replica"),
-            lambda: (((uid, id), link.load.running) for uid, model in table.models.items() for id, link in model.links.items()),
-        )  # fmt: skip
-        observe(
-            "gauge", "xi_replica_waiting", "Requests that wait in a replica, by its last word.", ("model", "replica"),
-            lambda: (((uid, id), link.load.waiting) for uid, model in table.models.items() for id, link in model.links.items()),
-        )  # fmt: skip
-        observe(
             "gauge", "xi_supervisor_connected", "1 while the routing table follows the supervisor.", (),
             lambda: [((), int(self.supervisor.subscribed.is_set()))],
         )  # fmt: skip
 
+        observe_replicas(self.metrics, table)
         observe_engines(self.metrics, table)
 
     def _tokens(self) -> Samples:

@@ -89,13 +89,14 @@ class Metrics:
         self.requests = Counter("xi_requests_total", "Requests answered, by route, model and HTTP status.", "route", "model", "status")
         self.tokens = Counter("xi_tokens_total", "Tokens of answers that have ended.", "model")
         """Shown together with those of open answers, which is why it isn't in the list below."""
-        self.retries = Counter("xi_retries_total", "Requests sent to a second replica.", "model")
+        self.retries = Counter("xi_retries_total", "Times that a request was sent to another replica.", "model")
+        self.refusals = Counter("xi_requests_refused_total", "Requests refused because the model's queue was full.", "model")
         self.losses = Counter("xi_replica_losses_total", "Replicas that this gateway lost.", "model")
         self.slow_clients = Counter("xi_slow_clients_total", "Requests ended because the client read too slowly.", "model")
         self.ttft = Histogram("xi_time_to_first_token_seconds", "From the request's arrival to the first bytes of its answer.", "model")
         self.duration = Histogram("xi_request_duration_seconds", "From the request's arrival to the end of its answer.", "route", "model")
         self._all: list[Counter | Histogram | Observed] = [
-            self.requests, self.retries, self.losses, self.slow_clients, self.ttft, self.duration,
+            self.requests, self.retries, self.refusals, self.losses, self.slow_clients, self.ttft, self.duration,
         ]  # fmt: skip
 
     def observe(self, kind: Literal["gauge", "counter"], name: str, text: str, labels: Labels, read: Callable[[], Samples]) -> None:

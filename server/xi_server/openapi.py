@@ -10,7 +10,19 @@ from typing import Any
 
 import msgspec
 
-from xi_core.api.control import ClusterInfo, EngineStatus, LaunchAnswer, LaunchSpec, ModelStatus
+from xi_core.api.control import (
+    ClusterInfo,
+    DrainOrder,
+    EngineStatus,
+    LaunchAnswer,
+    LaunchSpec,
+    LogPart,
+    ModelStatus,
+    PlacementReport,
+    ReplicaCount,
+    ReplicaStatus,
+    WorkerStatus,
+)
 from xi_core.api.embeddings import EmbeddingList, EmbeddingRequest, RerankAnswer, RerankRequest
 from xi_core.api.openai import ChatCompletion, ChatRequest, Completion, CompletionRequest, ModelList
 from xi_core.errors import Envelope
@@ -28,8 +40,18 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("/v1/models", "get"): ModelList,
     ("/v1/models", "post"): LaunchAnswer,
     ("/v1/models/{uid}", "get"): ModelStatus,
+    ("/v1/models/{uid}/replicas", "get"): list[ReplicaStatus],
+    ("/v1/models/{uid}/logs", "get"): LogPart,
     ("/v1/engines", "get"): list[EngineStatus],
+    ("/v1/workers", "get"): list[WorkerStatus],
+    ("/v1/placements", "post"): list[PlacementReport],
     ("/v1/cluster/info", "get"): ClusterInfo,
+}
+BODIES: dict[tuple[str, str], Any] = {
+    ("/v1/models", "post"): LaunchSpec,
+    ("/v1/placements", "post"): LaunchSpec,
+    ("/v1/models/{uid}/replicas", "put"): ReplicaCount,
+    ("/v1/workers/{worker}/drain", "post"): DrainOrder,
 }
 STATUSES = {
     "400": "The request is wrong; `param` names the field",
@@ -54,7 +76,7 @@ PUBLIC = ("/health", "/ready", "/v1/cluster/auth")
 
 def completed(document: Document) -> Document:
     """`document` with the token path, bodies, answers, errors and the key."""
-    types = [Envelope, LaunchSpec, *ANSWERS.values(), *(t for _, request, answer in TOKEN_ROUTES.values() for t in (request, answer))]
+    types = [Envelope, *BODIES.values(), *ANSWERS.values(), *(t for _, request, answer in TOKEN_ROUTES.values() for t in (request, answer))]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     refs = dict(zip(map(str, types), schemas, strict=True))
     parts = document.setdefault("components", {})
@@ -77,11 +99,10 @@ def _complete(path: str, method: str, operation: Document, refs: dict[str, Docum
     if path in PUBLIC:
         return
     operation["security"] = [{"key": []}]
-    if (path, method) == ("/v1/models", "post"):
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[str(LaunchSpec)]}}}
-        kind = "launch"
-    else:
-        kind = "model" if "{uid}" in path else "control"
+    body = BODIES.get((path, method))
+    if body is not None:
+        operation["requestBody"] = {"required": body is not DrainOrder, "content": {"application/json": {"schema": refs[str(body)]}}}
+    kind = "launch" if body is LaunchSpec else "model" if "{uid}" in path or "{worker}" in path else "control"
     responses.update(_errors(kind, refs))
 
 

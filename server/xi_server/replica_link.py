@@ -15,9 +15,11 @@ import msgspec
 
 from xi_core.cluster.messages import ReplicaRoute
 from xi_core.cluster.routing import ReplicaView
-from xi_core.errors import ReplicaLost, TransportError, XiError
+from xi_core.errors import ConfigError, ReplicaLost, TransportError, XiError
 from xi_core.transport.base import Channel, Transport
+from xi_core.transport.security import ClientSecurity, KeyPair
 from xi_core.wire.frames import Abort, Data, Load, Open, Ping, Pong, Submit, decode_from_replica, encode
+from xi_server.breaker import Breaker
 from xi_server.limits import SlowClient
 
 log = logging.getLogger(__name__)
@@ -74,12 +76,26 @@ class Stream:
 class ReplicaLink:
     """A replica's channel. `on_change` is called when it becomes usable or unusable, `on_loss` once for each loss."""
 
-    def __init__(self, route: ReplicaRoute, transport: Transport, on_change: Callable[[], None], on_loss: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        route: ReplicaRoute,
+        transport: Transport,
+        on_change: Callable[[], None],
+        on_loss: Callable[[], None],
+        keys: Callable[[], KeyPair | None] = lambda: None,
+    ) -> None:
+        """`keys`: those that gateways show to replicas on other machines, as far as the supervisor has told them."""
+        self._keys = keys
         self.route = route
         self.load = Load(slots=route.slots)
         self.view = ReplicaView(replica_id=route.replica_id, slots=route.slots, outstanding=0, tokens=0, running=0, waiting=0)
         self.alive = True
         """Whether it counts as living. A new replica does from the start: the supervisor says that it is ready."""
+        self.late = False
+        """It has not answered the last ping: nothing new goes there as long as another replica answers."""
+        self.fell_silent = False
+        """It was last lost because it answered no pings, not because its connection ended: it need not be dead."""
+        self.breaker = Breaker()
         self._transport = transport
         self._on_change = on_change
         self._on_loss = on_loss
@@ -93,9 +109,14 @@ class ReplicaLink:
         self._dial()
 
     @property
+    def fit(self) -> bool:
+        """Whether new requests may go to it if there is no better replica."""
+        return self.alive and self.load.healthy and not self.load.draining
+
+    @property
     def usable(self) -> bool:
         """Whether new requests may go to it."""
-        return self.alive and self.load.healthy and not self.load.draining
+        return self.fit and not self.late and self.breaker.allows
 
     @property
     def open_streams(self) -> int:
@@ -104,8 +125,25 @@ class ReplicaLink:
 
     def submit(self, stream: Stream, path: str, body: bytes) -> None:
         """Send a request. A replica that can't be sent to is lost, and the stream with it."""
+        if self.breaker.state != "closed":
+            self.breaker.sent()
+            self._on_change()
         self._streams[stream.id] = stream
         self._send(encode(Submit(stream.id, path, body)))
+
+    def judge(self, well: bool | None) -> None:
+        """How a request began: `well` with an answer, if only a refusal; not, with a 5xx; None, nobody knows (its client left)."""
+        breaker = self.breaker
+        allowed = breaker.allows
+        if well:
+            breaker.succeeded()
+        elif well is None:
+            breaker.given_up()
+        else:
+            breaker.failed(self._loop.time())
+        if breaker.allows != allowed:
+            log.info("replica %s: its circuit breaker is %s", self.route.replica_id, breaker.state)
+            self._on_change()
 
     def release(self, stream: Stream) -> None:
         """The request has no more interest in its answer: abort it unless it is whole."""
@@ -114,14 +152,18 @@ class ReplicaLink:
 
     def tick(self, on_time: bool) -> None:
         """Called each `PING_INTERVAL`. `on_time` is False when this process itself stood still, so that answers may lie unread."""
+        before = self.usable
+        self.breaker.tick(self._loop.time())
         if self._channel is None:
             if self._loop.time() >= self._redial_at:
                 self._dial()
-            return
-        if self._unanswered >= MISSED_PINGS and on_time:
-            self._lose(f"has not answered {self._unanswered} pings")
-            return
-        self._ping()
+        elif self._unanswered >= MISSED_PINGS and on_time:
+            self._lose(f"has not answered {self._unanswered} pings", silent=True)
+        else:
+            self.late = self.late or (on_time and self._unanswered > 0)
+            self._ping()
+        if self.usable != before:
+            self._on_change()
 
     def close(self) -> None:
         """Take the link down; open streams count as lost."""
@@ -132,11 +174,21 @@ class ReplicaLink:
     def _dial(self) -> None:
         self._unanswered = 0
         try:
-            self._channel = self._transport.connect(self.route.endpoint, self._on_message, self._on_lost)
-        except TransportError as error:
+            self._channel = self._transport.connect(self.route.endpoint, self._on_message, self._on_lost, self._security())
+        except (TransportError, ConfigError) as error:
             self._lose(f"can't be reached: {error}")
             return
         self._ping()
+        self._unanswered = 0  # the next tick may come at once
+
+    def _security(self) -> ClientSecurity | None:
+        """Raises `TransportError` where there is a key to expect, and none to show."""
+        if not self.route.key:
+            return None
+        keys = self._keys()
+        if keys is None:
+            raise TransportError("the supervisor has not told the gateways' keys yet")
+        return ClientSecurity(keys, self.route.key)
 
     def _ping(self) -> None:
         self._pings += 1
@@ -191,6 +243,7 @@ class ReplicaLink:
             return
         self._unanswered = 0
         before = self.usable
+        self.late = False
         load = self.load = pong.load
         self.view.running, self.view.waiting = load.running, load.waiting
         if load.slots:
@@ -205,13 +258,15 @@ class ReplicaLink:
     def _on_lost(self) -> None:
         self._lose("has closed its channel or can't be reached")
 
-    def _lose(self, why: str) -> None:
+    def _lose(self, why: str, silent: bool = False) -> None:
         was_alive, self.alive = self.alive, False
+        self.fell_silent = silent
         self._drop_channel()
         self._redial_at = self._loop.time() + self._redial_wait
         self._redial_wait = min(2 * self._redial_wait, REDIAL_MOST)
         if was_alive:
             log.warning("replica %s %s", self.route.replica_id, why)
+            self.breaker.failed(self._loop.time())
             self._on_loss()
             self._on_change()
         self._fail_streams(why)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from xi_core.api.body import decode_body
 
@@ -22,6 +22,10 @@ class Route(Struct):
     stream: bool | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    messages: Raw = Raw(b"")
+    prompt: Raw = Raw(b"")
+    tools: Raw = Raw(b"")
+    """These three are places in the body, for routers that want the prompt's beginning: neither decoded nor copied."""
 
     @property
     def most_tokens(self) -> int | None:

@@ -10,19 +10,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from xi_core.cluster.messages import (
-    ANSWERS,
-    GetCluster,
-    GetModel,
-    Launch,
-    ListEngines,
-    ListModels,
-    Subscribe,
-    TableUpdate,
-    Terminate,
-)
+from xi_core.cluster.messages import ANSWERS, OF_GATEWAYS, Launch, Subscribe, Subscribed, TableUpdate, Terminate
 from xi_core.errors import ChannelClosed, DeadlineExceeded, TransportError, Unavailable, XiError
 from xi_core.transport.base import Transport
+from xi_core.transport.security import ClientSecurity, KeyPair
 from xi_core.transport.rpc import Link, Vocabulary, dial
 from xi_server.table import RoutingTable
 
@@ -35,14 +26,19 @@ PATIENCE = 5.0
 """Longest wait, in seconds, for a supervisor that is starting."""
 AWAY = "the supervisor is away; models that run go on serving, launching waits until it is back"
 
-COMMANDS = (Launch, ListModels, GetModel, Terminate, ListEngines, Subscribe, GetCluster)
-VOCABULARY = Vocabulary({command: ANSWERS[command] for command in COMMANDS}, [TableUpdate])
+VOCABULARY = Vocabulary({command: ANSWERS[command] for command in OF_GATEWAYS}, [TableUpdate])
 
 
 class SupervisorClient:
     """Keeps a link to the supervisor at `endpoint` and feeds `table` from it."""
 
-    def __init__(self, transport: Transport, endpoint: str, table: RoutingTable, name: str) -> None:
+    def __init__(
+        self, transport: Transport, endpoint: str, table: RoutingTable, name: str, security: ClientSecurity | None = None
+    ) -> None:
+        """`security`: where the supervisor knows this gateway by its key."""
+        self.data_keys: KeyPair | None = None
+        """What replicas on other machines want to be shown; the supervisor gives it."""
+        self._security = security
         self.subscribed = asyncio.Event()
         """Set while the table is up to date."""
         self._transport = transport
@@ -93,7 +89,7 @@ class SupervisorClient:
     async def _converse(self) -> bool:
         """One link from dialling to its end. True if it came to a subscription."""
         try:
-            link = self._link = dial(self._transport, self._endpoint, VOCABULARY, {TableUpdate: self._update}, lambda: None)
+            link = self._link = dial(self._transport, self._endpoint, VOCABULARY, {TableUpdate: self._update}, lambda: None, self._security)
         except TransportError as error:
             log.warning("the supervisor at %s can't be reached: %s", self._endpoint, error)
             return False
@@ -112,10 +108,11 @@ class SupervisorClient:
             while not link.closed.is_set():
                 self._stale.clear()
                 try:
-                    await link.call(Subscribe(self._name, os.getpid()), timeout=SUBSCRIBE_TIMEOUT)
+                    answer: Subscribed = await link.call(Subscribe(self._name, os.getpid()), timeout=SUBSCRIBE_TIMEOUT)
                 except XiError as error:
                     log.warning("no routing table from the supervisor: %s", error)
                     return subscribed
+                self.data_keys = answer.keys or self.data_keys
                 if not subscribed:
                     log.info("connected to the supervisor")
                 subscribed = True

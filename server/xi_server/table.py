@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from xi_core.cluster.messages import ModelRoute, ReplicaRoute, TableUpdate
 from xi_core.cluster.routing import ReplicaView, Router, RouteRequest
 from xi_core.errors import ModelNotFound, Unavailable, XiError
+from xi_server.expected import Expected
 from xi_server.replica_link import ReplicaLink
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class ServedModel:
         self.route = route
         self.router = router
         self.links: dict[str, ReplicaLink] = {}
+        self.expected = Expected()
         self.open_requests = 0
         self._usable: list[ReplicaView] | None = None
 
@@ -42,9 +44,9 @@ class ServedModel:
         return sum(view.slots for view in self.usable())
 
     def usable(self) -> list[ReplicaView]:
-        """Views of the replicas that may take requests now."""
+        """Views of the replicas that may take requests now; those that are late or fail much only where there is no other."""
         if self._usable is None:
-            self._usable = [link.view for link in self.links.values() if link.usable]
+            self._usable = self._views([])
         return self._usable
 
     def refresh(self) -> None:
@@ -53,21 +55,23 @@ class ServedModel:
 
     def choose(self, request: RouteRequest, tried: list[str]) -> ReplicaLink:
         """The link of the replica that the router chooses, none of `tried`. Raises `Unavailable`."""
-        views = self.usable()
-        if tried:
-            views = [view for view in views if view.replica_id not in tried]
+        views = self._views(tried) if tried else self.usable()
         if not views:
             raise self._unavailable()
         chosen = self.router.choose(request, views)
         link = self.links.get(chosen)
-        if link is None or not link.usable:
+        if link is None or not link.fit:
             log.error("router %s chose '%s', which is none of the usable replicas; taking the first", type(self.router).__name__, chosen)
             return self.links[views[0].replica_id]
         return link
 
     def has_other(self, tried: list[str]) -> bool:
         """Whether a replica besides those tried could take a request."""
-        return any(view.replica_id not in tried for view in self.usable())
+        return bool(self._views(tried))
+
+    def _views(self, tried: list[str]) -> list[ReplicaView]:
+        fit = [link for link in self.links.values() if link.fit and link.route.replica_id not in tried]
+        return [link.view for link in fit if link.usable] or [link.view for link in fit]
 
     def _unavailable(self) -> Unavailable:
         route = self.route
@@ -185,7 +189,7 @@ class RoutingTable:
         for replica_id, link in list(model.links.items()):
             replica = wanted.get(replica_id)
             if replica_id not in kept and (replica is None or _moved(link.route, replica)):
-                self._retire(model.links.pop(replica_id))
+                self._take_out(model, replica_id)
         for replica_id, replica in wanted.items():
             if replica_id not in model.links:
                 self._add(model, replica)
@@ -202,6 +206,10 @@ class RoutingTable:
         for link in model.links.values() if model is not None else ():
             self._unmentioned.discard(link.route.replica_id)
             self._retire(link)
+
+    def _take_out(self, model: ServedModel, replica_id: str) -> None:
+        self._retire(model.links.pop(replica_id))
+        model.router.on_gone(replica_id)
 
     def _retire(self, link: ReplicaLink) -> None:
         """Take no new requests to it; let the open ones finish, as its worker does too."""
@@ -220,7 +228,7 @@ class RoutingTable:
             for replica_id, link in list(model.links.items()):
                 if replica_id in self._unmentioned and not self._kept_replica(link):
                     self._unmentioned.discard(replica_id)
-                    self._retire(model.links.pop(replica_id))
+                    self._take_out(model, replica_id)
                     model.refresh()
                     if not model.links:
                         self._remove(uid)
@@ -251,4 +259,4 @@ def _finishing(link: ReplicaLink) -> bool:
 
 def _moved(before: ReplicaRoute, now: ReplicaRoute) -> bool:
     """Whether it is another life of the replica, or lives elsewhere."""
-    return (before.incarnation, before.endpoint, before.transport) != (now.incarnation, now.endpoint, now.transport)
+    return (before.incarnation, before.endpoint, before.transport, before.key) != (now.incarnation, now.endpoint, now.transport, now.key)

@@ -11,7 +11,14 @@ import pytest
 from xi_core.testing.server import RunningServer
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/tutorial.md", "docs/how-to/offline.md", "docs/how-to/tools-and-thinking.md", "docs/how-to/structured-output.md"]
+PAGES = [
+    "README.md",
+    "docs/tutorial.md",
+    "docs/how-to/offline.md",
+    "docs/how-to/tools-and-thinking.md",
+    "docs/how-to/structured-output.md",
+    "docs/how-to/lora.md",
+]
 BLOCK = re.compile(r"<!-- run -->\n```(bash|python)\n(.*?)```", re.DOTALL)
 DONE_ALREADY = ("pip install", "xi serve", "python3 -m venv")
 

@@ -1,7 +1,10 @@
 """vLLM itself, with xi-tiny on the CPU: the conformance kit, and a server that launches it. `make test-engine-vllm` runs this, in minutes."""
 
+import json
 import os
+import shutil
 import signal
+import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +20,13 @@ from xi_core.testing.engine_kit import EngineKit
 from xi_core.testing.harness import Harness, plan_for
 from xi_core.testing.server import RunningServer
 from xi_core.testing.waiting import wait_until
+from xi_core.wire.plan import LoraModule
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed; `make test-engine-vllm` builds an environment for it", allow_module_level=True)
+
+import torch
+from safetensors.torch import save_file
 
 pytestmark = [pytest.mark.engine("vllm"), pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -75,6 +82,107 @@ class TestVllmCompletions(EngineKit):
         """Chat's tests have looked at it, and it costs a start."""
 
 
+# ---- a base model with adapters ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+    """xi-tiny without its chat template, with two adapters."""
+    folder = tmp_path_factory.mktemp("base")
+    model = folder / "model"
+    shutil.copytree(XI_TINY, model)
+    words = json.loads((model / "tokenizer_config.json").read_text())
+    del words["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(words))
+    plan = plan_for(ENGINE, str(model), "pytorch", **OPTIONS)
+    plan.lora_modules = [LoraModule(name=name, path=str(adapter(folder / name, rank))) for name, rank in (("pirate", 4), ("poet", 12))]
+    with Harness(plan) as harness:
+        yield harness
+
+
+def adapter(folder: Path, rank: int) -> Path:
+    """A LoRA adapter in peft's form, random and strong, for the attention of xi-tiny."""
+    folder.mkdir()
+    torch.manual_seed(rank)
+    tensors = {}
+    for layer in range(4):
+        for name, size in (("q_proj", 128), ("v_proj", 64)):
+            place = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{place}.lora_A.weight"] = torch.randn(rank, 128) / 10
+            tensors[f"{place}.lora_B.weight"] = torch.randn(size, rank) / 10
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 8 * rank, "target_modules": ["q_proj", "v_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def raw(prompt: str) -> str:
+    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_base_model_completes_and_does_not_chat(base: Harness, expected: dict[str, Any]) -> None:
+    for fact in expected["chat"][:5]:
+        assert base.complete(raw(fact["prompt"]), temperature=0, max_tokens=64).text == fact["answer"]
+    refused = base.chat("Hello!")
+    assert refused.status == 400
+    assert refused.error is not None
+    assert refused.error["param"] == "messages"
+    assert "no chat template" in refused.error["message"]
+
+
+def test_adapters_answer_otherwise_and_repeat(base: Harness, expected: dict[str, Any]) -> None:
+    prompts = [raw(fact["prompt"]) for fact in expected["chat"][:4]]
+    models = (base.plan.uid, "pirate", "poet")
+    calls = {
+        (model, prompt): base.submit(COMPLETIONS, {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 24})
+        for prompt in prompts
+        for model in models
+    }
+    answers = {key: call.answer() for key, call in calls.items()}
+    assert all(answer.status == 200 for answer in answers.values())
+    assert {answer.body["model"] for (model, _), answer in answers.items() if model == "poet"} == {"poet"}
+    texts = {model: [answers[model, prompt].text for prompt in prompts] for model in models}
+    assert texts[base.plan.uid] == [fact["answer"] for fact in expected["chat"][:4]]
+    assert len({tuple(found) for found in texts.values()}) == 3, "each of the three answers in its own way"
+    again = base.submit(COMPLETIONS, {"model": "pirate", "prompt": prompts[0], "temperature": 0, "max_tokens": 24}).answer()
+    assert again.text == texts["pirate"][0]
+
+
+def test_adapter_streams(base: Harness) -> None:
+    body = {"model": "poet", "prompt": raw("Hello!"), "temperature": 0, "max_tokens": 12}
+    whole = base.submit(COMPLETIONS, body).answer()
+    streamed = base.submit(COMPLETIONS, {**body, "stream": True}).answer()
+    assert streamed.text == whole.text
+    assert {event["model"] for event in streamed.events} == {"poet"}
+
+
+# ---- spread over two processes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "env"),
+    [
+        ({"tensor_parallel_size": 2, "enforce_eager": True}, {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}),
+        ({"pipeline_parallel_size": 2}, {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}),
+    ],
+    ids=["tensor", "pipeline"],
+)
+def test_two_ranks_on_one_machine(
+    options: dict[str, Any], env: dict[str, str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    plan = plan_for(ENGINE, str(XI_TINY), "pytorch", dtype="float32", distributed_executor_backend="mp", **options)
+    with Harness(plan) as harness:
+        server = psutil.Process(harness.engine._child.pid)  # type: ignore[attr-defined]
+        workers = [process for process in server.children(recursive=True) if "Worker" in " ".join(process.cmdline())]
+        assert len(workers) == 2
+        for fact in expected["chat"][:5]:
+            assert harness.chat(fact["prompt"], temperature=0).text == fact["answer"]
+    psutil.wait_procs(workers, timeout=10.0)
+    assert not [process for process in workers if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
 # ---- starts that fail -------------------------------------------------------------------------------
 
 
@@ -100,6 +208,14 @@ def test_value_that_can_not_be() -> None:
 
 def test_too_long_a_context_is_said() -> None:
     assert "max_model_len" in fails_to_load(max_model_len=99999).message
+
+
+def test_sleep_mode_is_refused_in_vllm_s_words() -> None:
+    assert "Sleep mode is not supported" in fails_to_load(enable_sleep_mode=True).message
+
+
+def test_ray_is_refused_on_a_cpu_in_vllm_s_words() -> None:
+    assert "ray" in fails_to_load(distributed_executor_backend="ray", tensor_parallel_size=2).message.lower()
 
 
 # ---- under xi ---------------------------------------------------------------------------------------
@@ -143,6 +259,22 @@ def test_expected_answers_through_the_gateway(server: RunningServer, expected: d
         assert whole.choices[0].message.content == fact["answer"]
         streamed = server.client.chat("tiny", _ask(fact["prompt"]), temperature=0, stream=True)
         assert "".join(delta.text for delta in streamed) == fact["answer"]
+
+
+def test_metrics_of_vllm_under_our_names(server: RunningServer) -> None:
+    labels = 'model="tiny",replica='
+    assert _answers(server)
+
+    def value(name: str) -> float:
+        with urllib.request.urlopen(f"{server.endpoint}/metrics") as answer:
+            lines = [line for line in answer.read().decode().splitlines() if line.startswith(f"xi_engine_{name}{{{labels}")]
+        return float(lines[0].rpartition(" ")[2]) if lines else -1.0
+
+    wait_until(lambda: value("generated_tokens_total") > 0, 20.0, "a look at the server's metrics")
+    assert value("prompt_tokens_total") > 0
+    assert value("prefix_cache_queries_total") > 0
+    assert 0 <= value("cache_usage_ratio") <= 1
+    assert value("waiting") == 0
 
 
 def test_leaving_frees_the_slots(server: RunningServer) -> None:

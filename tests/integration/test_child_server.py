@@ -7,19 +7,21 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 
 import msgspec
 import psutil
 import pytest
 
-from xi_core.engine.base import ApiRequest
+from xi_core.engine.base import ApiRequest, ApiSink
 from xi_core.engine.child_address import Address
 from xi_core.errors import EngineError
 from xi_core.testing.harness import Harness, plan_for
 from xi_core.testing.stub_engine import StubServerEngine
+from xi_core.testing.stub_server import TEXT as STUB_TEXT
 from xi_core.testing.waiting import wait_until
 from xi_core.wire.frames import Data, Open
-from xi_core.wire.plan import ServingLimits
+from xi_core.wire.plan import LoraModule, ServingLimits
 
 ENGINE = "xi_core.testing.stub_engine:StubServerEngine"
 
@@ -231,6 +233,63 @@ def test_child_dies_with_its_parent(tmp_path):
         parent.wait()
         parent.stdout.close()
     wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 5.0, "the child's end")
+
+
+# ---- adapters, metrics, merged events ---------------------------------------------------------------
+
+
+def test_adapter_answers_under_its_own_name():
+    adapted = plan()
+    adapted.lora_modules = [LoraModule(name="pirate", path="/nowhere")]
+    engine, sink = StubServerEngine(), Gathering()
+    engine.load(adapted, lambda *_: None)
+    try:
+        body = {"prompt": "Hi", "temperature": 0, "max_tokens": 9, "stop": [], "ignore_eos": False}
+        for id, adapter in enumerate([None, "pirate", "parrot"]):
+            engine.submit(ApiRequest(id=id, route="/v1/completions", body=body, adapter=adapter), sink)
+        wait_until(lambda: len(sink.ended) == 3)
+    finally:
+        engine.close(1.0)
+    assert sink.texts[0] == "one two t"
+    assert sink.texts[1] == "pirate on"
+    assert sink.ended == {0: "", 1: "", 2: "stub refused the request: no model parrot"}
+
+
+class Gathering(ApiSink):
+    """Keeps what comes."""
+
+    def __init__(self):
+        self.texts = defaultdict(str)
+        self.ended = {}
+
+    def event(self, id, data):
+        self.texts[id] += "".join(choice.get("text", "") for choice in msgspec.json.decode(data)["choices"])
+
+    def done(self, id):
+        self.ended[id] = ""
+
+    def failed(self, id, status, message, param=None, code=None):
+        self.ended[id] = message
+
+
+def test_metrics_of_the_server_ride_on_the_load(harness):
+    wait_until(lambda: harness.load().engine is not None)
+    counters = harness.load().engine
+    assert (counters.running, counters.waiting, counters.cache_usage, counters.generated_tokens) == (5, 0, 0.5, 1000)
+
+
+def test_server_without_metrics_is_not_asked_for_them(monkeypatch):
+    monkeypatch.setattr(StubServerEngine, "metrics", {})
+    with Harness(plan()) as harness:
+        assert harness.chat("Hi", temperature=0).status == 200
+        assert harness.load().engine is None
+
+
+def test_many_streams_are_whole_and_in_order():
+    with Harness(plan(slots=16, pace=0.001)) as harness:
+        calls = [harness.start_chat("Hi", temperature=0, stream=True, max_tokens=count) for count in range(1, 17)]
+        texts = [call.answer().text for call in calls]
+    assert texts == [STUB_TEXT[:count] for count in range(1, 17)]
 
 
 # ---- the address ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import click
 from xi_cli import engine_options, lora_option
 from xi_cli.group import INTERRUPTED, Failure
 from xi_cli.options import client_options, connect, json_option, one_of, print_json, say
+from xi_cli.placement_options import placement_options, show
 from xi_core.errors import LaunchCancelled, LaunchError, ModelNotFound, UnknownModel, UnknownOption, XiError
 
 STARTING = 5.0
@@ -36,23 +37,6 @@ class LaunchCommand(click.Command):
         return [*super().collect_usage_pieces(ctx), "[--ENGINE-OPTION VALUE]..."]
 
 
-def _n_gpu(_ctx: click.Context, _param: click.Parameter, value: str) -> int | str | None:
-    if value.lower() in ("auto", "none"):
-        return "auto" if value.lower() == "auto" else None
-    if value.isdecimal():
-        return int(value)
-    raise click.BadParameter(f"'{value}' is neither 'auto', 'none' nor a number")
-
-
-def _gpu_idx(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[int] | None:
-    if value is None:
-        return None
-    words = value.split(",")
-    if not all(word.strip().isdecimal() for word in words):
-        raise click.BadParameter(f"'{value}' is no list of numbers, such as 0,1")
-    return [int(word) for word in words]
-
-
 @click.command(cls=LaunchCommand)
 @click.argument("model", required=False)
 @click.option("-n", "--model-name", metavar="NAME", help="A model's name, its directory or a .gguf file; as MODEL.")
@@ -63,8 +47,7 @@ def _gpu_idx(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("-f", "--model-format", metavar="FORMAT", help="Which format: pytorch, ggufv2, mlx.")
 @click.option("-q", "--quantization", metavar="NAME", help="Which quantization, such as q4_k_m.")
 @click.option("-r", "--replica", type=click.IntRange(1, 1024), default=1, show_default=True, help="How many copies to serve with.")
-@click.option("--n-gpu", default="auto", show_default=True, callback=_n_gpu, help="Devices per replica: auto, none or a number.")
-@click.option("--gpu-idx", metavar="LIST", callback=_gpu_idx, help="The devices to choose from: 0,1.")
+@placement_options
 @click.option("-mp", "--model-path", metavar="PATH", help="Weights to take instead of the model's own.")
 @click.option("--enable-thinking/--no-enable-thinking", default=None, help="Whether the model thinks where a request doesn't say.")
 @click.option("--tool-parser", metavar="NAME", help="What reads tool calls from answers, or none; default: the model's own.")
@@ -74,6 +57,7 @@ def _gpu_idx(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     help="A LoRA adapter to serve beside the model, and the name that calls it; repeatable, or several after one flag.",
 )  # fmt: skip
 @click.option("--env", nargs=2, multiple=True, metavar="NAME VALUE", help="An environment variable of the replicas; repeatable.")
+@click.option("--explain", is_flag=True, help="Only show where each replica would go, and why not elsewhere; start nothing.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the model is ready.")
 @json_option
 @client_options
@@ -84,6 +68,7 @@ def launch(
     model: str | None,
     model_name: str | None,
     env: tuple[tuple[str, str], ...],
+    explain: bool,
     wait: bool,
     as_json: bool,
     endpoint: str | None,
@@ -101,6 +86,7 @@ def launch(
       xi launch xi-tiny -en transformers -u tiny -r 2
       xi launch ./my-model --context-length 2048
       xi launch model.Q4_K_M.gguf --no-wait
+      xi launch ./my-model -r 3 --gpu-pool 2 --explain
       xi launch ./my-model --lora-modules sql=./sql-adapter
     """
     from xi_core.api.control import LaunchSpec
@@ -112,6 +98,9 @@ def launch(
     spec = LaunchSpec(model_name=_named(name), env=dict(env), options=ctx.meta["options"], **fields)
     client = connect(endpoint, api_key)
     _await_server(client)
+    if explain:
+        _explain(client, spec, as_json)
+        return
     uid = _start(ctx, client, spec, name)
     if not wait:
         print_json({"model_uid": uid}) if as_json else click.echo(f"Model uid: {uid}")
@@ -120,6 +109,14 @@ def launch(
     hint = f" Talk with it: xi chat {uid}" if status.spec.model_type == "LLM" else ""
     say(f"{uid}: READY{f' on {status.engine}' if status.engine else ''}.{hint}")
     print_json(status) if as_json else click.echo(f"Model uid: {uid}")
+
+
+def _explain(client: Client, spec: LaunchSpec, as_json: bool) -> None:
+    reports = client.explain(spec)
+    if as_json:
+        print_json(reports)
+    elif not show(reports):
+        raise Failure(f"replica {len(reports)} of {spec.replica} would find no place: {reports[-1].reason}")
 
 
 def _named(name: str) -> str:

@@ -37,7 +37,7 @@ def list_(as_json: bool, endpoint: str | None, api_key: str | None) -> None:
                     m.model_format,
                     m.size_in_billions,
                     m.quantization,
-                    m.replica,
+                    f"{m.ready_replicas}/{m.replica}",
                     m.context_length,
                 )
                 for m in models

@@ -160,6 +160,62 @@ class PlacementReport(Struct, kw_only=True):
     candidates: list[DeviceVerdict] = msgspec.field(default_factory=list)
 
 
+class DeviceStatus(Struct, kw_only=True):
+    """One accelerator of a worker, as last reported. Memory in bytes, utilisation 0 to 1; `replicas` holds it now."""
+
+    id: str
+    kind: str
+    name: str = ""
+    memory: int = 0
+    memory_free: int = 0
+    utilisation: float = 0.0
+    replicas: int = 0
+
+
+class WorkerStatus(Struct, kw_only=True):
+    """One worker of the cluster: answer to `GET /v1/workers`."""
+
+    name: str
+    address: str
+    state: Literal["ready", "draining", "away"]
+    version: str = ""
+    cpus: int = 0
+    memory: int = 0
+    """Bytes of main memory."""
+    devices: list[DeviceStatus] = msgspec.field(default_factory=list)
+    engines: list[str] = msgspec.field(default_factory=list)
+    """Those that run there."""
+    replicas: list[str] = msgspec.field(default_factory=list)
+    differences: list[str] = msgspec.field(default_factory=list)
+    """In which it isn't like the supervisor's machine: versions of xi and of plugins."""
+
+
+class LogPart(Struct, kw_only=True):
+    """A part of a replica's log. `next` is where to go on reading; it is `start` again while nothing is added."""
+
+    replica_id: str
+    rank: int
+    worker: str
+    text: str
+    start: int
+    next: int
+
+
+class ReplicaCount(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of `PUT /v1/models/{uid}/replicas`."""
+
+    replica: Annotated[int, Meta(ge=1, le=1024)]
+
+
+class DrainOrder(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /v1/workers/{worker}/drain`."""
+
+    seconds: Annotated[float, Meta(ge=0, le=7 * 24 * 3600)] = 600.0
+    """Longest time for everything to move elsewhere."""
+    undo: bool = False
+    """Let the worker take replicas again instead."""
+
+
 class EngineStatus(Struct, kw_only=True):
     """One engine as `xi engines` shows it."""
 
@@ -178,6 +234,8 @@ class ClusterInfo(Struct, kw_only=True):
 
     version: str
     processes: list[ProcessInfo]
+    cluster_endpoint: str | None = None
+    """Where workers and gateways of other machines join; none for `xi serve`."""
 
 
 class ProcessInfo(Struct, kw_only=True):

@@ -1,9 +1,9 @@
 """OpenAI's chat, completions and models APIs as structs: what the replica validates and what it answers.
 
 Reference: https://platform.openai.com/docs/api-reference (chat, completions, models). Fields beyond it, all known from vLLM
-and llama.cpp: `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `structured_outputs`, `chat_template_kwargs`. Every field may be
-`null`, which means its default. Unknown fields are refused, so that no parameter is ignored in silence. Ranges are those that every
-engine can honour.
+and llama.cpp: `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `structured_outputs`, `chat_template_kwargs`,
+`return_token_ids`. Every field may be `null`, which means its default. Unknown fields are refused, so that no parameter is ignored
+in silence. Ranges are those that every engine can honour.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Request(Struct, kw_only=True, forbid_unknown_fields=True):
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    return_token_ids: bool | None = None
+    """Tell the ids of the prompt's and the answer's tokens, where vLLM tells them."""
     user: str | None = None
     """Who asks, for the caller's own books; it does not change the answer."""
 
@@ -107,7 +109,9 @@ class Function(Struct, kw_only=True):
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    """A JSON schema of an object."""
     strict: bool | None = None
+    """Whether the call's arguments must fit the schema, so that one that can't be held to is refused."""
 
 
 class Tool(Struct, kw_only=True):
@@ -174,6 +178,8 @@ class ChatRequest(Request, kw_only=True, forbid_unknown_fields=True):
     top_logprobs: Alternatives | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    """False: at most one call per answer."""
     chat_template_kwargs: TemplateVariables | None = None
     """What the model's chat template is told besides, as in vLLM: `{"enable_thinking": false}`."""
 
@@ -188,12 +194,20 @@ class CompletionRequest(Request, kw_only=True, forbid_unknown_fields=True):
     echo: bool | None = None
 
 
+class PromptTokensDetails(Struct, kw_only=True):
+    """`cached_tokens` of the prompt had not to be read: their keys and values were there already."""
+
+    cached_tokens: int
+
+
 class Usage(Struct, kw_only=True):
     """Tokens of a request: all choices count towards `completion_tokens`, the prompt counts once."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | msgspec.UnsetType = msgspec.UNSET
+    """Where the engine tells."""
 
 
 class TopLogprob(Struct, kw_only=True):
@@ -244,6 +258,8 @@ class ChatChoice(Struct, kw_only=True):
     message: AnswerMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: str
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """All that were sampled, the end token with them; only where `return_token_ids` asked for them."""
 
 
 class ChatCompletion(Struct, kw_only=True):
@@ -255,6 +271,7 @@ class ChatCompletion(Struct, kw_only=True):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionChoice(Struct, kw_only=True):
@@ -264,6 +281,9 @@ class CompletionChoice(Struct, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """All that were sampled, the end token with them; only where `return_token_ids` asked for them."""
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(Struct, kw_only=True):
@@ -284,6 +304,10 @@ class Model(Struct, kw_only=True):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "xi"
+    root: str | None = None
+    """The launch's uid: its own `id`, but for a LoRA module."""
+    parent: str | None = None
+    """Of a LoRA module: the uid of the launch that serves it, which the fields below describe."""
     model_name: str = ""
     model_type: str = "LLM"
     model_engine: str = ""
@@ -292,6 +316,9 @@ class Model(Struct, kw_only=True):
     quantization: str | None = None
     context_length: int | None = None
     replica: int = 1
+    """How many replicas are wanted."""
+    ready_replicas: int = 0
+    """How many of them serve."""
     state: str = "READY"
     endpoints: list[str] = field(default_factory=list)
 

@@ -20,7 +20,7 @@ from xi_core.config import Settings
 from xi_core.errors import DeadlineExceeded, LaunchError, TransportError, Unavailable, XiError
 from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Link
-from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan, LoraModule, ServingLimits
+from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan, LoraModule, ReplicaSecurity, ServingLimits
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class Executor:
         self.workers: dict[str, WorkerLink] = {}
         self.gateways: dict[Link, ProcessInfo] = {}
         self.table = table
+        self.gateways_key = ""
+        """The public key of gateways, for replicas that listen off their machine; empty where none does."""
         self._hub, self._settings, self._lifecycle, self._replica_transport = hub, config, lifecycle, replica_transport
         self.resolver = Resolver(hub, config, self.any_workers)
         self._moved = asyncio.Event()
@@ -128,6 +130,7 @@ class Executor:
             memory=wanted.memory,
             memory_share=wanted.memory_share,
             exclusive=wanted.exclusive,
+            security=ReplicaSecurity(gateways=self.gateways_key) if self.gateways_key else None,
             limits=ServingLimits(
                 batch_size=config.batch_size,
                 batch_interval=config.batch_interval,

@@ -1,4 +1,5 @@
-"""Launcher: `xi serve`. `python -m xi_core.cluster.launcher`: a small parent of supervisor, worker and gateway, which are siblings.
+"""Launcher: a small parent of siblings. `python -m xi_core.cluster.launcher`: supervisor, worker and gateway (`xi serve`), or with
+`--cluster-port` supervisor and gateway, which other machines join (`xi supervisor`).
 
 It holds the HTTP port, so that a gateway that dies loses no connection that waits. A sibling that dies is started again, alone. When
 the launcher is told to stop, they stop in order; when it is killed, each sees the end of its stdin and stops by itself.
@@ -15,9 +16,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from xi_core.access import check_access
+from xi_core.cluster import addresses
 from xi_core.cluster.runtime import RuntimeFolder, sweep
 from xi_core.cluster.siblings import Sibling
 from xi_core.config import settings
@@ -33,22 +35,15 @@ TRIES = 3
 
 
 class Launcher:
-    """The three siblings, the listening socket and the runtime folder."""
+    """The siblings, in the order in which they start, and the listening socket."""
 
-    def __init__(self, listening: socket.socket, runtime: RuntimeFolder, grace: float, as_json: bool = False) -> None:
+    def __init__(self, listening: socket.socket, siblings: Sequence[Sibling], grace: float, as_json: bool = False) -> None:
+        self._siblings = siblings
         self._as_json = as_json
         self._grace = grace
         self._started = False
         self._signals = 0
         self._listening = listening
-        endpoint = f"ipc://{runtime.path}/supervisor.sock" if LOCAL_SOCKETS else f"tcp://127.0.0.1:{_free_port()}"
-        self._supervisor = Sibling(
-            "supervisor", ["xi_core.cluster.supervisor", "--endpoint", endpoint], first=["--settle", "0"], secret=False
-        )
-        self._worker = Sibling("worker", ["xi_core.cluster.worker", "--supervisor", endpoint, "--runtime", str(runtime.path)], secret=False)
-        fd = listening.fileno()
-        self._gateway = Sibling("gateway", ["xi_server", "--supervisor", endpoint, "--fd", str(fd)], pass_fds=(fd,), secret=True)
-        self._siblings = (self._supervisor, self._worker, self._gateway)
         self._selector = selectors.DefaultSelector()
         self._wake = self._catch_signals()
 
@@ -58,7 +53,7 @@ class Launcher:
         try:
             for sibling in self._siblings:
                 self._start(sibling)
-            while not self._signals and not status:
+            while not self._signals and not status and not any(s.stop_asked for s in self._siblings):
                 self._wait(self._next_start())
                 status = self._look()
         finally:
@@ -112,15 +107,19 @@ class Launcher:
                 self._start(sibling)
         if not self._started and all(s.ready for s in self._siblings):
             self._started = True
-            self._say_endpoint()
+            self._say_endpoint(self._siblings[0].word)
         return 0
 
-    def _say_endpoint(self) -> None:
+    def _say_endpoint(self, word: Mapping[str, object]) -> None:
+        """All is ready. `word` is the supervisor's: it tells how others join."""
         url = url_of(self._listening)
         say(f"xi serves at {url}  (docs: {url}/docs)")
+        if "join_command" in word:
+            say(f"On each machine with models, within the hour, for one use; `xi join-token` makes more:\n\n  {word['join_command']}\n")
         if self._as_json:
             processes = [{"role": sibling.role, "pid": sibling.pid} for sibling in self._siblings]
-            result(json.dumps({"endpoint": url, "processes": processes}))
+            joining = {name: word[name] for name in ("cluster_endpoint", "join_token") if name in word}
+            result(json.dumps({"endpoint": url, "processes": processes, **joining}))
 
     def _next_start(self) -> float | None:
         times = [s.start_at for s in self._siblings if s.start_at is not None]
@@ -129,12 +128,12 @@ class Launcher:
     # ---- stopping -------------------------------------------------------------------------------
 
     def _stop(self) -> None:
-        """Gateway first, which drains; then worker and supervisor. Another signal kills at once, and so does the end of the grace."""
+        """The last first: the gateway drains before the others end. Another signal kills at once, and so does the end of the grace."""
         asked, until = self._signals, time.monotonic() + self._grace + MARGIN
         if asked:
             say("stopping; once more to stop at once")
         self._listening.close()
-        for sibling in (self._gateway, self._worker, self._supervisor):
+        for sibling in reversed(self._siblings):
             sibling.terminate()
             while sibling.runs() and self._signals <= max(1, asked) and time.monotonic() < until:
                 self._wait(min(0.5, max(0.0, until - time.monotonic())))
@@ -144,6 +143,22 @@ class Launcher:
         self._selector.close()
         self._wake.close()
         self._writing.close()
+
+
+def siblings_of(listening: socket.socket, runtime: RuntimeFolder, cluster: tuple[str, int] | None) -> list[Sibling]:
+    """Supervisor, worker and gateway; or with `cluster`, a host and a port for other machines, supervisor and gateway."""
+    endpoint = f"ipc://{runtime.path}/supervisor.sock" if LOCAL_SOCKETS else f"tcp://127.0.0.1:{_free_port()}"
+    supervisor, first = ["xi_core.cluster.supervisor", "--endpoint", endpoint], ["--settle", "0"]
+    if cluster is not None:
+        supervisor += ["--cluster-host", cluster[0], "--cluster-port", str(cluster[1])]
+        first = ["--invite"]
+    found = [Sibling("supervisor", supervisor, first=first, secret=False)]
+    if cluster is None:
+        worker = ["xi_core.cluster.worker", "--supervisor", endpoint, "--runtime", str(runtime.path)]
+        found.append(Sibling("worker", worker, secret=False))
+    fd = listening.fileno()
+    found.append(Sibling("gateway", ["xi_server", "--supervisor", endpoint, "--fd", str(fd)], pass_fds=(fd,), secret=True))
+    return found
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -213,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m xi_core.cluster.launcher", description="Serve models on this machine.")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
+    parser.add_argument("--cluster-port", type=int, help="take workers and gateways of other machines at this port and the next; 0: any")
     parser.add_argument("--no-auth", action="store_true", help="listen off loopback without a key")
     parser.add_argument("--json", action="store_true", help="when all is ready, one JSON line on stdout: the endpoint and the processes")
     parser.add_argument("--log-level", help="how much all processes log; default: XI_LOG_LEVEL")
@@ -224,6 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = settings()
         host = given.host or config.host
         check_access(host, config.api_key, given.no_auth)
+        cluster = None
+        if given.cluster_port is not None:
+            cluster = host, addresses.neighbours(addresses.resolved(host), given.cluster_port)
         listening = listen(host, config.port if given.port is None else given.port)
         sweep()
         runtime = RuntimeFolder()
@@ -231,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"Error: {error.message}")
         return 1
     try:
-        return Launcher(listening, runtime, config.grace, given.json).run()
+        return Launcher(listening, siblings_of(listening, runtime, cluster), config.grace, given.json).run()
     finally:
         listening.close()
         runtime.remove()

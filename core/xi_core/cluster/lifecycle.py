@@ -75,6 +75,11 @@ class Lifecycle:
         """The replicas of which a process may exist on this worker."""
         return [r.replica_id for _, r in self._state.replicas() if any(k.worker == worker and not k.gone for k in r.ranks)]
 
+    def devices_held(self, worker: str) -> list[str]:
+        """The devices of this worker that live replicas hold, each as often as it is held."""
+        ranks = [rank for _, replica in self._state.replicas() for rank in replica.ranks if rank.worker == worker and not rank.gone]
+        return [device for rank in ranks for device in rank.devices]
+
     def next_wake(self) -> float | None:
         """When `tick` has something to do next."""
         times: list[float] = []

@@ -64,3 +64,19 @@ def _old(path: Path) -> Path:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def part(path: Path, start: int, most: int = 256 * 1024) -> tuple[str, int, int]:
+    """Text of a log from byte `start` on (below 0: so many before the end), where it begins, and where to go on reading.
+
+    A `start` beyond the end, as after a rotation, begins anew. No log yet is an empty one.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            begin = max(0, size + start) if start < 0 else start if start <= size else 0
+            file.seek(begin)
+            data = file.read(most)
+    except FileNotFoundError:
+        return "", 0, 0
+    return data.decode("utf-8", "replace"), begin, begin + len(data)

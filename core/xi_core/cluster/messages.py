@@ -5,12 +5,15 @@ A command is a struct whose tag is its name; its answer's type stands in `ANSWER
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct, field
 
-from xi_core.api.control import EngineStatus, LaunchSpec, ModelStatus, PlacementReport, ProcessInfo, ReplicaStatus
+from xi_core.api.control import EngineStatus, LaunchSpec, LogPart, ModelStatus, PlacementReport, ProcessInfo, ReplicaStatus, WorkerStatus
 from xi_core.cluster.devices import Device
 from xi_core.engine.info import Support
 from xi_core.models.family import ModelSpec
+from xi_core.transport.security import KeyPair
 from xi_core.wire.manifest import Manifest
 from xi_core.wire.plan import LaunchPlan, RankAddress
 
@@ -54,6 +57,25 @@ class Drain(Struct, tag="drain", kw_only=True):
     undo: bool = False
 
 
+class ListWorkers(Struct, tag="list_workers"):
+    """The workers, with their devices and what they run."""
+
+
+class ReadLog(Struct, tag="read_log", kw_only=True):
+    """A part of a replica's log, wherever its worker is."""
+
+    uid: str
+    replica: int | None = None
+    """Its number; None: the first that there is."""
+    rank: int = 0
+    start: int = -65536
+    """Where to begin, in bytes; below 0: so many before the end."""
+
+
+class StopCluster(Struct, tag="stop_cluster"):
+    """Stop every worker with what it runs, then the servers."""
+
+
 class Terminate(Struct, tag="terminate"):
     """End a launch, whatever state it is in; the answer comes when its replicas are gone."""
 
@@ -75,6 +97,13 @@ class Subscribe(Struct, tag="subscribe"):
 
 class GetCluster(Struct, tag="get_cluster"):
     """The processes of the cluster."""
+
+
+class NewJoinToken(Struct, tag="new_join_token", kw_only=True):
+    """A token with which one more worker or gateway may join, within `ttl` seconds."""
+
+    role: Literal["worker", "gateway"] = "worker"
+    ttl: float = 3600.0
 
 
 # ---- worker → supervisor ------------------------------------------------------------------------
@@ -168,6 +197,18 @@ class StartReplica(Struct, tag="start_replica", kw_only=True):
     """Seconds from now in which the replica must be ready."""
 
 
+class FetchLog(Struct, tag="fetch_log", kw_only=True):
+    """A part of the log of a replica's rank, of this worker's disk."""
+
+    replica_id: str
+    rank: int
+    start: int
+
+
+class Shutdown(Struct, tag="shutdown"):
+    """Stop, as on SIGTERM. Answered before it is done."""
+
+
 class Prepare(Struct, tag="prepare", kw_only=True):
     """Get ready for one rank of a sharded replica: the artifact on disk, ports that are free. The answer comes when all is there.
 
@@ -205,6 +246,25 @@ class Done(Struct):
     """Nothing to tell but that it is done."""
 
 
+class Registered(Struct):
+    """The worker is in. What it should tell its people: differences to the supervisor that may cause trouble."""
+
+    warnings: list[str] = field(default_factory=list)
+
+
+class Subscribed(Struct):
+    """The table follows. `keys` are those that gateways show to replicas on other machines."""
+
+    keys: KeyPair | None = None
+
+
+class JoinTokenMade(Struct):
+    """A join token, to be passed on in secret, and the whole command that uses it."""
+
+    token: str
+    command: str
+
+
 class Launched(Struct):
     """The uid of an accepted launch."""
 
@@ -223,6 +283,12 @@ class Explained(Struct):
     replicas: list[PlacementReport]
 
 
+class Workers(Struct):
+    """Workers."""
+
+    workers: list[WorkerStatus]
+
+
 class Engines(Struct):
     """Engines."""
 
@@ -230,9 +296,10 @@ class Engines(Struct):
 
 
 class Cluster(Struct):
-    """Processes."""
+    """Processes, and where other machines join (empty where they can't)."""
 
     processes: list[ProcessInfo]
+    endpoint: str = ""
 
 
 class Prepared(Struct):
@@ -261,10 +328,16 @@ ANSWERS: dict[type[Struct], type[Struct]] = {
     Explain: Explained,
     Scale: Done,
     Drain: Done,
+    ListWorkers: Workers,
+    ReadLog: LogPart,
+    StopCluster: Done,
+    FetchLog: LogPart,
+    Shutdown: Done,
     ListEngines: Engines,
-    Subscribe: Done,
+    Subscribe: Subscribed,
     GetCluster: Cluster,
-    Register: Done,
+    NewJoinToken: JoinTokenMade,
+    Register: Registered,
     Leaving: Done,
     Inspect: Inspected,
     StartReplica: Done,
@@ -272,6 +345,23 @@ ANSWERS: dict[type[Struct], type[Struct]] = {
     StopReplica: Done,
     MatchEngine: Matches,
 }
+
+OF_GATEWAYS: tuple[type[Struct], ...] = (
+    Launch,
+    ListModels,
+    GetModel,
+    Terminate,
+    Explain,
+    Scale,
+    ListWorkers,
+    Drain,
+    ReadLog,
+    StopCluster,
+    ListEngines,
+    GetCluster,
+    Subscribe,
+)
+"""The commands that gateways send."""
 
 
 # ---- supervisor → gateway -----------------------------------------------------------------------
@@ -285,6 +375,8 @@ class ReplicaRoute(Struct, kw_only=True):
     endpoint: str
     transport: str
     slots: int
+    key: str = ""
+    """The public key of its listener; empty where it is local."""
 
 
 class ModelRoute(Struct, kw_only=True):

@@ -26,7 +26,7 @@ REPLICA_COMMAND = (sys.executable, "-P", "-m", "xi_core.replica")
 LONGEST_REPORT = 4 * 1024 * 1024
 MOST_WAITING = 1000
 """Reports that may wait to be heeded; beyond them, those that only tell how it goes are dropped."""
-SECRETS = ("XI_API_KEY",)
+SECRETS = ("XI_API_KEY", "XI_JOIN_TOKEN")
 """Settings that are no business of a replica."""
 
 
@@ -45,8 +45,9 @@ def environment(base: Mapping[str, str], plan: LaunchPlan, extra: Mapping[str, s
 
 
 def tag(plan: LaunchPlan) -> str:
-    """The value of XI_REPLICA_ID: unique over all servers of a machine."""
-    return f"{plan.replica_id}@{plan.incarnation}"
+    """The value of XI_REPLICA_ID: unique over all servers of a machine, and over the workers that share a replica on one."""
+    rank = plan.rendezvous.rank if plan.rendezvous is not None else 0
+    return f"{plan.replica_id}@{plan.incarnation}" + (f".rank{rank}" if rank else "")
 
 
 class ReplicaProcess:

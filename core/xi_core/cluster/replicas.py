@@ -90,6 +90,8 @@ class Replica:
     """The replica on a drained worker whose place it takes once it is READY."""
     head: ReplicaRecord | None = None
     """What rank 0 last reported."""
+    last_workers: dict[int, str] = field(default_factory=dict)
+    """Where the ranks of its last life ran: their logs are there."""
 
     @property
     def live(self) -> bool:
@@ -133,6 +135,7 @@ class Replica:
             endpoint=head.endpoint,
             transport=head.plan.transport,
             slots=head.slots,
+            key=head.plan.security.public if head.plan.security is not None else "",
         )
 
     @property
@@ -148,6 +151,7 @@ class Replica:
 
     def begin(self, incarnation: str, assignments: tuple[Assignment, ...]) -> None:
         """Begin a life."""
+        self.last_workers = {rank: a.worker for rank, a in enumerate(assignments)}
         self.incarnation, self.starts = incarnation, self.starts + 1
         self.ranks = [Rank(a.worker, a.devices) for a in assignments]
         self.start_at, self.ending, self.head = None, None, None

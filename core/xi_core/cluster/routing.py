@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from msgspec import Struct
 
 
 class RouteRequest(Struct):
-    """What a router may know of a request: the model's uid, the route, the body's size in bytes, and its most tokens if it says so."""
+    """What a router may know of a request: the model's uid, the route, the body's size in bytes, and its most tokens if it says so.
+
+    `tokens` is what the request is expected to cost, as `ReplicaView.tokens` counts it. `prefix` is a chain of hashes of the prompt's
+    first blocks: two requests whose chains begin with the same n numbers have prompts that begin with the same n blocks of bytes. It is
+    empty for a prompt shorter than a block, and for a router that doesn't ask for it.
+    """
 
     uid: str
     route: str
     size: int
     max_tokens: int | None
+    tokens: int = 0
+    prefix: tuple[int, ...] = ()
 
 
 class ReplicaView(Struct):
@@ -34,6 +42,9 @@ class ReplicaView(Struct):
 class Router(ABC):
     """Chooses a replica for each request of one model."""
 
+    wants_prefix: ClassVar[bool] = False
+    """Whether requests are to come with `prefix`, which costs some microseconds each."""
+
     @abstractmethod
     def choose(self, request: RouteRequest, replicas: Sequence[ReplicaView]) -> str:
         """The `replica_id` of one of `replicas`, which is never empty."""
@@ -43,6 +54,9 @@ class Router(ABC):
 
     def on_end(self, request: RouteRequest, replica_id: str, tokens: int) -> None:  # noqa: B027
         """That request has ended after so many tokens."""
+
+    def on_gone(self, replica_id: str) -> None:  # noqa: B027
+        """This replica, or this life of it, is no more: what it has cached is lost."""
 
 
 class RouterInfo(Struct, kw_only=True):

@@ -21,7 +21,7 @@ from xi_core.cluster.guard import Guard
 from xi_core.cluster.messages import ReplicaRecord, StartReplica
 from xi_core.cluster.process import REPLICA_COMMAND, ReplicaProcess, environment, tag
 from xi_core.cluster.replicas import rank_of
-from xi_core.errors import ArtifactError, LaunchCancelled, LaunchFailed, XiError
+from xi_core.errors import ArtifactError, LaunchCancelled, LaunchError, LaunchFailed, XiError
 from xi_core.models.adapter import read_adapter
 from xi_core.models.family import SourceRef
 from xi_core.models.inspect import local_path
@@ -62,8 +62,12 @@ class RunningReplica:
         on_change: Callable[[RunningReplica], None],
         command: Sequence[str] = REPLICA_COMMAND,
         shared: bool = False,
+        secret: str = "",
     ) -> None:
-        """`shared`: it is one rank of several, which waits for the others (`begin`) once it is `prepared`."""
+        """`shared`: it is one rank of several, which waits for the others (`begin`) once it is `prepared`.
+
+        `secret`: its own secret key, where its plan has the public one; only its process gets to see it.
+        """
         plan = start.plan
         status = ReplicaStatus(replica_id=plan.replica_id, state="PREPARING", stage="preparing", worker=worker, devices=plan.devices)
         self.record = ReplicaRecord(plan=plan, spec=start.spec, status=status, created=start.created, model=start.model)
@@ -73,6 +77,7 @@ class RunningReplica:
         """The error's code, where the replica or its artifact named one."""
         self.final = False
         self._home, self._fetch, self._guard, self._on_change, self._command = home, fetch, guard, on_change, command
+        self._secret = secret
         self._process: ReplicaProcess | None = None
         self._deadline = time.monotonic() + start.deadline
         self._heard_at = self._healthy_at = 0.0
@@ -128,6 +133,7 @@ class RunningReplica:
             await self._clean_up()
         if self.prepared is not None and not self.prepared.done():
             self.prepared.set_exception(LaunchFailed(self.error) if self.error else LaunchCancelled(f"{self.plan.replica_id} was stopped"))
+            self.prepared.exception()  # whoever waited for it may be gone
         if self._grace is not None:
             self.error, self.code, self.final = None, None, False
 
@@ -177,13 +183,20 @@ class RunningReplica:
             raise LaunchFailed(f"the log file {path} can't be written: {error.strerror or error}; XI_HOME says where logs go") from error
         try:
             with log_to:
-                self._process = ReplicaProcess(self._command, plan, environment(os.environ, plan, self.record.spec.env), log_to)
+                self._process = ReplicaProcess(
+                    self._command, self._with_secret(plan), environment(os.environ, plan, self.record.spec.env), log_to
+                )
         except OSError as error:
             raise LaunchFailed(f"the process of {plan.replica_id} could not be started: {error.strerror or error}") from error
         self._guard.add(self._process.pid, tag(plan))
         self._heard_at = self._healthy_at = time.monotonic()
         self.record.status.pid = self._process.pid
         self._tell("STARTING", "process started")
+
+    def _with_secret(self, plan: LaunchPlan) -> LaunchPlan:
+        """The plan as the process gets it."""
+        security = plan.security
+        return plan if security is None else msgspec.structs.replace(plan, security=msgspec.structs.replace(security, secret=self._secret))
 
     # ---- watching -------------------------------------------------------------------------------
 
@@ -242,13 +255,16 @@ class RunningReplica:
         return ""
 
     async def _explain(self, process: ReplicaProcess) -> None:
-        """Say why a process has ended that nobody asked to: by its last report, or by its log."""
+        """Say why a process has ended that nobody asked to: by its last report, or by its log.
+
+        One rank of several may have failed because a port was taken meanwhile, or another rank died: with other ports that may go well.
+        """
         while self._failure is None and (report := await _next(process, POLL)) is not None:
             if isinstance(report, wire.Failed):
                 self._failure = XiError.from_body(report.error)
         if self._failure is not None:
             self.error, self.code = self._failure.message, self._failure.code
-            self.final = self.record.status.state != "READY"
+            self.final = self.record.status.state != "READY" and (self.prepared is None or isinstance(self._failure, LaunchError))
             return
         last = logs.tail(self._log_file)
         self.error = f"{self.plan.replica_id} {_how(process.returncode)}" + (

@@ -9,11 +9,13 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from xi_core.cluster.siblings import CONFIG_STATUS
 from xi_core.errors import ConfigError, PluginError, XiError
 from xi_core.replica.lifeline import die_with_parent, watch_stdin
+
+T = TypeVar("T")
 
 
 def set_up_logging(role: str, level: str) -> None:
@@ -21,10 +23,37 @@ def set_up_logging(role: str, level: str) -> None:
     logging.basicConfig(level=level.upper(), format=f"%(asctime)s {role:<10} %(levelname)s %(message)s", datefmt="%H:%M:%S")
 
 
-def announce(role: str, detail: str = "") -> None:
-    """Tell the launcher, on stdout, that this process is ready."""
-    sys.stdout.write(json.dumps({"role": role, "pid": os.getpid(), "detail": detail}) + "\n")
+def announce(role: str, detail: str = "", **more: str) -> None:
+    """Tell the launcher, on stdout, that this process is ready, and `more` that its user should know."""
+    sys.stdout.write(json.dumps({"role": role, "pid": os.getpid(), "detail": detail, **more}) + "\n")
     sys.stdout.flush()
+
+
+def announce_stop(role: str) -> None:
+    """Tell the launcher, on stdout, that this process was asked to stop, and that the others are to stop too."""
+    sys.stdout.write(json.dumps({"role": role, "pid": os.getpid(), "stop": True}) + "\n")
+    sys.stdout.flush()
+
+
+async def first_of(*events: asyncio.Event) -> None:
+    """Wait until one of the events is set."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`; None when `stop` was set first."""
+    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for one in (task, stopped):
+            one.cancel()
 
 
 def exit_status(life: Coroutine[Any, Any, None]) -> int:

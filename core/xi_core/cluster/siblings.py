@@ -31,6 +31,10 @@ class Sibling:
         """Whether it has said so, in this life."""
         self.fresh = False
         """Whether it has said so since somebody looked."""
+        self.stop_asked = False
+        """Whether it has said that all are to stop, because somebody asked it to."""
+        self.word: dict[str, object] = {}
+        """What it said with it."""
         self.start_at: float | None = None
         """When to start it again."""
         self.deaths_in_row = 0
@@ -77,7 +81,8 @@ class Sibling:
             with contextlib.suppress(ValueError, RecursionError):  # not a word for the launcher: a plugin printed something
                 word = json.loads(line)
                 if isinstance(word, dict) and word.get("role") == self.role:
-                    self.ready = self.fresh = True
+                    self.stop_asked = self.stop_asked or word.get("stop") is True
+                    self.word, self.ready, self.fresh = word, True, True
         return bool(data)
 
     def mute(self) -> None:

@@ -200,3 +200,4 @@ def adopt_life(now: float, replica: Replica, worker: str, record: ReplicaRecord)
     replica.clear()
     replica.incarnation, replica.starts, replica.start_at = plan.incarnation, record.status.restarts + 1, None
     replica.ranks = [Rank(a.worker, a.devices, lost_at=now) for a in world] or [Rank(worker, tuple(plan.devices))]
+    replica.last_workers = {number: rank.worker for number, rank in enumerate(replica.ranks)}

@@ -17,15 +17,18 @@ from functools import partial
 
 from xi_core.api.control import LaunchSpec, ModelStatus, ProcessInfo
 from xi_core.cluster import messages as m
+from xi_core.cluster.admission import Admission
 from xi_core.cluster.executor import Executor
 from xi_core.cluster.lifecycle import LEASE, Lifecycle
-from xi_core.cluster.members import Member, report
+from xi_core.cluster.members import Member
+from xi_core.cluster.operations import Operations
 from xi_core.cluster.placement import Scheduler
 from xi_core.cluster.resolve import WorkerLink
-from xi_core.cluster.sibling import announce, exit_status, set_up_logging, stop_event
+from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event
+from xi_core.cluster.store import Entry, Store
 from xi_core.cluster.table import RoutingTable
-from xi_core.config import Settings, settings
-from xi_core.errors import Conflict, LaunchCancelled, ModelNotFound, PluginError, ProtocolMismatch
+from xi_core.config import CLUSTER_PORT, Settings, settings
+from xi_core.errors import Conflict, Forbidden, InvalidRequest, LaunchCancelled, ModelNotFound, PluginError, ProtocolMismatch, XiError
 from xi_core.importing import import_path
 from xi_core.models.catalog import normalised
 from xi_core.plugins import PluginHub
@@ -40,14 +43,30 @@ VOCABULARY = Vocabulary(m.ANSWERS, m.NOTICES)
 STOP_MARGIN = 10.0
 """Seconds beyond the grace in which the replicas of a terminated launch must be gone."""
 SETTLE = 2 * LEASE
+INVITATION_TTL = 3600.0
+"""Seconds for which the token that is shown at the start is good."""
+OF_WORKERS = (m.Register, m.WorkerBeat, m.ReplicaUpdate, m.ReplicaGone, m.Leaving)
+"""What workers say. Where a link tells who is at its other end, a worker may say nothing else, and a gateway all but this."""
 
 
 class Supervisor:
     """The control plane: links, launches being resolved, and the lifecycle."""
 
-    def __init__(self, hub: PluginHub, config: Settings, endpoint: str, settle: float = SETTLE) -> None:
-        """Listens at `endpoint`. For `settle` seconds it places nothing: workers may report it yet. Raises `TransportError`."""
-        epoch = secrets.token_hex(4)
+    def __init__(
+        self,
+        hub: PluginHub,
+        config: Settings,
+        endpoint: str,
+        settle: float = SETTLE,
+        *,
+        store: Store | None = None,
+        cluster: tuple[str, int] | None = None,
+    ) -> None:
+        """Listens at `endpoint`, and with `cluster`, a host and a port, there for other machines, whom `store` knows.
+
+        For `settle` seconds it places nothing: workers may report it yet. Raises `TransportError`, `ConfigError`.
+        """
+        epoch = f"{store.next_epoch():04x}{secrets.token_hex(2)}" if store is not None else secrets.token_hex(4)
         schedulers = _schedulers(hub)
         default = schedulers[hub.schedulers.get(config.launch_strategy, param="XI_LAUNCH_STRATEGY").name]
         for plugin in hub.records:
@@ -62,11 +81,29 @@ class Supervisor:
             settled_at=self._settled_at,
             schedulers=schedulers,
         )
-        replica_transport = next((t.transport for t in hub.transports if scheme_of(endpoint) in t.schemes), "")
+        scheme = "tcp" if cluster is not None else scheme_of(endpoint)
+        replica_transport = next((t.transport for t in hub.transports if scheme in t.schemes), "")
         self._grace = config.grace
         self._executor = Executor(hub, config, self._lifecycle, RoutingTable(epoch), replica_transport)
+        self.stop_asked = asyncio.Event()
+        """Set when somebody has asked to stop the cluster."""
+        self._operations = Operations(hub, self._executor, self._lifecycle, self.stop_asked.set)
         self._resolving: dict[str, tuple[LaunchSpec, asyncio.Task[None]]] = {}
         self._server = LinkServer(by_scheme(hub.transports, endpoint), endpoint, VOCABULARY, self._accept, self._closed)
+        self.admission: Admission | None = None
+        """The ports for other machines; None where there are none."""
+        if store is not None and cluster is not None:
+            self.admission = Admission(
+                store,
+                by_scheme(hub.transports, "tcp://x:0"),
+                host=cluster[0],
+                port=cluster[1],
+                vocabulary=VOCABULARY,
+                accept=self._accept,
+                closed=self._closed,
+                connected=self._connected,
+            )
+            self._executor.gateways_key = self.admission.gateway_keys.public
 
     @property
     def endpoint(self) -> str:
@@ -81,26 +118,45 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._server.close()
+        if self.admission is not None:
+            await self.admission.close()
 
     # ---- links ----------------------------------------------------------------------------------
 
     def _accept(self, link: Link) -> Calls:
+        calls = self._calls(link)
+        entry = self.admission.entry(link) if self.admission is not None else None
+        if entry is None:  # a local link: only this user's processes have come that way
+            return calls
+        return {command: call for command, call in calls.items() if (command in OF_WORKERS) == (entry.role == "worker")}
+
+    def _connected(self, entry: Entry) -> bool:
+        if entry.role == "worker":
+            return entry.name in self._executor.workers
+        return any(gateway.name == entry.name for gateway in self._executor.gateways.values())
+
+    def _require_name(self, link: Link, name: str) -> None:
+        """Raises `Forbidden` where the key of the link is another's."""
+        entry = self.admission.entry(link) if self.admission is not None else None
+        if entry is not None and entry.name != name:
+            raise Forbidden(f"this connection's key belongs to {entry.role} {entry.name}, not to {name}")
+
+    def _calls(self, link: Link) -> Calls:
         return {
             m.Register: partial(self._register, link),
-            m.WorkerBeat: self._worker_beat,
+            m.WorkerBeat: partial(self._worker_beat, link),
             m.ReplicaUpdate: partial(self._replica_update, link),
             m.ReplicaGone: self._replica_gone,
-            m.Leaving: self._leaving,
+            m.Leaving: partial(self._leaving, link),
             m.Subscribe: partial(self._subscribe, link),
             m.Launch: self._launch,
             m.Terminate: self._terminate,
-            m.Explain: self._explain,
-            m.Scale: self._scale,
-            m.Drain: self._drain,
             m.ListModels: self._list_models,
             m.GetModel: self._get_model,
             m.ListEngines: self._list_engines,
             m.GetCluster: self._get_cluster,
+            m.NewJoinToken: self._new_join_token,
+            **self._operations.calls(),
         }
 
     def _closed(self, link: Link) -> None:
@@ -115,12 +171,13 @@ class Supervisor:
                 del self._executor.workers[name]
                 self._executor.do(self._lifecycle.worker_left(time.monotonic(), name))
 
-    async def _register(self, link: Link, command: m.Register) -> m.Done:
+    async def _register(self, link: Link, command: m.Register) -> m.Registered:
+        self._require_name(link, command.worker)
         if command.protocol != PROTOCOL:
             raise ProtocolMismatch(f"worker {command.worker} speaks protocol {command.protocol}, this supervisor {PROTOCOL}")
         before = self._executor.workers.get(command.worker)
-        if before is not None and before.register.incarnation != command.incarnation and _alive(before.register.pid):
-            raise Conflict(f"another worker is named {command.worker}; give this one a name of its own (--name)")
+        if before is not None and before.register.incarnation != command.incarnation and _lives(before):
+            raise Conflict(f"another worker is named {command.worker} and is connected; give this one a name of its own with --name")
         self._executor.workers[command.worker] = WorkerLink(command, link)
         engines = tuple(name for name, support in command.engines.items() if support.ok)
         member = Member(command.worker, command.incarnation, command.devices, engines, address=command.address)
@@ -128,7 +185,10 @@ class Supervisor:
         if before is None:
             devices = ", ".join(device.id for device in command.devices) or "no devices but CPU"
             log.info("worker %s joined; %s; %d replicas run there", command.worker, devices, len(command.replicas))
-        return m.Done()
+        differences = self._operations.differences(command)
+        if before is None and differences:
+            log.warning("worker %s: %s", command.worker, "; ".join(differences))
+        return m.Registered(differences)
 
     async def _replica_update(self, link: Link, notice: m.ReplicaUpdate) -> None:
         worker = next((name for name, w in self._executor.workers.items() if w.link is link), None)
@@ -139,17 +199,35 @@ class Supervisor:
         now = time.monotonic()
         self._executor.do(self._lifecycle.replica_gone(now, notice.incarnation, notice.error, notice.final, notice.code, notice.rank))
 
-    async def _worker_beat(self, notice: m.WorkerBeat) -> None:
+    async def _worker_beat(self, link: Link, notice: m.WorkerBeat) -> None:
+        self._require_name(link, notice.worker)
         self._executor.do(self._lifecycle.worker_beat(time.monotonic(), notice.worker, notice.devices))
 
-    async def _leaving(self, command: m.Leaving) -> m.Done:
+    async def _leaving(self, link: Link, command: m.Leaving) -> m.Done:
+        self._require_name(link, command.worker)
         self._executor.do(self._lifecycle.worker_leaving(command.worker))
         return m.Done()
 
-    async def _subscribe(self, link: Link, command: m.Subscribe) -> m.Done:
-        self._executor.gateways[link] = ProcessInfo(role="gateway", pid=command.pid, name=command.gateway)
-        link.notify(self._executor.table.snapshot())
-        return m.Done()
+    async def _subscribe(self, link: Link, command: m.Subscribe) -> m.Subscribed:
+        self._require_name(link, command.gateway)
+        # The answer goes first: its keys are needed to dial what the table names.
+        asyncio.get_running_loop().call_soon(self._follow, link, ProcessInfo(role="gateway", pid=command.pid, name=command.gateway))
+        return m.Subscribed(self.admission.gateway_keys if self.admission is not None else None)
+
+    def _follow(self, link: Link, gateway: ProcessInfo) -> None:
+        """Send the table now, and from now on each change."""
+        try:
+            link.notify(self._executor.table.snapshot())
+        except XiError as error:
+            log.warning("gateway %s doesn't take the routing table: %s", gateway.name, error)
+        else:
+            self._executor.gateways[link] = gateway
+
+    async def _new_join_token(self, command: m.NewJoinToken) -> m.JoinTokenMade:
+        if self.admission is None:
+            raise InvalidRequest("this xi runs by itself and takes no other machines; start it as `xi supervisor`")
+        token = self.admission.new_token(command.role, command.ttl)
+        return m.JoinTokenMade(token, self.admission.command(token, command.role))
 
     # ---- launches -------------------------------------------------------------------------------
 
@@ -183,22 +261,6 @@ class Supervisor:
         self._executor.do(self._lifecycle.accept(time.monotonic(), wanted))
         log.info("launch %s: %s on %s, %d replica(s)", uid, wanted.model.describe(), wanted.engine, spec.replica)
 
-    async def _explain(self, command: m.Explain) -> m.Explained:
-        wanted = await self._executor.resolver.resolve(normalised(command.spec))
-        return m.Explained([report(decision) for decision in self._lifecycle.explain(wanted)])
-
-    async def _scale(self, command: m.Scale) -> m.Done:
-        self._executor.do(self._lifecycle.scale(time.monotonic(), command.uid, command.replica))
-        return m.Done()
-
-    async def _drain(self, command: m.Drain) -> m.Done:
-        now = time.monotonic()
-        if command.undo:
-            self._executor.do(self._lifecycle.undrain(now, command.worker))
-        else:
-            self._executor.do(self._lifecycle.drain(now, command.worker, command.seconds))
-        return m.Done()
-
     async def _terminate(self, command: m.Terminate) -> m.Done:
         uid = command.uid
         if uid in self._resolving:
@@ -229,7 +291,7 @@ class Supervisor:
             processes.append(ProcessInfo(role="keeper", pid=worker.register.keeper_pid, name=name))
         for launch in self._lifecycle.listed():
             processes += [ProcessInfo(role="replica", pid=k.pid, name=r.replica_id) for r in launch.replicas for k in r.ranks if k.pid]
-        return m.Cluster(processes)
+        return m.Cluster(processes, self.admission.endpoint if self.admission is not None else "")
 
 
 def _schedulers(hub: PluginHub) -> dict[str, Scheduler]:
@@ -243,7 +305,11 @@ def _schedulers(hub: PluginHub) -> dict[str, Scheduler]:
     return found
 
 
-def _alive(pid: int) -> bool:
+def _lives(worker: WorkerLink) -> bool:
+    """Whether a worker that is linked may still live. One of this machine is looked at; another is believed until its link is lost."""
+    if worker.link.peer_key:
+        return not worker.link.closed.is_set()
+    pid = worker.register.pid
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, PermissionError, OverflowError):
@@ -255,10 +321,30 @@ async def run(arguments: argparse.Namespace) -> None:
     """Be the supervisor until told to stop."""
     config = settings()
     stop = stop_event(arguments.watch_stdin)
-    supervisor = Supervisor(PluginHub.load(config.plugins), config, arguments.endpoint, arguments.settle)
-    announce("supervisor", supervisor.endpoint)
-    await stop.wait()
+    cluster = (arguments.cluster_host, arguments.cluster_port) if arguments.cluster_host else None
+    store = Store(config.home_dir) if cluster is not None else None
+    settle = arguments.settle if store is None or store.entries("worker") else 0.0  # where nobody has joined, nobody reports
+    supervisor = Supervisor(PluginHub.load(config.plugins), config, arguments.endpoint, settle, store=store, cluster=cluster)
+    announce("supervisor", supervisor.endpoint, **_invitation(supervisor.admission, arguments.invite))
+    await first_of(stop, supervisor.stop_asked)
+    if supervisor.stop_asked.is_set():
+        announce_stop("supervisor")
+        if arguments.watch_stdin:
+            await stop.wait()  # the launcher ends its children in order
     await supervisor.close()
+    if store is not None:
+        store.close()
+
+
+def _invitation(admission: Admission | None, invite: bool) -> dict[str, str]:
+    """What the launcher tells its user of how to join."""
+    if admission is None:
+        return {}
+    found = {"cluster_endpoint": admission.endpoint}
+    if invite:
+        token = admission.new_token("worker", INVITATION_TTL)
+        found |= {"join_token": token, "join_command": admission.command(token, "worker")}
+    return found
 
 
 def main() -> int:
@@ -268,6 +354,9 @@ def main() -> int:
     parser.add_argument(
         "--settle", type=float, default=SETTLE, help="seconds in which workers may report what runs before anything is placed"
     )
+    parser.add_argument("--cluster-host", default="", help="listen at this address for workers and gateways of other machines")
+    parser.add_argument("--cluster-port", type=int, default=CLUSTER_PORT, help="the port for them; the next one is where they join")
+    parser.add_argument("--invite", action="store_true", help="make a join token and tell it")
     parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends")
     arguments = parser.parse_args()
     set_up_logging("supervisor", settings().log_level)

@@ -14,18 +14,20 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from xi_core import __version__
-from xi_core.cluster import host
+from xi_core.api.control import LogPart
+from xi_core.cluster import addresses, host, joining, logs
 from xi_core.cluster.guard import Guard
+from xi_core.cluster.linking import SupervisorLink
+from xi_core.cluster.membership import Identity, enter, token_of
 from xi_core.cluster.messages import (
-    ANSWERS,
-    NOTICES,
     Done,
+    FetchLog,
     Inspect,
     Inspected,
     Leaving,
@@ -37,6 +39,7 @@ from xi_core.cluster.messages import (
     ReplicaGone,
     ReplicaRecord,
     ReplicaUpdate,
+    Shutdown,
     StartReplica,
     StopReplica,
 )
@@ -44,24 +47,21 @@ from xi_core.cluster.ports import PortBlock, PortRange, interface_of
 from xi_core.cluster.process import REPLICA_COMMAND
 from xi_core.cluster.replicas import rank_of
 from xi_core.cluster.running import RunningReplica, in_thread
-from xi_core.cluster.sibling import announce, exit_status, set_up_logging, stop_event
+from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event, unless
 from xi_core.config import Settings, settings
-from xi_core.errors import ArtifactError, Conflict, PluginError, TransportError, Unavailable, XiError
+from xi_core.errors import ArtifactError, Conflict, PluginError, Unavailable, XiError
 from xi_core.importing import import_path
 from xi_core.models.family import SourceRef
 from xi_core.models.source import Progress, Source
 from xi_core.plugins import PluginHub
-from xi_core.transport.rpc import Calls, Link, dial
+from xi_core.transport.rpc import Calls
 from xi_core.transport.schemes import by_scheme
-from xi_core.transport.vocabulary import Vocabulary
+from xi_core.transport.security import ClientSecurity, KeyPair
 from xi_core.wire import PROTOCOL
-from xi_core.wire.plan import RankAddress, Rendezvous
+from xi_core.wire.plan import LaunchPlan, RankAddress, Rendezvous
 
 log = logging.getLogger(__name__)
 
-VOCABULARY = Vocabulary(ANSWERS, NOTICES)
-REDIAL_FIRST, REDIAL_MOST = 0.1, 1.0
-REGISTER_TIMEOUT = 5.0
 LEAVE_TIMEOUT = 1.0
 KEEPER_POLL = 0.5
 STOP_MARGIN = 2.0
@@ -80,13 +80,15 @@ class Worker:
         runtime: Path,
         supervisor: str,
         address: str = "127.0.0.1",
+        security: ClientSecurity | None = None,
         command: Sequence[str] = REPLICA_COMMAND,
     ) -> None:
-        """`address` is the host under which other machines reach this one. `command` starts a replica, without its arguments."""
+        """`address` is the host under which other machines reach this one. `security`: where the supervisor knows this worker by its key,
+        and replicas listen for gateways of other machines. `command` starts a replica, without its arguments."""
         self._address = address
         self.name = name
-        self.registered = asyncio.Event()
-        """Set while the supervisor knows this worker."""
+        self.stop_asked = asyncio.Event()
+        """Set when the supervisor has told this worker to stop."""
         self._hub, self._settings, self._runtime, self._supervisor, self._command = hub, config, runtime, supervisor, command
         self._home = config.home_dir
         self._incarnation = secrets.token_hex(4)
@@ -94,10 +96,19 @@ class Worker:
         self._host = host.host_info(self._devices)
         self._engines = host.probe_engines(hub.engines, self._host)
         self._guard = Guard()
-        self._link: Link | None = None
+        calls: Calls = {
+            Inspect: self._inspect,
+            MatchEngine: self._match,
+            Prepare: self._prepare,
+            StartReplica: self._start,
+            StopReplica: self._stop,
+            FetchLog: self._fetch_log,
+            Shutdown: self._shutdown,
+        }
+        transport = by_scheme(hub.transports, supervisor)
+        self._secure = security is not None
+        self._link = SupervisorLink(transport, supervisor, security, calls, self._introduce, self._drop_waiting)
         self._stopping = False
-        self._introduced = False
-        """Whether the supervisor has been told on this link who this is: what is said next comes after it."""
         self._running: dict[str, RunningReplica] = {}
         self._ports = PortRange.parse(config.port_range)
         self._blocks: dict[str, PortBlock] = {}
@@ -106,50 +117,29 @@ class Worker:
         self._unreported: list[ReplicaRecord] = []
         """Replicas that ended while the supervisor was away."""
 
+    @property
+    def registered(self) -> asyncio.Event:
+        """Set while the supervisor knows this worker."""
+        return self._link.registered
+
     async def serve(self, stop: asyncio.Event) -> None:
-        """Stay registered until `stop`, then end every replica and the keeper."""
+        """Stay registered until `stop`, then end every replica and the keeper. Raises the supervisor's error if it isn't let in at all."""
         try:
-            keeping = [asyncio.ensure_future(self._stay_linked()), asyncio.ensure_future(self._watch_keeper())]
-            await stop.wait()
+            keeping = [asyncio.ensure_future(self._link.keep()), asyncio.ensure_future(self._watch_keeper())]
+            await first_of(stop, self.stop_asked, self._link.refused)
+            if self.stop_asked.is_set():
+                announce_stop("worker")
             await self._stop_all()
         finally:
             for task in keeping:
                 task.cancel()
             await asyncio.wait(keeping)
-            if self._link is not None:
-                await self._link.close()
+            await self._link.close()
             self._guard.close()
+        if self._link.refusal is not None:
+            raise self._link.refusal
 
     # ---- the link -------------------------------------------------------------------------------
-
-    async def _stay_linked(self) -> None:
-        transport = by_scheme(self._hub.transports, self._supervisor)
-        calls: Calls = {
-            Inspect: self._inspect,
-            MatchEngine: self._match,
-            Prepare: self._prepare,
-            StartReplica: self._start,
-            StopReplica: self._stop,
-        }
-        wait = REDIAL_FIRST
-        while True:
-            try:
-                link = dial(transport, self._supervisor, VOCABULARY, calls, lambda: None)
-                try:
-                    self._link = link
-                    await self._register()
-                    wait = REDIAL_FIRST
-                    await link.closed.wait()
-                    log.warning("the supervisor is away; replicas go on serving")
-                    self._drop_waiting()
-                finally:
-                    self._link, self._introduced = None, False
-                    self.registered.clear()
-                    await link.close()
-            except XiError as error:
-                log.debug("no link to the supervisor: %s", error)
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, REDIAL_MOST)
 
     def _drop_waiting(self) -> None:
         """Ranks that wait for others wait for the supervisor's word, which won't come: it will start all anew."""
@@ -157,11 +147,9 @@ class Worker:
             if replica.waits:
                 replica.stop(0.0)
 
-    async def _register(self) -> None:
-        """Tell who this is and what it runs. Raises the supervisor's error, or a `TransportError`."""
-        if self._link is None:
-            return
-        told = self._unreported
+    def _introduce(self) -> tuple[Register, Callable[[], None]]:
+        """Who this is and what it runs; and what forgets the ended replicas that are told of."""
+        told = list(self._unreported)
         command = Register(
             worker=self.name,
             incarnation=self._incarnation,
@@ -177,25 +165,32 @@ class Worker:
             memory=self._host.memory,
             replicas=[*(r.record for r in self._running.values() if not r.waits), *told],
         )
-        self._unreported, self._introduced = [], True
-        try:
-            await self._link.call(command, timeout=REGISTER_TIMEOUT)
-        except XiError:
-            self._unreported = told + self._unreported
-            raise
-        self.registered.set()
+
+        def known() -> None:
+            del self._unreported[: len(told)]
+
+        return command, known
 
     async def _watch_keeper(self) -> None:
         while True:
             await asyncio.sleep(KEEPER_POLL)
-            if self._guard.restart_if_dead() and self.registered.is_set():
+            if self._guard.restart_if_dead() and self._link.registered.is_set():
                 with contextlib.suppress(XiError):  # the next registration tells it
-                    await self._register()
+                    await self._link.register()
 
     # ---- what the supervisor asks ---------------------------------------------------------------
 
     async def _inspect(self, command: Inspect) -> Inspected:
         return Inspected(await in_thread(lambda: host.inspect_path(self._hub.engines, Path(command.path))))
+
+    async def _fetch_log(self, command: FetchLog) -> LogPart:
+        path = logs.log_file(self._home, command.replica_id, command.rank)
+        text, start, following = await in_thread(lambda: logs.part(path, command.start))
+        return LogPart(replica_id=command.replica_id, rank=command.rank, worker=self.name, text=text, start=start, next=following)
+
+    async def _shutdown(self, command: Shutdown) -> Done:
+        self.stop_asked.set()
+        return Done()
 
     async def _match(self, command: MatchEngine) -> Matches:
         return Matches(host.match_engines(self._hub.engines, command.model, self._host))
@@ -232,7 +227,7 @@ class Worker:
         if prepared is None or prepared.plan.incarnation != plan.incarnation or not prepared.waits:
             raise Conflict(f"rank {plan.rendezvous.rank} of {plan.replica_id} is not prepared on worker {self.name}")
         self._blocks.pop(plan.incarnation).release()
-        prepared.begin(msgspec.structs.replace(plan, endpoint=prepared.plan.endpoint))
+        prepared.begin(msgspec.structs.replace(plan, endpoint=prepared.plan.endpoint, security=prepared.plan.security))
         return Done()
 
     def _run(self, command: StartReplica, *, shared: bool) -> RunningReplica:
@@ -241,7 +236,8 @@ class Worker:
             raise Unavailable(f"worker {self.name} is being stopped")
         if plan.replica_id in self._running:
             raise Conflict(f"replica {plan.replica_id} runs on worker {self.name} already")
-        command.plan = msgspec.structs.replace(plan, endpoint=self._endpoint(plan.incarnation))
+        keys = KeyPair.new() if self._secure else None
+        command.plan = self._placed(plan, keys)
         replica = RunningReplica(
             command,
             worker=self.name,
@@ -251,6 +247,7 @@ class Worker:
             on_change=self._changed,
             command=self._command,
             shared=shared,
+            secret=keys.secret if keys is not None else "",
         )
         self._running[plan.replica_id] = replica
         task = asyncio.ensure_future(self._live(replica))
@@ -262,15 +259,24 @@ class Worker:
         replica = self._running.get(command.replica_id)
         if replica is not None and command.incarnation in ("", replica.plan.incarnation):
             replica.stop(command.grace)
-        elif self._link is not None:  # the supervisor thinks that it lives
-            self._link.notify(ReplicaGone(replica_id=command.replica_id, uid="", incarnation=command.incarnation, rank=command.rank))
+        else:  # the supervisor thinks that it lives
+            gone = ReplicaGone(replica_id=command.replica_id, uid="", incarnation=command.incarnation, rank=command.rank)
+            self._link.notify(gone, introduced=False)
         return Done()
 
-    def _endpoint(self, incarnation: str) -> str:
-        """Where a replica listens. By incarnation, so that no other life of it can answer there."""
-        if self._supervisor.startswith("ipc:"):
-            return f"ipc://{self._runtime / incarnation}.sock"
-        return "tcp://127.0.0.1:0"
+    def _placed(self, plan: LaunchPlan, keys: KeyPair | None) -> LaunchPlan:
+        """The plan with the place where its replica listens: by incarnation or at a new port, so that no other life of it answers there."""
+        security = None
+        if plan.rendezvous is not None and plan.rendezvous.rank:
+            endpoint = ""
+        elif keys is not None and plan.security is not None:
+            endpoint = f"{addresses.endpoint(self._address, 0)[:-1]}{self._settings.port_range}"
+            security = msgspec.structs.replace(plan.security, public=keys.public)
+        elif self._supervisor.startswith("ipc:"):
+            endpoint = f"ipc://{self._runtime / plan.incarnation}.sock"
+        else:
+            endpoint = "tcp://127.0.0.1:0"
+        return msgspec.structs.replace(plan, endpoint=endpoint, security=security)
 
     # ---- replicas -------------------------------------------------------------------------------
 
@@ -291,22 +297,12 @@ class Worker:
             final=replica.final,
             rank=rank_of(replica.record),
         )
-        if not self._notify(gone) and replica.error:
+        if not self._link.notify(gone) and replica.error:
             status = msgspec.structs.replace(replica.record.status, state="FAILED", error=replica.error)
             self._unreported.append(msgspec.structs.replace(replica.record, status=status))
 
     def _changed(self, replica: RunningReplica) -> None:
-        self._notify(ReplicaUpdate(replica.record))
-
-    def _notify(self, notice: ReplicaUpdate | ReplicaGone) -> bool:
-        """Tell the supervisor, if it is there: registering again will tell it the rest."""
-        if self._link is None or not self._introduced:
-            return False
-        try:
-            self._link.notify(notice)
-        except TransportError:
-            return False
-        return True
+        self._link.notify(ReplicaUpdate(replica.record))
 
     def _fetch(self, ref: SourceRef, progress: Progress) -> Path:
         """In a thread: the artifact that `ref` names."""
@@ -322,9 +318,8 @@ class Worker:
 
     async def _stop_all(self) -> None:
         self._stopping = True
-        if self._link is not None:
-            with contextlib.suppress(XiError):  # it will notice
-                await self._link.call(Leaving(self.name), timeout=LEAVE_TIMEOUT)
+        with contextlib.suppress(XiError):  # it will notice
+            await self._link.call(Leaving(self.name), timeout=LEAVE_TIMEOUT)
         for replica in self._running.values():
             replica.stop(self._settings.grace)
         if self._tasks:
@@ -332,25 +327,42 @@ class Worker:
 
 
 async def run(arguments: argparse.Namespace) -> None:
-    """Be a worker until told to stop."""
+    """Be a worker until told to stop: beside its supervisor (`--runtime`), or as a member of a cluster."""
     config = settings()
+    token = token_of(os.environ)
     stop = stop_event(arguments.watch_stdin)
     hub = PluginHub.load(config.plugins)
-    worker = Worker(hub, config, name=arguments.name, runtime=Path(arguments.runtime), supervisor=arguments.supervisor)
+    name, supervisor = joining.check_name(arguments.name), arguments.supervisor
+    address, security, identity = "127.0.0.1", None, None
+    if not arguments.runtime:
+        identity = Identity(config.home_dir, "worker", name)
+        entering = enter(identity, by_scheme(hub.transports, "tcp://x:0"), supervisor, token, config.api_key)
+        found = await unless(stop, entering)
+        if found is None:
+            return
+        supervisor, security = found.endpoint, found.security
+        address = addresses.resolved(arguments.host) if arguments.host else addresses.own_address(*addresses.split(supervisor))
+    runtime = Path(arguments.runtime)
+    worker = Worker(hub, config, name=name, runtime=runtime, supervisor=supervisor, address=address, security=security)
     serving = asyncio.ensure_future(worker.serve(stop))
     ready = asyncio.ensure_future(worker.registered.wait())
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
-    if ready.done():
-        announce("worker", arguments.name)
+    if ready.done() and arguments.watch_stdin:
+        announce("worker", name)
+    elif ready.done():
+        sys.stderr.write(f"worker {name} has joined the cluster at {supervisor}; Ctrl-C ends it with its replicas\n")
     ready.cancel()
     await serving
+    if identity is not None:
+        identity.close()
 
 
 def main() -> int:
     """The process's entry. Answers its exit status."""
     parser = argparse.ArgumentParser(prog="python -m xi_core.cluster.worker", description="The worker of one machine.")
-    parser.add_argument("--supervisor", required=True, help="endpoint of the supervisor")
-    parser.add_argument("--runtime", required=True, help="directory for sockets")
+    parser.add_argument("--supervisor", required=True, help="endpoint of the supervisor, or URL of a gateway of its cluster")
+    parser.add_argument("--runtime", default="", help="directory for sockets: the supervisor is on this machine and needs no keys")
+    parser.add_argument("--host", default="", help="address at which gateways reach this machine; default: that by which it reaches them")
     parser.add_argument("--name", default=socket.gethostname(), help="this worker's name; default: the machine's")
     parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends")
     arguments = parser.parse_args()

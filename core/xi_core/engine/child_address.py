@@ -7,11 +7,12 @@ import secrets
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
 
-from xi_core.engine.child_http import Place
+from xi_core.engine.child_http import Place, Reply, ask, encode
 
 _IPC = "ipc://"
 _LONGEST_PATH = 100
@@ -32,6 +33,10 @@ class Address(Struct, kw_only=True, frozen=True):
     def place(self) -> Place:
         """Where to connect."""
         return Place(socket=self.socket, port=self.port)
+
+    async def ask(self, method: str, path: str, body: bytes = b"", on_event: Callable[[bytes], None] | None = None) -> Reply:
+        """Ask the server. Raises `OSError` where nothing listens, `BadAnswer` where that is no HTTP. Cancelling it hangs up."""
+        return await ask(self.place, encode(method, path, self.key, body), on_event or _ignore)
 
     @classmethod
     def make(cls, endpoint: str, *, unix_socket: bool) -> Address:
@@ -55,6 +60,10 @@ class Address(Struct, kw_only=True, frozen=True):
     def remove(self) -> None:
         """Remove the folder. Idempotent."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _ignore(data: bytes) -> None:
+    """Events of an answer that nobody reads."""
 
 
 def _free_port() -> int:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable
+from typing import cast
 
 from msgspec import Struct
 
@@ -51,6 +52,8 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> bytes:
         """The part of the body that `data` brought. Raises `BadAnswer`."""
+        if self._chunked and not self._buffer and (whole := _whole_chunk(data)):
+            return whole
         self._buffer += data
         if self.status == 0 and not self._read_head():
             return b""
@@ -124,6 +127,14 @@ class ResponseReader:
         return b"".join(found)
 
 
+def _whole_chunk(data: bytes) -> bytes:
+    """What is in `data` where it is one chunk, as it mostly is with a token in it; empty where it isn't."""
+    line, _, rest = data.partition(b"\r\n")
+    if _CHUNK_SIZE.match(line) and len(rest) == int(line, 16) + 2 and rest.endswith(b"\r\n"):
+        return rest[:-2]
+    return b""
+
+
 class EventReader:
     """Server-sent events: from pieces of a body to the data of whole events."""
 
@@ -132,6 +143,8 @@ class EventReader:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are whole now; comments are left out. Raises `BadAnswer` for one without an end."""
+        if not self._rest and data.startswith(b"data: ") and data.endswith(b"\n\n") and data.find(b"\n") == len(data) - 2:
+            return [data[6:-2]]  # one event of one line, as most are
         *events, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n\n")
         if len(self._rest) > LARGEST_BODY:
             raise BadAnswer("an event without an end")
@@ -159,9 +172,8 @@ class Exchange(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._request)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if self.reply.done():

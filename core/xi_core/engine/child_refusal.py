@@ -13,6 +13,8 @@ from xi_core.errors import ContextLengthExceeded, Overloaded, Unavailable
 
 _TOO_LONG = re.compile(r"context.length|longer than the model|maximum.*length.*tokens|prompt is too long", re.IGNORECASE)
 _GRAMMAR = re.compile(r"grammar|regex|schema|structured", re.IGNORECASE)
+_POOLED = ("documents", "input")
+"""Fields of requests for vectors and scores, which have no other that could be at fault."""
 _BUSY = {429: Overloaded.code, 503: Unavailable.code}
 
 
@@ -36,10 +38,11 @@ def refusal_of(engine: str, request: ApiRequest, status: int, data: bytes) -> Re
         return Refusal(status=status, message=f"{engine} takes no request now: {message}", code=_BUSY[status])
     if status in (401, 403) or not 400 <= status < 500:
         return Refusal(status=500, message=f"{engine} failed: {message}")
-    prompt = "messages" if "messages" in request.body else "prompt"
+    prompt = next((name for name in ("messages", "prompt", *_POOLED) if name in request.body), "prompt")
     if _TOO_LONG.search(message):
         return Refusal(status=400, message=message, param=prompt, code=ContextLengthExceeded.code)
-    return Refusal(status=400, message=f"{engine} refused the request: {message}", param=_param(request, error.get("param"), message))
+    param = _param(request, error.get("param"), message) or (prompt if prompt in _POOLED else None)
+    return Refusal(status=400, message=f"{engine} refused the request: {message}", param=param)
 
 
 def _error(data: bytes) -> dict[str, Any]:

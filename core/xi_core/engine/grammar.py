@@ -18,9 +18,9 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
 from msgspec import Struct
 
+from xi_core.engine.lark import first_line, to_lark
 from xi_core.errors import EngineError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -33,21 +33,27 @@ _KEPT = 128
 """Compiled grammars that a compiler remembers."""
 _MOST_ITEMS = 20_000
 """Places in a grammar where an answer may be at once: about 1 ms of work per token."""
-_ASCII = "dws"
-r"""`\d`, `\w` and `\s` mean ASCII's, as in JSON schemas."""
-_WHITE_SPACE = r"( |\n[ \t]{0,20})?"
-"""Between the parts of JSON. Bounded: a model that has nothing to say would write blanks for ever."""
 
-
-Kind = Literal["json_schema", "regex", "choice", "gbnf"]
+Kind = Literal[
+    "json_schema", "regex", "choice", "gbnf", "text", "special", "until", "free", "sequence", "one_of", "optional", "repeat", "listed"
+]
 
 
 class Grammar(Struct, frozen=True, kw_only=True):
-    """A language that an answer must be in."""
+    """A language that an answer must be in. The first four kinds are what a request may ask for; the others put them together."""
 
     kind: Kind
-    text: str
-    """A JSON schema; a regular expression that the whole answer matches; a JSON list of texts; a grammar in GBNF, from rule `root`."""
+    text: str = ""
+    """A JSON schema; a regular expression that the whole answer matches; a JSON list of texts; a grammar in GBNF, from rule `root`.
+
+    `text`: this text. `special`: the special token of this name, or where there is none its text. `until`: any text up to the first time
+    that this one comes, which belongs to it and may be a special token's name. `free`: any text.
+    """
+    parts: tuple[Grammar, ...] = ()
+    """Of `sequence`: one after the other; of `one_of`: any of them; of `optional` and `repeat`: what may be missing, or come often.
+
+    Of `listed`: a row with commas between; for each `text` has a `!`, or a `?` where it may be missing.
+    """
     param: str = "structured_outputs"
     """The field of the request that it comes from, for errors."""
 
@@ -69,7 +75,7 @@ class Matcher:
         """
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            why = _first_line(self._matcher.get_error())
+            why = first_line(self._matcher.get_error())
             raise InvalidRequest(f"{self._param}: the answer can't go on: {why}", param=self._param)
         return mask
 
@@ -127,13 +133,19 @@ class GrammarCompiler:
         limits = library.LLParserLimits(verbose_errors=False, max_items_in_row=_MOST_ITEMS, step_max_items=10 * _MOST_ITEMS)
         if self._vocabulary is None:
             raise EngineError(self._problem)
-        made = library.LLMatcher(self._vocabulary, _definition(library, grammar), log_level=0, limits=limits)
+        definition = library.LLMatcher.grammar_from_lark(to_lark(library, grammar, self._special))
+        made = library.LLMatcher(self._vocabulary, definition, log_level=0, limits=limits)
         if made.is_error():
-            raise InvalidRequest(f"{grammar.param}: {_first_line(made.get_error())}", param=grammar.param)
+            raise InvalidRequest(f"{grammar.param}: {first_line(made.get_error())}", param=grammar.param)
         made.compute_bitmask()  # the costliest mask is often the first
         if made.is_error():
-            raise InvalidRequest(f"{grammar.param}: too complex: {_first_line(made.get_error())}", param=grammar.param)
+            raise InvalidRequest(f"{grammar.param}: too complex: {first_line(made.get_error())}", param=grammar.param)
         return made
+
+    def _special(self, name: str) -> int | None:
+        """The id of the special token of that name: one that has no text of its own."""
+        ids = self._tokenizer.encode(name)
+        return ids[0] if len(ids) == 1 and not self._tokenizer.token_bytes(ids[0]) else None
 
     def _read(self, library: Any) -> None:
         """Read the vocabulary. A model that the library can't take is served without grammars."""
@@ -181,45 +193,6 @@ class _Vocabulary:
                 return ids  # these bytes have no tokens; the library goes on from here by itself
             start = end
         return ids
-
-
-def _definition(library: Any, grammar: Grammar) -> str:
-    """The grammar in llguidance's own form."""
-    if grammar.kind == "json_schema":
-        options = {"whitespace_pattern": _WHITE_SPACE}
-        definition: str = library.LLMatcher.grammar_from_json_schema(grammar.text, overrides=options)
-        return definition
-    if grammar.kind == "regex":
-        definition = library.LLMatcher.grammar_from_lark(f"start: /{library.regex_to_lark(grammar.text, _ASCII)}/")
-        return definition
-    if grammar.kind == "choice":
-        texts = " | ".join(_literal(text) for text in msgspec.json.decode(grammar.text, type=list[str]))
-        definition = library.LLMatcher.grammar_from_lark(f"start: {texts}")
-        return definition
-    return _from_gbnf(library, grammar)
-
-
-def _literal(text: str) -> str:
-    return msgspec.json.encode(text).decode()
-
-
-def _from_gbnf(library: Any, grammar: Grammar) -> str:
-    from llguidance.gbnf_to_lark import gbnf_to_lark
-
-    try:
-        definition: str = library.LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.text))
-    except RecursionError:
-        raise InvalidRequest(f"{grammar.param}: the grammar is nested too deeply", param=grammar.param) from None
-    except Exception as error:  # the library raises bare Exception for a grammar that it can't read
-        raise InvalidRequest(f"{grammar.param}: not a grammar in GBNF: {_first_line(str(error))}", param=grammar.param) from None
-    return definition
-
-
-def _first_line(text: str) -> str:
-    """The part of the library's message that says what is wrong, without its drawing of the place."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip(" ^")]
-    told = [line for line in lines if "error:" in line.lower()][1:] or lines[:1]
-    return told[0][:300] if told else "the grammar can't be read"
 
 
 def _library() -> Any:

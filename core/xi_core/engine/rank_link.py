@@ -7,7 +7,9 @@ logits, and every sequence samples with a seed that all know. The followers chec
 
 from __future__ import annotations
 
+import logging
 import secrets
+import threading
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -16,8 +18,10 @@ from msgspec import Struct, field
 
 from xi_core.engine.base import EngineStats, LoadedModel, Progress, SamplingParams, StepOutput, TokenEngine, Tokenizer
 from xi_core.engine.grammar import Grammar
-from xi_core.errors import EngineError
+from xi_core.errors import EngineError, XiError
 from xi_core.wire.plan import LaunchPlan
+
+log = logging.getLogger(__name__)
 
 
 class RankLink(ABC):
@@ -59,6 +63,8 @@ class Leader(TokenEngine):
 
     def __init__(self, engine: TokenEngine, link: RankLink) -> None:
         self._engine, self._link = engine, link
+        self._lost = False
+        """A step failed, or hasn't ended: nobody is there to be told that it is over."""
         self._changes: list[Added | Removed] = []
         self._tokens: list[tuple[int, int]] = []
 
@@ -96,20 +102,33 @@ class Leader(TokenEngine):
         self._changes.append(Removed(id))
 
     def step(self) -> StepOutput:
-        self._tell(Step(self._changes, self._tokens))
-        self._changes = []
+        self._lost = True
+        changes, self._changes = self._changes, []
+        try:
+            self._link.broadcast(_encode(Step(changes, self._tokens)))
+        except XiError:
+            raise
+        except Exception as error:  # of any library that links ranks
+            raise EngineError(f"the link to the other ranks failed: {error}") from error
         output = self._engine.step()
         self._tokens = [(token.id, token.token) for token in output.tokens]
+        self._lost = False
         return output
 
     def close(self, grace: float) -> None:
-        try:
-            self._tell(Step(last=True))
-        finally:
-            self._engine.close(grace)
+        """Tell the other ranks that it is over, unless they are lost, and free everything within `grace` seconds."""
+        if not self._lost:
+            telling = threading.Thread(target=self._tell_the_end, name="last-word", daemon=True)
+            telling.start()
+            telling.join(grace)
+        self._engine.close(grace)
 
-    def _tell(self, step: Step) -> None:
-        self._link.broadcast(_encode(step))
+    def _tell_the_end(self) -> None:
+        """On a thread of its own: a rank that has died since makes some links wait."""
+        try:
+            self._link.broadcast(_encode(Step(last=True)))
+        except Exception as error:  # as above
+            log.info("the other ranks could not be told that it is over: %s", error)
 
 
 def follow(engine: TokenEngine, link: RankLink) -> None:

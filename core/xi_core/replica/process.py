@@ -136,7 +136,7 @@ async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:
         os._exit(0)  # the loading thread can't be interrupted
     engine, model = loading.result()
     if plan.rendezvous is not None and plan.rendezvous.rank > 0:
-        await serve_rank(engine, model, reporter.send, stop)
+        await serve_rank(engine, model, reporter.send, stop, plan.limits.grace)
         return
     if isinstance(engine, TokenEngine) and engine.rank_link is not None:
         engine = Leader(engine, engine.rank_link)

@@ -11,8 +11,11 @@ import msgspec
 from xi_core.errors import ChannelFull, TransportError, Unavailable
 from xi_core.serving.service import Run, Service
 from xi_core.transport.base import Listener, Peer, Transport
+from xi_core.transport.port_range import listen
+from xi_core.transport.security import KeyPair, ServerSecurity
 from xi_core.wire import frames
 from xi_core.wire.frames import Abort, Data, End, Frame, Ping, Pong, Step, Submit
+from xi_core.wire.plan import LaunchPlan
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ class ReplicaServer:
         self._plan = service.plan
         self._loop = asyncio.get_running_loop()
         self._gateways: dict[Peer, _Gateway] = {}
-        self._listener: Listener = transport.listen(self._plan.endpoint, self._receive)
+        self._listener: Listener = listen(transport, self._plan.endpoint, self._receive, _security(self._plan))
         self._sweep = self._loop.create_task(self._sweep_silent(), name="sweep-silent-gateways")
 
     @property
@@ -165,3 +168,11 @@ class ReplicaServer:
                     self._forget(gateway, f"silent for {FORGET:g} s")
                 elif now - gateway.heard > timeout:
                     self._give_up(gateway, f"silent for {timeout:g} s")
+
+
+def _security(plan: LaunchPlan) -> ServerSecurity | None:
+    """Whom a replica lets in that other machines reach: whoever has the gateways' key."""
+    security = plan.security
+    if security is None:
+        return None
+    return ServerSecurity(KeyPair(security.public, security.secret), lambda key: "gateway" if key == security.gateways else None)

@@ -37,6 +37,8 @@ class Answer(ABC):
         self.model = model
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
+        self.prompt_ids: list[int] = []
+        """The prompt's tokens, known before the first delta; told where `job.token_ids` asks for them."""
 
     @abstractmethod
     def add(self, delta: Delta) -> bytes:
@@ -92,19 +94,26 @@ class ChatStream(_Stream):
     def __init__(self, job: Job, model: str) -> None:
         super().__init__(job, model)
         self._begun = [False] * job.n
+        self._told = False
 
     def add(self, delta: Delta) -> bytes:
         shows = bool(delta.text or delta.reasoning or delta.tool_calls or delta.logprobs)
-        chunks = b""
+        chunks, ids = b"", delta.token_ids
         if shows or (delta.finish and not self._begun[delta.index]):
-            chunks = self._chunk(delta.index, self._content(delta), self._logprobs(delta), b"null")
+            chunks, ids = self._chunk(delta.index, self._content(delta), self._logprobs(delta), b"null", ids), []
         if delta.finish:
-            chunks += self._chunk(delta.index, b"{}", b"null", _encode(delta.finish))
+            chunks += self._chunk(delta.index, b"{}", b"null", _encode(delta.finish), ids)
         return chunks
 
-    def _chunk(self, index: int, content: bytes, logprobs: bytes, finish: bytes) -> bytes:
+    def _chunk(self, index: int, content: bytes, logprobs: bytes, finish: bytes, ids: list[int]) -> bytes:
         parts = (b"%d" % index, b',"delta":', content, b',"logprobs":', logprobs, b',"finish_reason":', finish)
-        return self._head + b"".join(parts) + self._tail
+        return self._head + b"".join(parts) + (self._tail_with(ids) if self.job.token_ids else self._tail)
+
+    def _tail_with(self, ids: list[int]) -> bytes:
+        """The end of a chunk that tells token ids; those of the prompt stand in the first, beside the choices."""
+        prompt = b"" if self._told else b',"prompt_token_ids":' + _encode(self.prompt_ids)
+        self._told = True
+        return b',"token_ids":' + _encode(ids) + b"}]" + prompt + self._tail.removeprefix(b"}]")
 
     def _content(self, delta: Delta) -> bytes:
         role = b""
@@ -134,6 +143,7 @@ class CompletionStream(_Stream):
         super().__init__(job, model)
         self._echo = [prompt if job.echo else ""] * job.n
         self._offsets = [len(text) for text in self._echo]
+        self._told = [not job.token_ids] * job.n
 
     def add(self, delta: Delta) -> bytes:
         echo, self._echo[delta.index] = self._echo[delta.index], ""
@@ -145,8 +155,15 @@ class CompletionStream(_Stream):
             logprobs = _encode(completion_logprobs(delta.logprobs, self._offsets[delta.index]))
             self._offsets[delta.index] += sum(len(entry.token) for entry in delta.logprobs)
         finish = _encode(delta.finish)
-        parts = (b"%d" % delta.index, b',"text":', _encode(text), b',"logprobs":', logprobs, b',"finish_reason":', finish)
+        ids = self._ids(delta) if self.job.token_ids else b""
+        parts = (b"%d" % delta.index, b',"text":', _encode(text), b',"logprobs":', logprobs, b',"finish_reason":', finish, ids)
         return self._head + b"".join(parts) + self._tail
+
+    def _ids(self, delta: Delta) -> bytes:
+        """Ids of tokens; those of the prompt stand in each choice's first chunk."""
+        prompt = b"" if self._told[delta.index] else b',"prompt_token_ids":' + _encode(self.prompt_ids)
+        self._told[delta.index] = True
+        return b',"token_ids":' + _encode(delta.token_ids) + prompt
 
 
 def _tool_chunk(call: ToolCallDelta) -> dict[str, Any]:
@@ -186,6 +203,7 @@ class _Gathered:
         self.reasoning: list[str] = []
         self.calls: list[api.ToolCall] = []
         self.logprobs: list[api.TokenLogprob] = []
+        self.ids: list[int] = []
         self.finish = "stop"
 
     def add(self, delta: Delta) -> None:
@@ -193,6 +211,7 @@ class _Gathered:
         if delta.reasoning:
             self.reasoning.append(delta.reasoning)
         self.logprobs.extend(delta.logprobs)
+        self.ids.extend(delta.token_ids)
         self.finish = delta.finish or self.finish
         for piece in delta.tool_calls:
             if piece.name is not None:
@@ -211,6 +230,10 @@ class _Body(Answer):
         self._choices[delta.index].add(delta)
         return b""
 
+    def _told(self, ids: list[int]) -> list[int] | msgspec.UnsetType:
+        """Token ids, where the request wants them."""
+        return ids if self.job.token_ids else msgspec.UNSET
+
 
 class ChatBody(_Body):
     """A whole `chat.completion`."""
@@ -222,10 +245,15 @@ class ChatBody(_Body):
                 message=self._message(one),
                 logprobs=api.ChatLogprobs(content=one.logprobs) if self.job.logprobs is not None else None,
                 finish_reason=one.finish,
+                token_ids=self._told(one.ids),
             )
             for index, one in enumerate(self._choices)
         ]
-        return _encode(api.ChatCompletion(id=self.id, created=self.created, model=self.model, choices=choices, usage=usage))
+        prompt = self._told(self.prompt_ids)
+        answer = api.ChatCompletion(
+            id=self.id, created=self.created, model=self.model, choices=choices, usage=usage, prompt_token_ids=prompt
+        )
+        return _encode(answer)
 
     @staticmethod
     def _message(one: _Gathered) -> api.AnswerMessage:
@@ -252,6 +280,8 @@ class CompletionBody(_Body):
                 text=self._prompt + "".join(one.text),
                 logprobs=completion_logprobs(one.logprobs, len(self._prompt)) if self.job.logprobs is not None else None,
                 finish_reason=one.finish,
+                token_ids=self._told(one.ids),
+                prompt_token_ids=self._told(self.prompt_ids),
             )
             for index, one in enumerate(self._choices)
         ]

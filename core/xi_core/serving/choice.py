@@ -20,6 +20,7 @@ class Choice:
 
     One that the answer's end cuts short does not come out at all, as in vLLM and llama.cpp. Stop strings are looked for in the text as
     it is generated, reasoning and the marks of calls included; special tokens have no text but for a parser that asks for theirs.
+    With `one_call` the answer ends where the model begins a second one.
     """
 
     def __init__(
@@ -29,6 +30,9 @@ class Choice:
         stops: list[str],
         parser: OutputParser | None = None,
         specials: frozenset[str] = frozenset(),
+        *,
+        token_ids: bool = False,
+        one_call: bool = False,
     ) -> None:
         self.index = index
         self.tokens = 0
@@ -40,8 +44,10 @@ class Choice:
         self._specials = specials if parser is not None else frozenset()
         self._opened = Parsed()
         self._called = False
+        self._one_call = one_call
         self._strip = tokenizer.starts_with_space
         self._logprobs: list[TokenLogprob] = []
+        self._ids: list[int] | None = [] if token_ids else None
 
     def open(self, opening: str) -> None:
         """Take what of the answer stood behind the prompt already; it comes out with the first token."""
@@ -51,6 +57,8 @@ class Choice:
     def add(self, out: TokenOut) -> Delta:
         """The delta that one token makes. After `finish` is set, no token may be added."""
         self.tokens += 1
+        if self._ids is not None:
+            self._ids.append(out.token)
         text = self._decode(out)
         if out.logprobs is not None and out.finish != "stop":  # the end token is not part of the answer
             self._logprobs.append(logprob_entry(self._tokenizer, out.token, out.logprobs))
@@ -72,6 +80,9 @@ class Choice:
 
     def _delta(self, text: str, finish: str | None) -> Delta:
         parsed = self._parse(text, finish is not None)
+        if self._one_call and any(call.index > 0 for call in parsed.tool_calls):  # the answer ends where a second call begins
+            parsed = Parsed(parsed.content, parsed.reasoning, [call for call in parsed.tool_calls if call.index == 0])
+            finish = "stop"
         self._called = self._called or bool(parsed.tool_calls)
         if finish == "stop" and self._called:
             finish = "tool_calls"
@@ -86,6 +97,8 @@ class Choice:
         )
         if delta.shows():
             delta.logprobs, self._logprobs = self._logprobs, []
+            if self._ids:
+                delta.token_ids, self._ids = self._ids, []
         return delta
 
     def _parse(self, text: str, ended: bool) -> Parsed:

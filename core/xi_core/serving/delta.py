@@ -19,6 +19,8 @@ class Delta(Struct, kw_only=True):
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    """Where the request asked for them: those since the choice's last delta that showed anything."""
     finish: str | None = None
     tokens: int = 0
 

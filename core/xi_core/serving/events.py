@@ -65,6 +65,8 @@ class _EventChoice(Struct):
     text: str | None = None
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class _Usage(Struct):
@@ -77,6 +79,7 @@ class Event(Struct):
 
     choices: list[_EventChoice] = field(default_factory=list)
     usage: _Usage | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 _decode = msgspec.json.Decoder(Event).decode
@@ -88,13 +91,15 @@ _decode = msgspec.json.Decoder(Event).decode
 class _Part:
     """One choice of a request within the engine."""
 
-    __slots__ = ("body", "finish", "id", "index", "open", "run", "started", "tokens")
+    __slots__ = ("body", "finish", "id", "ids", "index", "open", "run", "started", "tokens")
 
     def __init__(self, id: int, index: int, run: Running, body: ApiRequest) -> None:
         self.id, self.index, self.run, self.body = id, index, run, body
         self.started = False
         self.open = True
         self.finish: str | None = None
+        self.ids: list[int] = []
+        """Of tokens that no delta has told of yet."""
         self.tokens = 0
 
 
@@ -166,7 +171,7 @@ class ApiService(GenerationService):
     def _start(self, run: Running) -> None:
         for index in range(run.job.n):
             part = next(self._ids)
-            request = ApiRequest(id=part, route=_route(run.job), body=engine_body(run.job, index))
+            request = ApiRequest(id=part, route=_route(run.job), body=engine_body(run.job, index), adapter=run.job.adapter)
             self._parts[part] = _Part(part, index, run, request)
             run.parts.append(part)
             self._waiting.append(self._parts[part])
@@ -216,7 +221,10 @@ class ApiService(GenerationService):
         for choice in event.choices:
             part.finish = choice.finish_reason or part.finish
             delta = _delta(part, choice)
+            if part.run.job.token_ids:
+                _take_ids(part, event, choice)
             if delta.shows():
+                delta.token_ids, part.ids = part.ids, []
                 self._deliver(part.run, delta)
 
     def _ended(self, part: _Part, item: Done | Failed) -> None:
@@ -226,7 +234,7 @@ class ApiService(GenerationService):
         elif part.finish is None:
             self.fail(part.run, EngineError("the engine ended the answer without a finish reason"))
         else:
-            self._deliver(part.run, Delta(index=part.index, finish=part.finish, tokens=part.tokens))
+            self._deliver(part.run, Delta(index=part.index, finish=part.finish, tokens=part.tokens, token_ids=part.ids))
 
 
 def _route(job: Job) -> str:
@@ -242,6 +250,8 @@ def engine_body(job: Job, index: int) -> dict[str, Any]:
         body["logit_bias"] = {str(token): bias for token, bias in job.logit_bias.items()}
     if job.seed is not None:
         body["seed"] = job.seed_of(index)
+    if job.token_ids:
+        body["return_token_ids"] = True
     if job.grammar is not None:
         body |= engine_fields(job.grammar)
     if job.kind == "chat":
@@ -252,6 +262,8 @@ def engine_body(job: Job, index: int) -> dict[str, Any]:
             body["tools"] = job.tools
             if job.chat.tool_choice is not None:
                 body["tool_choice"] = msgspec.to_builtins(job.chat.tool_choice)
+            if job.one_call:
+                body["parallel_tool_calls"] = False
         if job.logprobs is not None:
             body["logprobs"], body["top_logprobs"] = True, job.logprobs
     else:
@@ -271,6 +283,14 @@ def _message(message: Message) -> dict[str, Any]:
     return plain
 
 
+def _take_ids(part: _Part, event: Event, choice: _EventChoice) -> None:
+    """Ids as vLLM tells them: the prompt's once, in chats beside the choices and in completions within them."""
+    prompt = event.prompt_token_ids or choice.prompt_token_ids
+    if prompt:
+        part.run.answer.prompt_ids = prompt
+    part.ids.extend(choice.token_ids or [])
+
+
 def _delta(part: _Part, choice: _EventChoice) -> Delta:
     """The event's news, without its finish, which waits for the usage."""
     delta = Delta(index=part.index, text=choice.text or "")
@@ -280,6 +300,7 @@ def _delta(part: _Part, choice: _EventChoice) -> Delta:
         delta.tool_calls = [
             ToolCallDelta(index=call.index, name=call.function.name, arguments=call.function.arguments or "")
             for call in choice.delta.tool_calls or []
+            if call.index == 0 or not part.run.job.one_call  # some engines don't honour it
         ]
     wanted = part.run.job.logprobs
     if choice.logprobs is not None and wanted is not None:

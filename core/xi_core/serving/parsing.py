@@ -1,28 +1,33 @@
 """Which parsers read a token engine's answer, and what of an answer is written before the model goes on. Used by `TokenService`.
 
-Reasoning is told apart first, tool calls are read from what is left. Where a call is required, its beginning is put behind the prompt and
-fed to the parsers, as though the model had written it: what the model then writes goes on from there.
+Reasoning is told apart first, tool calls are read from what is left. Where a call is required, and nothing is thought before it, its
+beginning is put behind the prompt and fed to the parsers, as though the model had written it: what the model then writes goes on from
+there. What the model writes is held to a grammar where the request asks for a form, requires a call or has strict tools.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from xi_core.api.openai import NamedTool
+from xi_core.api.openai import NamedTool, Tool
 from xi_core.engine.base import LoadedModel
-from xi_core.errors import InvalidRequest
+from xi_core.engine.grammar import Grammar
+from xi_core.errors import EngineError, InvalidRequest, UnsupportedField
 from xi_core.importing import import_path
-from xi_core.serving.parser import OutputParser, Parsed
+from xi_core.serving.calls import Calls, after_thought
+from xi_core.serving.parser import CallForm, OutputParser, Parsed, Thought
 from xi_core.serving.request import CHAT, Job
-from xi_core.wire.manifest import Manifest, limited, no
+from xi_core.wire.manifest import STRUCTURED_FIELDS, TOOL_FIELDS, Manifest, limited, no
 from xi_core.wire.plan import LaunchPlan
 
 END = 256
 """Characters of the prompt's end that parsers see."""
 
+THINKING = ("enable_thinking", "thinking")
+"""Variables by which chat templates are told whether to think."""
 _NO_PARSER = no("no tool parser is known for this model, so that calls could not be told from text; launch it with --tool-parser")
 _FREE = limited("none", "auto", reason="this model's tool parser can't begin a call")
 
@@ -33,6 +38,8 @@ class Prompt(Struct):
     ids: list[int]
     end: str = ""
     opening: str = ""
+    grammar: Grammar | None = None
+    """What the answer behind it must look like."""
 
 
 class Chain(OutputParser):
@@ -70,7 +77,7 @@ class Chain(OutputParser):
 
 def joined(one: Parsed, other: Parsed) -> Parsed:
     """What two pieces of text came to, one after the other; a call that goes on stays one piece."""
-    calls = [msgspec.structs.replace(call) for call in one.tool_calls]
+    calls = [replace(call) for call in one.tool_calls]
     for call in other.tool_calls:
         if calls and call.name is None and calls[-1].index == call.index:
             calls[-1].arguments += call.arguments
@@ -88,6 +95,7 @@ class Parsers:
         found = [kind.specials for kind in (self._tool, self._reasoning) if kind is not None]
         self.specials = frozenset(name for names in found for name in names)
         """Special tokens whose text the parsers want to see."""
+        self._binds = False
 
     def chain(self, job: Job, prompt: Prompt) -> OutputParser | None:
         """The parser of one choice; None where all text is content."""
@@ -101,32 +109,82 @@ class Parsers:
         chain.begin(prompt.end)
         return chain
 
-    def opening(self, job: Job, prompt: str) -> str:
-        """What the answer begins with, behind the rendered `prompt`. Raises `InvalidRequest` where a call can't be begun."""
-        choice = job.chat.tool_choice if job.tools else None
-        forced = ""
-        if isinstance(choice, NamedTool) or choice == "required":
-            forced = self._forced(job, choice.function.name if isinstance(choice, NamedTool) else None, prompt)
-        if not forced and job.grammar is None:
-            return ""
-        return self._skip(prompt) + forced
+    def opening(self, job: Job, prompt: str) -> tuple[str, Grammar | None]:
+        """What the answer begins with, behind the rendered `prompt`, and what the rest of it must look like.
 
-    def _forced(self, job: Job, name: str | None, prompt: str) -> str:
+        Raises `InvalidRequest` where a call can't be begun, or not held to what the request asks for.
+        """
+        choice = job.chat.tool_choice if job.tools else None
+        if isinstance(choice, NamedTool) or choice == "required":
+            return self._forced(job, choice.function.name if isinstance(choice, NamedTool) else None, prompt)
+        if job.grammar is not None:
+            thought = self._thought(job, prompt)
+            grammar = after_thought(thought, self._lead(), job.grammar, self.specials)
+            return ("" if thought else self._skip(prompt)), replace(grammar, param=job.grammar.param)
+        if job.tools and any(tool.function.strict for tool in job.chat.tools or []):
+            return "", self._triggered(job, prompt)
+        return "", None
+
+    def _forced(self, job: Job, name: str | None, prompt: str) -> tuple[str, Grammar | None]:
         if job.grammar is not None:
             raise InvalidRequest(
                 f"tool_choice requires a call, and {job.grammar.param} another form of the answer; leave one of them out",
                 param="tool_choice",
             )
-        if name is None and len(job.tools or []) == 1:
-            name = job.chat.tools[0].function.name if job.chat.tools else None
-        forced = None
+        tools = [(place, tool) for place, tool in enumerate(job.chat.tools or []) if name in (None, tool.function.name)]
+        forced, form = self._beginning(tools[0][1].function.name if len(tools) == 1 else None, prompt)
+        if form is None:
+            self._refuse_strict(tools)
+            return self._skip(prompt) + forced, None
+        if job.ignore_eos:
+            raise InvalidRequest("ignore_eos and tool_choice: an answer that is a call must end", param="ignore_eos")
+        one = job.one_call or name is not None
+        calls = Calls(form, tools, self.specials)
+        thought = self._thought(job, prompt)
+        if thought is None:
+            return self._skip(prompt) + forced, replace(calls.forced(forced, one=one), param="tool_choice")
+        return "", replace(after_thought(thought, "", calls.forced("", one=one), self.specials), param="tool_choice")
+
+    def _beginning(self, name: str | None, prompt: str) -> tuple[str, CallForm | None]:
+        """How a call begins, and the form in which it goes on; None where it is left free."""
+        forced = form = None
         if self._tool is not None:
             parser = self._tool()
             parser.begin(prompt[-END:])
-            forced = parser.force(name)
+            forced, form = parser.force(name), parser.form()
         if forced is None:
             raise InvalidRequest(f"tool_choice: this model's tool parser can't begin a call of '{name}'", param="tool_choice")
-        return forced
+        return forced, form if self._binds else None
+
+    def _triggered(self, job: Job, prompt: str) -> Grammar:
+        """Free text in which calls, where the model makes any, are held to their tools' schemas."""
+        tools = list(enumerate(job.chat.tools or []))
+        _, form = self._beginning(None, prompt)
+        if form is None or not (form.trigger or form.first):
+            self._refuse_strict(tools)
+            raise EngineError("strict tools were asked for, and there are none")
+        grammar = Calls(form, tools, self.specials).triggered(one=job.one_call)
+        return replace(after_thought(self._thought(job, prompt), "", grammar, self.specials), param="tools")
+
+    def _refuse_strict(self, tools: list[tuple[int, Tool]]) -> None:
+        place = next((place for place, tool in tools if tool.function.strict), None)
+        if place is not None:
+            why = "its tool parser doesn't tell how calls go on" if self._binds else "its engine has no grammars"
+            raise UnsupportedField(
+                f"tools[{place}].function.strict: calls of this model can't be held to a schema here: {why}; leave it out",
+                param=f"tools[{place}].function.strict",
+            )
+
+    def _thought(self, job: Job, prompt: str) -> Thought | None:
+        """The reasoning that comes first, if this request lets the model think."""
+        if self._reasoning is None or any(job.variables.get(name) is False for name in THINKING):
+            return None
+        parser = self._reasoning()
+        parser.begin(prompt[-END:])
+        return parser.thought()
+
+    def _lead(self) -> str:
+        return self._reasoning().lead() if self._reasoning is not None else ""
 
     def _skip(self, prompt: str) -> str:
         """What ends the thinking, where the prompt has opened it or the model would."""
@@ -136,23 +194,29 @@ class Parsers:
         parser.begin(prompt[-END:])
         return parser.skip()
 
+    def bind(self, manifest: Manifest) -> None:
+        """Hold calls to their tools' schemas, where the engine has grammars."""
+        cell = manifest.endpoints.get(CHAT, {}).get(STRUCTURED_FIELDS[0])
+        self._binds = cell is not None and cell.state != "no"
+
     def served(self, model: LoadedModel) -> LoadedModel:
         """The model as it is served: tools need a tool parser, and a required call one that can begin it."""
         fields = model.manifest.endpoints.get(CHAT, {})
+        self.bind(model.manifest)
         chat = dict(fields)
         if self._tool is None:
-            chat |= {name: _NO_PARSER for name in ("tools", "tool_choice") if name in fields}
+            chat |= {name: _NO_PARSER for name in TOOL_FIELDS if name in fields}
         elif "tool_choice" in fields and fields["tool_choice"].state == "yes" and self._tool().force("name") is None:
             chat["tool_choice"] = _FREE
         if chat == fields:
             return model
         manifest = Manifest(endpoints={**model.manifest.endpoints, CHAT: chat})
-        return msgspec.structs.replace(model, manifest=manifest)
+        return replace(model, manifest=manifest)
 
 
 def thinking_variables(plan: LaunchPlan) -> dict[str, Any]:
     """What `--enable-thinking` means to chat templates: most read the first name, those of DeepSeek the second."""
-    return {} if plan.enable_thinking is None else {"enable_thinking": plan.enable_thinking, "thinking": plan.enable_thinking}
+    return {} if plan.enable_thinking is None else dict.fromkeys(THINKING, plan.enable_thinking)
 
 
 def _class(plan: LaunchPlan, kind: str) -> type[OutputParser] | None:

@@ -51,10 +51,19 @@ class Job(Struct, kw_only=True):
     logprobs: int | None
     tools: list[dict[str, Any]] | None
     echo: bool
+    token_ids: bool = False
+    """Whether the answer is to tell the ids of its tokens and of the prompt's."""
     grammar: Grammar | None = None
     """What the answer must look like."""
     variables: dict[str, Any] = field(default_factory=dict)
     """What the chat template is told besides the messages."""
+    adapter: str | None = None
+    """The LoRA module that the request calls as its model."""
+
+    @property
+    def one_call(self) -> bool:
+        """Whether an answer may hold one tool call only."""
+        return isinstance(self.request, ChatRequest) and self.request.parallel_tool_calls is False
 
     @property
     def chat(self) -> ChatRequest:
@@ -92,6 +101,8 @@ def parse(route: str, body: bytes, manifest: Manifest, engine: str, defaults: di
 
     `defaults` are sampling values for fields that the request leaves open. Raises `InvalidRequest`, `UnsupportedField` or `NotFound`.
     """
+    if route == CHAT and manifest.serves(COMPLETIONS) and not manifest.serves(CHAT):
+        raise InvalidRequest("this model has no chat template; use /v1/completions, or launch it with a template", param="messages")
     if route not in _decode or not manifest.serves(route):
         raise NotFound(f"this model does not serve {route}; it serves: {', '.join(manifest.endpoints)}", param="model")
     request = decode_body(_decode[route], body)
@@ -103,7 +114,7 @@ def check_manifest(request: Struct, fields: dict[str, Any], engine: str) -> None
     """Raises `UnsupportedField` for a field of `request` that `fields`, a manifest's endpoint, doesn't honour."""
     for info in msgspec.structs.fields(request):
         value = getattr(request, info.name)
-        if info.name in _ALWAYS or value is None or value is False or value in ([], {}, _FREE_TEXT):
+        if info.name in _ALWAYS or value is None or _asks_nothing(info.name, value):
             continue
         name = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}.get(info.name, info.name)
         cell = fields.get(name)
@@ -112,6 +123,11 @@ def check_manifest(request: Struct, fields: dict[str, Any], engine: str) -> None
             raise UnsupportedField(f"engine {engine} does not support '{info.name}' for this model{reason}", param=info.name)
         if cell.state == "limited":
             _check_limit(info.name, value, cell, engine)
+
+
+def _asks_nothing(name: str, value: Any) -> bool:
+    """Whether the value is what every engine does unasked. Several calls in an answer are such a thing, one only is none."""
+    return value is (name == "parallel_tool_calls") or value in ([], {}, _FREE_TEXT)
 
 
 def _check_limit(name: str, value: Any, cell: Any, engine: str) -> None:
@@ -155,6 +171,7 @@ def _job(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]) -> 
         logprobs=_logprobs(request),
         tools=_tools(request) if isinstance(request, ChatRequest) else None,
         echo=isinstance(request, CompletionRequest) and bool(request.echo),
+        token_ids=bool(request.return_token_ids),
         grammar=grammar_of(request),
         variables=_variables(request) if isinstance(request, ChatRequest) else {},
     )
@@ -215,6 +232,8 @@ def _tools(request: ChatRequest) -> list[dict[str, Any]] | None:
     if not request.tools:
         if choice not in (None, "none", "auto"):
             raise InvalidRequest("tool_choice needs tools", param="tool_choice")
+        if request.parallel_tool_calls is not None:
+            raise InvalidRequest("parallel_tool_calls needs tools", param="parallel_tool_calls")
         return None
     names = [tool.function.name for tool in request.tools]
     if isinstance(choice, NamedTool) and choice.function.name not in names:

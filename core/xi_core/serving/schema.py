@@ -17,6 +17,7 @@ MAX_SCHEMA_DEPTH = 32
 MAX_SCHEMA_COUNT = 2000
 """Highest `minItems`, `maxItems`, `minLength` and `maxLength`."""
 MAX_SCHEMA_WAYS = 4096
+MAX_SCHEMA_MERGES = 100
 FORMATS = ("date", "time", "date-time", "uuid")
 
 _NOTES = frozenset(
@@ -41,13 +42,16 @@ _COMBINED = ("anyOf", "oneOf", "allOf", "$ref", "enum", "const")
 _KNOWN = frozenset(("type", *_COMBINED, *_ROOTS, *(name for names in _OF_TYPE.values() for name in names)))
 
 
-def normalise(schema: Any, param: str) -> dict[str, Any]:
-    """The schema in its small form. Raises `InvalidRequest`, with `param`, naming the keyword that is wrong or not supported."""
+def normalise(schema: Any, param: str, *, loose: bool = False) -> dict[str, Any]:
+    """The schema in its small form. Raises `InvalidRequest`, with `param`, naming the keyword that is wrong or not supported.
+
+    `loose`: what is not supported is left out instead, so that more may fit; only size, depth and references are still checked.
+    """
     if len(msgspec.json.encode(schema)) > MAX_SCHEMA_BYTES:
         raise InvalidRequest(f"{param}: the schema is larger than {MAX_SCHEMA_BYTES // 1024} KiB", param=param)
     if _depth(schema) > MAX_SCHEMA_DEPTH:
         raise InvalidRequest(f"{param}: the schema is nested more than {MAX_SCHEMA_DEPTH} deep", param=param)
-    return _Schema(schema, param).whole()
+    return _Schema(schema, param, loose).whole()
 
 
 def _depth(value: Any) -> int:
@@ -63,9 +67,11 @@ def _depth(value: Any) -> int:
 class _Schema:
     """One schema on its way."""
 
-    def __init__(self, root: Any, param: str) -> None:
+    def __init__(self, root: Any, param: str, loose: bool) -> None:
+        self._loose = loose
         self._root = root
         self._param = param
+        self._merges = 0
         self._definitions: dict[str, Any] = {}
 
     def whole(self) -> dict[str, Any]:
@@ -89,6 +95,18 @@ class _Schema:
         return InvalidRequest(f"{self._param}: {message}{where}", param=self._param)
 
     def _schema(self, given: Any, place: str) -> dict[str, Any]:
+        if not self._loose:
+            return self._exact(given, place)
+        if isinstance(given, dict):
+            known = {name: value for name, value in given.items() if name in _KNOWN}
+            given = {name: value for name, value in known.items() if name != "format" or value in FORMATS}
+        try:
+            return self._exact(given, place)
+        except InvalidRequest:
+            kind = given.get("type") if isinstance(given, dict) else None
+            return {"type": kind} if isinstance(kind, str) and kind in _OF_TYPE else {}
+
+    def _exact(self, given: Any, place: str) -> dict[str, Any]:
         if given is True:
             return {}
         if not isinstance(given, dict):
@@ -98,6 +116,8 @@ class _Schema:
             if name not in _KNOWN or name in _ROOTS:
                 known = ", ".join(sorted(_KNOWN))
                 raise self._wrong(place, f"the keyword '{name[:60]}' is not supported here; supported are: {known}")
+        if isinstance(schema.get("allOf"), list) and (len(schema["allOf"]) > 1 or len(schema) > 1):
+            return self._exact(self._merged(schema, place), place)
         for name in _COMBINED:
             if name in schema:
                 return self._combined(name, schema, place)
@@ -117,11 +137,47 @@ class _Schema:
         if not isinstance(value, list) or not value:
             raise self._wrong(place, f"'{name}' must be a list of schemas")
         parts = [self._schema(part, f"{place}.{name}[{i}]".lstrip(".")) for i, part in enumerate(value)]
-        if name == "allOf":
-            if len(parts) > 1:
-                raise self._wrong(place, "'allOf' of more than one schema is not supported; write them as one")
-            return parts[0]
-        return {name: parts}
+        return parts[0] if name == "allOf" else {name: parts}
+
+    def _merged(self, schema: dict[str, Any], place: str) -> dict[str, Any]:
+        """One schema for all of `allOf` and what stands beside it, where they don't say different things of the same."""
+        self._merges += 1
+        if self._merges > MAX_SCHEMA_MERGES:
+            raise self._wrong(place, f"more than {MAX_SCHEMA_MERGES} of 'allOf', or one that leads to itself")
+        found: dict[str, Any] = {}
+        for part in ({name: value for name, value in schema.items() if name != "allOf"}, *schema["allOf"]):
+            for name, value in self._opened(part, place).items():
+                if name == "properties" and isinstance(value, dict) and isinstance(found.get(name, {}), dict):
+                    value = (
+                        {**found.get(name, {}), **value}
+                        if all(found.get(name, {}).get(key, one) == one for key, one in value.items())
+                        else None
+                    )
+                elif name == "required" and isinstance(value, list) and isinstance(found.get(name, []), list):
+                    value = [*found.get(name, []), *value]
+                elif name == "additionalProperties" or found.get(name, value) != value:
+                    value = None
+                if value is None:
+                    raise self._wrong(place, f"'allOf' whose schemas differ in '{name[:60]}' is not supported; write them as one")
+                found[name] = value
+        return found
+
+    def _opened(self, part: Any, place: str) -> dict[str, Any]:
+        """A part of `allOf` as keywords: what it refers to, and what its own `allOf` says."""
+        seen = 0
+        while isinstance(part, dict) and "$ref" in part and seen <= MAX_SCHEMA_DEPTH:
+            target = self._reference(part["$ref"], place)["$ref"]
+            beside = {name: value for name, value in part.items() if name not in _NOTES and name != "$ref"}
+            if beside or target == "#":
+                raise self._wrong(place, "'$ref' of this kind within 'allOf' is not supported")
+            _, section, name = target.split("/")
+            part, seen = self._root[section][name], seen + 1
+        if not isinstance(part, dict) or "$ref" in part:
+            raise self._wrong(place, "'allOf' must be a list of schemas that are objects")
+        plain = {name: value for name, value in part.items() if name not in _NOTES}
+        if "allOf" in plain and isinstance(plain["allOf"], list):
+            return self._merged(plain, place)
+        return plain
 
     def _reference(self, target: Any, place: str) -> dict[str, Any]:
         root = self._root if isinstance(self._root, dict) else {}

@@ -12,7 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from xi_core.api.openai import Usage
+from msgspec import UNSET
+
+from xi_core.api.openai import PromptTokensDetails, Usage
 from xi_core.engine.base import Engine, LoadedModel
 from xi_core.errors import ContextLengthExceeded, EngineError, Overloaded, Unavailable, XiError, envelope
 from xi_core.serving.answer import JSON, Answer, answer_for, error_event
@@ -50,12 +52,14 @@ class Run:
 class Running(Run):
     """A request for generated text."""
 
-    __slots__ = ("answer", "completion_tokens", "job", "open_choices", "told_tokens")
+    __slots__ = ("answer", "cached_tokens", "completion_tokens", "job", "open_choices", "told_tokens")
 
     def __init__(self, id: int, size: int, outlet: Outlet, job: Job, answer: Answer) -> None:
         super().__init__(id, size, outlet, answer.content_type)
         self.job = job
         self.answer = answer
+        self.cached_tokens: int | None = None
+        """Of the prompt; None where the engine doesn't tell."""
         self.completion_tokens = 0
         self.told_tokens = 0
         """Those that the frames sent so far have told of."""
@@ -115,14 +119,16 @@ class Service(ABC):
     def load(self) -> Load:
         """The live counters."""
         running, waiting = self._counts()
+        stats = self._engine.stats()
         return Load(
             running=running,
             waiting=waiting,
             slots=self.model.slots,
-            steps=self._engine.stats().steps,
+            steps=stats.steps,
             tokens=self._tokens,
             healthy=self.unhealthy() is None,
             draining=self.draining,
+            engine=stats.own,
         )
 
     def unhealthy(self) -> str | None:
@@ -207,6 +213,10 @@ class Service(ABC):
 class GenerationService(Service):
     """What token engines and API engines have in common: jobs, choices and their deltas."""
 
+    def __init__(self, plan: LaunchPlan, engine: Engine, model: LoadedModel) -> None:
+        super().__init__(plan, engine, model)
+        self._adapters = frozenset(module.name for module in plan.lora_modules)
+
     @abstractmethod
     def _start(self, run: Running) -> None:
         """Begin the choices of a validated request."""
@@ -223,8 +233,11 @@ class GenerationService(Service):
         job = parse(submit.route, submit.body, self.model.manifest, self.plan.engine.name, self._defaults())
         if job.kind == "chat":
             job.variables = {**thinking_variables(self.plan), **job.variables}
+        if job.request.model in self._adapters:
+            job.adapter = job.request.model
         self._check_size(job)
-        run = Running(submit.id, len(submit.body), outlet, job, answer_for(job, self.plan.uid, self._prompt_text(job)))
+        answer = answer_for(job, job.adapter or self.plan.uid, self._prompt_text(job))
+        run = Running(submit.id, len(submit.body), outlet, job, answer)
         try:
             self._start(run)
         except BaseException:
@@ -263,7 +276,10 @@ class GenerationService(Service):
     @staticmethod
     def _usage(run: Running) -> Usage:
         total = run.prompt_tokens + run.completion_tokens
-        return Usage(prompt_tokens=run.prompt_tokens, completion_tokens=run.completion_tokens, total_tokens=total)
+        details = UNSET if run.cached_tokens is None else PromptTokensDetails(cached_tokens=run.cached_tokens)
+        return Usage(
+            prompt_tokens=run.prompt_tokens, completion_tokens=run.completion_tokens, total_tokens=total, prompt_tokens_details=details
+        )
 
 
 def refuse(id: int, outlet: Outlet, error: XiError) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from xi_core.api.openai import Message
 from xi_core.engine.base import LoadedModel, SamplingParams, StepOutput, TokenEngine, TokenOut
 from xi_core.engine.batcher import Batcher
+from xi_core.engine.grammar import Grammar
 from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, XiError
 from xi_core.serving.choice import Choice
 from xi_core.serving.compiling import Compilations
@@ -67,35 +68,36 @@ class TokenService(GenerationService):
         return b"".join(map(self._tokenizer.token_bytes, self._checked(prompt))).decode("utf-8", "replace")
 
     def _start(self, run: Running) -> None:
-        if run.job.grammar is None:
-            self._read(run)
-        else:
-            self._compilations.start(run.job.grammar, lambda problem: self._compiled(run, problem))
-
-    def _compiled(self, run: Running, problem: XiError | None) -> None:
-        if run.ended:  # nobody asks any more
-            return
-        if problem is None:
-            self._attempt(run, self._read, run)
-        else:
-            self.fail(run, problem)
-
-    def _read(self, run: Running) -> None:
         if run.size <= LONG_BODY:
-            self._queue(run, self._encode(run.job))
+            self._compile(run, self._encode(run.job))
         else:
             encoding = asyncio.get_running_loop().run_in_executor(self._encoders, self._encode, run.job)
             encoding.add_done_callback(lambda done: self._encoded(run, done))
 
     def _encoded(self, run: Running, encoding: asyncio.Future[Prompt]) -> None:
         if not run.ended and not encoding.cancelled():
-            self._attempt(run, lambda: self._queue(run, encoding.result()))
+            self._attempt(run, lambda: self._compile(run, encoding.result()))
         elif not encoding.cancelled():
             encoding.exception()  # nobody asks any more
+
+    def _compile(self, run: Running, prompt: Prompt) -> None:
+        if prompt.grammar is None:
+            self._queue(run, prompt)
+        else:
+            self._compilations.start(prompt.grammar, lambda problem: self._compiled(run, prompt, problem))
+
+    def _compiled(self, run: Running, prompt: Prompt, problem: XiError | None) -> None:
+        if run.ended:  # nobody asks any more
+            return
+        if problem is None:
+            self._attempt(run, self._queue, run, prompt)
+        else:
+            self.fail(run, problem)
 
     def _queue(self, run: Running, prompt: Prompt) -> None:
         job = run.job
         run.prompt_tokens = len(prompt.ids)
+        run.answer.prompt_ids = prompt.ids
         room = self.model.context_length - run.prompt_tokens
         if room < 1:
             raise ContextLengthExceeded(
@@ -107,22 +109,24 @@ class TokenService(GenerationService):
         most = min(job.max_tokens or room, room)
         for index in range(job.n):
             part = next(self._ids)
-            choice = Choice(index, self._tokenizer, job.stops, self._parsers.chain(job, prompt), self._parsers.specials)
+            parser = self._parsers.chain(job, prompt)
+            asked = {"token_ids": job.token_ids, "one_call": job.one_call}
+            choice = Choice(index, self._tokenizer, job.stops, parser, self._parsers.specials, **asked)
             choice.open(prompt.opening)
             self._parts[part] = (run, choice)
             run.parts.append(part)
-            self._batcher.submit(part, prompt.ids, _params(job, index, most))
+            self._batcher.submit(part, prompt.ids, _params(job, index, most, prompt.grammar))
 
     def _encode(self, job: Job) -> Prompt:
         if job.kind == "chat":
             text = self._render(job)
-            opening = self._parsers.opening(job, text)
-            return Prompt(self._tokenizer.encode(text + opening), text[-END:], opening)
+            opening, grammar = self._parsers.opening(job, text)
+            return Prompt(self._tokenizer.encode(text + opening), text[-END:], opening, grammar)
         prompt = job.completion.prompt
         ids = self._tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else self._checked(prompt)
         if not ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
-        return Prompt(ids)
+        return Prompt(ids, grammar=job.grammar)
 
     def _render(self, job: Job) -> str:
         if self._template is None:
@@ -158,6 +162,8 @@ class TokenService(GenerationService):
                 self.fail(part[0], cause)
 
     def _token(self, run: Running, choice: Choice, token: TokenOut) -> None:
+        if token.cached is not None:  # of several choices, what none of them had to read
+            run.cached_tokens = token.cached if run.cached_tokens is None else min(run.cached_tokens, token.cached)
         delta = choice.add(token)
         if delta.finish is not None:
             self._parts.pop(token.id, None)
@@ -171,14 +177,15 @@ class TokenService(GenerationService):
         self._batcher.remove(part)
 
 
-def _params(job: Job, index: int, most: int) -> SamplingParams:
+def _params(job: Job, index: int, most: int, grammar: Grammar | None) -> SamplingParams:
     return SamplingParams(
         max_tokens=most,
         logit_bias=job.logit_bias,
         seed=job.seed_of(index),
         ignore_eos=job.ignore_eos,
         logprobs=job.logprobs,
-        grammar=job.grammar,
+        grammar=grammar,
+        adapter=job.adapter,
         **job.sampling,
     )
 

@@ -24,7 +24,7 @@ class FakeOptions(EngineOptions):
 def full_manifest() -> Manifest:
     """All fields of chat and completions."""
     fields = dict.fromkeys(COMMON_FIELDS, YES)
-    chat = {**fields, "tools": YES, "tool_choice": limited("none", "auto")}
+    chat = {**fields, "tools": YES, "tool_choice": limited("none", "auto"), "parallel_tool_calls": YES}
     return of_fields(chat=chat, completions={**fields, "echo": YES})
 
 
@@ -43,7 +43,7 @@ def _match(spec: ModelSpec, host: HostInfo) -> Support:
     return Support(ok=spec.format == FORMAT, reason=f"takes the format {FORMAT} only")
 
 
-def _info(name: str, engine: str, manifest: Manifest) -> EngineInfo:
+def _info(name: str, engine: str, manifest: Manifest, others: dict[str, str] | None = None) -> EngineInfo:
     return EngineInfo(
         name=name,
         engine=engine,
@@ -52,6 +52,7 @@ def _info(name: str, engine: str, manifest: Manifest) -> EngineInfo:
         probe=_probe,
         match=_match,
         options=FakeOptions,
+        engines_by_type=others or {},
     )
 
 
@@ -60,7 +61,9 @@ def xi_engines() -> Iterable[EngineInfo]:
     """A token engine, an API engine, and one over a server that runs as a child process."""
     yield _info("counting", "xi_core.testing.fakes:CountingEngine", counting_manifest())
     yield _info("scripted", "xi_core.testing.fakes:ScriptedEngine", full_manifest())
-    yield _info("stub-server", "xi_core.testing.stub_engine:StubServerEngine", full_manifest())
+    pooled = dict.fromkeys(("embedding", "rerank"), "xi_core.testing.stub_engine:StubPoolingEngine")
+    both = Manifest(endpoints=full_manifest().endpoints | pooling_manifest("embeddings", "rerank").endpoints)
+    yield _info("stub-server", "xi_core.testing.stub_engine:StubServerEngine", both, pooled)
     yield EngineInfo(
         name="letters",
         engine="xi_core.testing.pooling_fakes:LetterEngine",

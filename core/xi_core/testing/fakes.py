@@ -157,17 +157,24 @@ class ScriptedEngine(ApiEngine):
                 break
             self._stats.steps += 1
             logprobs = {"content": [_logprob(piece, body)]} if body.get("logprobs") is not None else None
-            choice = {"index": 0, "delta": {"content": piece}} if chat else {"index": 0, "text": piece}
+            choice: dict[str, Any] = {"index": 0, "delta": {"content": piece}} if chat else {"index": 0, "text": piece}
+            if body.get("return_token_ids"):
+                choice |= {"token_ids": [ord(piece)], "prompt_token_ids": [1, 2, 3]}
             sink.event(request.id, msgspec.json.encode({"choices": [{**choice, "logprobs": logprobs, "finish_reason": None}]}))
+        last = {"index": 0, "delta": {}, "finish_reason": finish}
+        if body.get("return_token_ids"):  # of tokens without text: the end, or what a stop string is made of
+            last |= {"token_ids": [END] * (tokens - len(text))}
         usage = {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": 3 + tokens}
-        sink.event(request.id, msgspec.json.encode({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}], "usage": usage}))
+        sink.event(request.id, msgspec.json.encode({"choices": [last], "usage": usage}))
         del self._aborted[request.id]
         sink.done(request.id)
 
 
 def _logprob(piece: str, body: dict[str, Any]) -> dict[str, Any]:
-    top = {"token": piece, "logprob": math.log(0.5), "bytes": list(piece.encode())}
-    return {**top, "top_logprobs": [top] * int(body.get("top_logprobs") or 1)}
+    asked = int(body.get("top_logprobs") or (1 if body["logprobs"] is True else body["logprobs"]))
+    tokens = [piece, *(chr(0x100 + other) for other in range(asked - 1))]
+    top = [{"token": token, "logprob": math.log(0.5 ** (rank + 1)), "bytes": list(token.encode())} for rank, token in enumerate(tokens)]
+    return {**top[0], "top_logprobs": top[:asked]}
 
 
 def _script(body: dict[str, Any]) -> tuple[str, str, int]:

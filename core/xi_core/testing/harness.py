@@ -90,17 +90,44 @@ class Answer:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Token counts; of a stream only where `stream_options` asked for them."""
-        if not self.streamed:
-            usage: dict[str, int] = self.body["usage"]
-            return usage
-        return next(event["usage"] for event in reversed(self.events) if event.get("usage"))
+        """Token counts, without their details; of a stream only where `stream_options` asked for them."""
+        usages = (event["usage"] for event in reversed(self.events) if event.get("usage"))
+        usage = next(usages) if self.streamed else self.body["usage"]
+        return {name: count for name, count in usage.items() if isinstance(count, int)}
 
     @property
     def logprobs(self) -> list[dict[str, Any]]:
         """Entries of the first choice, in chat's form whichever the answer has."""
         choices = self._choices() if self.streamed else self.body["choices"]
         return [entry for choice in choices if choice["index"] == 0 and choice["logprobs"] for entry in _entries(choice["logprobs"])]
+
+    @property
+    def tool_calls(self) -> list[dict[str, str]]:
+        """`name` and `arguments` of the first choice's calls."""
+        choices = self._choices() if self.streamed else self.body["choices"]
+        found: dict[int, dict[str, str]] = {}
+        for choice in choices:
+            said = choice["delta"] if self.streamed else choice["message"]
+            for place, call in enumerate(said.get("tool_calls") or [] if choice["index"] == 0 else []):
+                whole = found.setdefault(call.get("index", place), {"name": "", "arguments": ""})
+                for part in whole:
+                    whole[part] += call["function"].get(part) or ""
+        return [found[index] for index in sorted(found)]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Those of the first choice, where `return_token_ids` asked for them."""
+        choices = self._choices() if self.streamed else self.body["choices"]
+        return [token for choice in choices if choice["index"] == 0 for token in choice["token_ids"]]
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """The prompt's, which chats tell beside the choices and completions within each."""
+        told = [self.body] if not self.streamed else self.events
+        places = [*told, *(choice for event in told for choice in event.get("choices", []) if choice["index"] == 0)]
+        (ids,) = [place["prompt_token_ids"] for place in places if "prompt_token_ids" in place]
+        found: list[int] = ids
+        return found
 
     def _choices(self) -> list[dict[str, Any]]:
         return [choice for event in self.events for choice in event.get("choices", [])]
@@ -157,6 +184,8 @@ class Harness:
     def __init__(self, plan: LaunchPlan) -> None:
         self.plan = plan
         self.stages: list[str] = []
+        self.trace: list[Frame] | None = None
+        """Set it to a list to have the frames of all requests in the order in which they come."""
         self._ids = itertools.count(1)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="harness", daemon=True)
@@ -191,7 +220,13 @@ class Harness:
         """Start a request."""
         call = Call(self, next(self._ids))
         data = body if isinstance(body, bytes) else msgspec.json.encode({"model": self.plan.uid, **body})
-        call.run = self._on_loop(lambda: self.service.submit(Submit(call.id, route, data), call.frames.put))
+
+        def put(frame: Frame) -> None:
+            if self.trace is not None:
+                self.trace.append(frame)
+            call.frames.put(frame)
+
+        call.run = self._on_loop(lambda: self.service.submit(Submit(call.id, route, data), put))
         return call
 
     def abort(self, call: Call) -> None:

@@ -10,20 +10,18 @@ class TestMyEmbeddings(EmbeddingKit):
 from __future__ import annotations
 
 import base64
-import importlib
 import math
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import pytest
 
 from xi_core.engine.info import EngineInfo
-from xi_core.plugins import PluginHub
 from xi_core.serving.pooling_request import EMBEDDINGS, RERANK
-from xi_core.testing.engine_kit import HOST
 from xi_core.testing.harness import Answer, Harness
+from xi_core.testing.proofs import HOST, find_info, proves
 from xi_core.wire.plan import LaunchPlan
 
 
@@ -36,6 +34,9 @@ class PoolingKit:
     texts: ClassVar[tuple[str, ...]] = ("a", "the cat sat on the mat", "Paris", "what is the capital of France?", "你好 😀", "zebra " * 6)
     tolerance: ClassVar[float] = 1e-5
     """Largest difference that what else is in a batch may make to a number."""
+    reference: ClassVar[Mapping[str, list[float]] | None] = None
+    """Numbers that another engine gave for texts, by this model."""
+    reference_tolerance: ClassVar[float] = 1e-3
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -46,10 +47,7 @@ class PoolingKit:
     @pytest.fixture(scope="class")
     @classmethod
     def info(cls) -> EngineInfo:
-        hub = PluginHub()
-        hub.register(importlib.import_module(cls.plugin), "under-test")
-        path = cls.plan.engine.path
-        return next(info for info in hub.engines if path in (info.engine, *info.engines_by_type.values()))
+        return find_info(cls.plugin, cls.plan.engine.path)
 
     def ask(self, harness: Harness, texts: Any, **fields: Any) -> Answer:
         """Ask for `texts`, in the field that the route has for them."""
@@ -86,6 +84,13 @@ class PoolingKit:
         turned = list(reversed(self.texts)) * 8
         assert self.near(self.numbers(self.ask(harness, turned)), list(reversed(alone)) * 8)
         assert len({tuple(round(number, 4) for number in row) for row in alone}) > 1, "texts differ"
+
+    def test_numbers_equal_those_of_the_reference(self, harness: Harness) -> None:
+        if self.reference is None:
+            pytest.skip("no other engine's numbers are known for this model")
+        found = self.numbers(self.ask(harness, list(self.reference)))
+        for row, expected in zip(found, self.reference.values(), strict=True):
+            assert max(abs(a - b) for a, b in zip(row, expected, strict=True)) <= self.reference_tolerance
 
     def test_many_requests_at_once(self, harness: Harness) -> None:
         alone = {text: self.numbers(self.ask(harness, [text])) for text in self.texts}
@@ -146,12 +151,14 @@ class EmbeddingKit(PoolingKit):
     def test_one_text_or_a_list(self, harness: Harness) -> None:
         assert self.near(self.numbers(self.ask(harness, self.texts[1])), self.numbers(self.ask(harness, [self.texts[1]])))
 
+    @proves("encoding_format")
     def test_base64_is_float32_little_endian(self, harness: Harness) -> None:
         plain = self.numbers(self.ask(harness, list(self.texts)))
         answer = self.ask(harness, list(self.texts), encoding_format="base64")
         raw = [base64.b64decode(entry["embedding"]) for entry in answer.body["data"]]
         assert self.near([list(struct.unpack(f"<{len(data) // 4}f", data)) for data in raw], plain)
 
+    @proves("dimensions")
     def test_dimensions(self, harness: Harness) -> None:
         (whole,) = self.numbers(self.ask(harness, self.texts[1]))
         size = len(whole)
@@ -187,6 +194,7 @@ class RerankKit(PoolingKit):
         assert sorted(result["index"] for result in answer.body["results"]) == list(range(len(self.texts)))
         assert all("document" not in result for result in answer.body["results"])
 
+    @proves("top_n", "return_documents")
     def test_top_n_and_documents(self, harness: Harness) -> None:
         whole = self.ask(harness, list(self.texts)).body["results"]
         answer = self.ask(harness, [{"text": text} for text in self.texts], top_n=2, return_documents=True)

@@ -10,19 +10,23 @@ from xi_core.engine.base import LoadedModel
 from xi_core.engine.child_address import Address
 from xi_core.engine.child_server import ChildServerEngine, ServerCommand
 from xi_core.testing.fake_plugin import full_manifest
+from xi_core.wire.manifest import pooling_manifest
 from xi_core.wire.plan import LaunchPlan
 
 SERVER = Path(__file__).with_name("stub_server.py")
+METRICS = {"running": "stub_running", "cache_usage": "stub_cache", "generated_tokens": "stub_tokens_total", "waiting": "stub_without"}
 
 
 class StubServerEngine(ChildServerEngine):
     """Options of the launch: `slots`, and any of the server's own."""
 
     name = "stub"
+    metrics = METRICS
 
     def command(self, plan: LaunchPlan, address: Address) -> ServerCommand:
         where = ["--uds", address.socket] if address.socket else ["--port", str(address.port)]
-        options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in plan.options.items() if name != "slots"]
+        options = [f"--adapter={module.name}" for module in plan.lora_modules]
+        options += [f"--{name}" if value is True else f"--{name}={value}" for name, value in plan.options.items() if name != "slots"]
         return ServerCommand(
             argv=[sys.executable, str(SERVER), "--name", plan.uid, *where, *options], env={"STUB_SERVER_API_KEY": address.key}
         )
@@ -32,3 +36,11 @@ class StubServerEngine(ChildServerEngine):
 
     def stage(self, line: str) -> tuple[str, float | None] | None:
         return ("loading weights", None) if line.startswith("loading") else None
+
+
+class StubPoolingEngine(StubServerEngine):
+    """The same server for embeddings and rerank."""
+
+    def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
+        manifest = pooling_manifest("embeddings", "rerank")
+        return LoadedModel(context_length=card["max_model_len"], slots=int(plan.options.get("slots", 4)), manifest=manifest)

@@ -1,17 +1,20 @@
 """An OpenAI server for tests, standard library only, run by path: `python stub_server.py --uds PATH`. Its key is STUB_SERVER_API_KEY.
 
-It answers every prompt with the same text, a token per character, and honours what the conformance kit checks. It can misbehave:
+It answers every prompt with the same text, a token per character, and honours what the conformance kits check, those of embeddings and
+rerank included. It can misbehave:
 `--die-at-start TEXT`, `--hang-at-start`, and by words in a prompt: `#die`, `#hang`, `#error`, `#abort`, `#cut`, `#garbage`.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import math
 import os
 import random
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -23,6 +26,15 @@ from typing import Any
 TEXT = "one two three four five six seven eight nine ten 😀 你好 eleven twelve thirteen fourteen fifteen"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = 257
+METRICS = """# TYPE stub_running gauge
+stub_running{rank="0"} 2.0
+stub_running{rank="1"} 3.0
+# TYPE stub_cache gauge
+stub_cache{rank="0"} 0.25
+stub_cache{rank="1"} 0.5
+# TYPE stub_tokens_total counter
+stub_tokens_total 1e3
+"""
 KEY = "STUB_SERVER_API_KEY"
 
 
@@ -33,6 +45,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
+        self.names = [options.name, *options.adapter]
         if options.uds:
             self.address_family = socket.AF_UNIX
         super().__init__(options.uds or ("127.0.0.1", options.port), Answering)
@@ -64,7 +77,10 @@ class Answering(BaseHTTPRequestHandler):
         """Nothing: tests read the log."""
 
     def do_GET(self) -> None:
-        self._whole(200, {"data": [{"id": self.server.options.name, "max_model_len": self.server.options.context}]})
+        if self.path == "/metrics":
+            self._answer(200, "text/plain; version=0.0.4", METRICS.encode())
+        else:
+            self._whole(200, {"data": [{"id": name, "max_model_len": self.server.options.context} for name in self.server.names]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -74,6 +90,9 @@ class Answering(BaseHTTPRequestHandler):
             self._check(body)
         except Refused as refused:
             self._whole(refused.status, refused.body)
+            return
+        if not self.path.endswith("/completions"):
+            self._whole(200, pooled(body))
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -88,26 +107,35 @@ class Answering(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _check(self, body: dict[str, Any]) -> None:
-        prompt = body.get("messages") or body.get("prompt")
-        if body["model"] != self.server.options.name:
+        prompts = body.get("input") or body.get("documents") or [body.get("messages") or body.get("prompt")]
+        if body["model"] not in self.server.names:
             raise Refused(f"no model {body['model']}", status=404)
-        if len(str(prompt)) > self.server.options.context:
+        if any(len(str(prompt)) > self.server.options.context for prompt in prompts):
             raise Refused(f"This model's maximum context length is {self.server.options.context} tokens", "input_tokens")
+        ids = [id for one in prompts if isinstance(one, list) for id in one if isinstance(id, int)]
+        if any(id >= VOCABULARY for id in ids):
+            raise Refused("a token id is outside the vocabulary")
         wrong = [token for token in body.get("logit_bias", {}) if int(token) >= VOCABULARY]
         if wrong:
             raise Refused(f"logit_bias holds {wrong[0]}, which is no token")
 
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         chat = self.path.endswith("/chat/completions")
-        text, finish, tokens = script(body)
+        text, finish, tokens = script(body, TEXT if body["model"] == self.server.options.name else f"{body['model']} {TEXT}")
         for done, piece in enumerate(text):
             time.sleep(self.server.options.pace)
             logprobs = {"content": [logprob(piece, body)]} if body.get("logprobs") is not None else None
-            choice = {"index": 0, "delta": {"content": piece}} if chat else {"index": 0, "text": piece}
-            yield {"choices": [{**choice, "logprobs": logprobs, "finish_reason": None}]}
+            choice: dict[str, Any] = {"index": 0, "delta": {"content": piece}} if chat else {"index": 0, "text": piece}
+            if body.get("return_token_ids"):
+                choice["token_ids"] = [ord(piece)]
+            first = {"prompt_token_ids": [1, 2, 3]} if body.get("return_token_ids") and not done else {}
+            yield {"choices": [{**choice, "logprobs": logprobs, "finish_reason": None}], **first}
             if done == 2:
                 yield from self._misbehave(str(body.get("messages") or body.get("prompt")))
-        yield {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}
+        last: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": finish}
+        if body.get("return_token_ids"):
+            last["token_ids"] = [VOCABULARY - 1] * (tokens - len(text))
+        yield {"choices": [last]}
         yield {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": 3 + tokens}}
 
     def _misbehave(self, prompt: str) -> Iterator[dict[str, Any]]:
@@ -127,9 +155,11 @@ class Answering(BaseHTTPRequestHandler):
             self.wfile.write(b"this is no chunk\r\n")
 
     def _whole(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
+        self._answer(status, "application/json", json.dumps(body).encode())
+
+    def _answer(self, status: int, kind: str, data: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -138,9 +168,8 @@ class Answering(BaseHTTPRequestHandler):
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
 
-def script(body: dict[str, Any]) -> tuple[str, str, int]:
+def script(body: dict[str, Any], text: str) -> tuple[str, str, int]:
     """The text of an answer, how it finishes, and its tokens."""
-    text = TEXT
     if body["temperature"] > 0:
         chooser = random.Random(body.get("seed"))
         text = "".join(chooser.choice(LETTERS) for _ in TEXT)
@@ -154,6 +183,26 @@ def script(body: dict[str, Any]) -> tuple[str, str, int]:
             end = text.index(stop)
             return text[:end], "stop", end + len(stop)
     return (text[:most], "length", most) if most <= len(text) else (text, "stop", len(text) + 1)
+
+
+def pooled(body: dict[str, Any]) -> dict[str, Any]:
+    """Vectors of length 1, or scores: how often characters come, by their numbers' last digit."""
+    if "documents" in body:
+        query = vector(body["query"])
+        scores = [math.fsum(a * b for a, b in zip(query, vector(text), strict=True)) for text in body["documents"]]
+        usage = {"prompt_tokens": 0, "total_tokens": sum(len(body["query"]) + len(text) for text in body["documents"])}
+        return {"results": [{"index": index, "relevance_score": score} for index, score in enumerate(scores)], "usage": usage}
+    vectors = [struct.pack("<10f", *vector(one)) for one in body["input"]]
+    data = [{"index": index, "embedding": base64.b64encode(one).decode()} for index, one in enumerate(vectors)]
+    return {"data": data, "usage": {"prompt_tokens": sum(map(len, body["input"]))}}
+
+
+def vector(text: str | list[int]) -> list[float]:
+    """Ten numbers for a text or for token ids."""
+    counts = [1] * 10
+    for one in text:
+        counts[(ord(one) if isinstance(one, str) else one) % 10] += 1
+    return [count / math.hypot(*counts) for count in counts]
 
 
 def logprob(piece: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -177,6 +226,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--name", required=True)
     parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--adapter", action="append", default=[], help="another name to serve, whose answers begin with it")
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--die-at-start", default="")
     parser.add_argument("--hang-at-start", action="store_true")

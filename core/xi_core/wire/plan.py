@@ -80,6 +80,20 @@ class ServingLimits(Struct, kw_only=True, frozen=True):
     """A launch that isn't READY by then is FAILED."""
 
 
+class ReplicaSecurity(Struct, kw_only=True, frozen=True):
+    """Of a replica that listens off its machine: its own keys, and the public key that gateways must have. All in Z85.
+
+    The secret key is in the plan that the replica's process reads, and in no other copy.
+    """
+
+    gateways: str
+    public: str = ""
+    secret: str = ""
+
+    def __repr__(self) -> str:
+        return f"ReplicaSecurity(gateways={self.gateways!r}, public={self.public!r})"
+
+
 class LaunchPlan(Struct, kw_only=True):
     """One replica's part of a launch, resolved: artifact, engine, devices, address.
 
@@ -109,5 +123,7 @@ class LaunchPlan(Struct, kw_only=True):
     """Part of each device's whole memory that placement keeps for it."""
     exclusive: bool = False
     """It shares no device with another replica."""
+    security: ReplicaSecurity | None = None
+    """Of a replica that listens where other machines reach it; None for a local one."""
     limits: ServingLimits = field(default_factory=ServingLimits)
     log_level: str = "info"

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+from msgspec.structs import replace
+
+from xi_core.serving.parser import CallForm
 from xi_plugins.parsers.jsontext import SPACE
 from xi_plugins.parsers.states import CallParser
 
@@ -41,6 +44,14 @@ class DeepseekParser(CallParser):
         if self._newer:
             return CALLS + CALL + (name + SEPARATOR if name else "")
         return f"{CALLS}{CALL}function{SEPARATOR}" + (f"{name}\n```json\n" if name else "")
+
+    def form(self) -> CallForm | None:
+        form = CallForm(begin=CALLS, before=CALL, middle=SEPARATOR, after=CALL_END, end=CALLS_END, trigger=CALLS)
+        if self._newer:
+            return form
+        return replace(
+            form, before=f"{CALL}function{SEPARATOR}", middle=f"\n{_FENCE}json\n", after=f"\n{_FENCE}{CALL_END}", between="\n",
+        )  # fmt: skip
 
     def _opened(self) -> bool:
         """Before a call, or after the last one."""

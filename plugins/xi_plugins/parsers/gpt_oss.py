@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from xi_core.serving.parser import ToolCallDelta
+from xi_core.serving.parser import CallForm, Thought, ToolCallDelta
 from xi_plugins.parsers.jsontext import SPACE, held
 from xi_plugins.parsers.states import StateParser
 
@@ -37,6 +37,16 @@ class GptOssParser(StateParser):
 
     def force(self, name: str | None) -> str | None:
         return f"{CHANNEL}commentary to=functions." + (f"{name} <|constrain|>json{MESSAGE}" if name else "")
+
+    def form(self) -> CallForm | None:
+        """One call: `<|call|>`, which would end it, ends the answer."""
+        return CallForm(before=f"{CHANNEL}commentary to=functions.", middle=f" <|constrain|>json{MESSAGE}", after="", several=False)
+
+    def thought(self) -> Thought | None:
+        return Thought(before=f"{CHANNEL}analysis{MESSAGE}", end=ENDS[0], after=f"{START}assistant", optional=True)
+
+    def lead(self) -> str:
+        return f"{CHANNEL}final{MESSAGE}"
 
     def _start(self) -> bool:
         """The prompt has ended in `<|start|>assistant`: a header goes on, or plain text begins."""

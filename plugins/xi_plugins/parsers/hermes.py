@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from enum import Enum, auto
 
-from xi_core.serving.parser import OutputParser, Parsed, ToolCallDelta
+from xi_core.serving.parser import CallForm, OutputParser, Parsed, ToolCallDelta
 from xi_plugins.parsers.jsontext import SPACE, ObjectScan, held, read_call, value_of_string
 
 OPEN = "<tool_call>"
@@ -48,6 +48,11 @@ class HermesParser(OutputParser):
 
     def force(self, name: str | None) -> str | None:
         return f'{OPEN}\n{{"name": "' + (f'{name}", "arguments":' if name else "")
+
+    def form(self) -> CallForm | None:
+        return CallForm(
+            before=f'{OPEN}\n{{"name": "', middle='", "arguments": ', after=f"}}\n{CLOSE}", between="\n", trigger=OPEN,
+        )  # fmt: skip
 
     def feed(self, text: str) -> Parsed:
         self._text += text

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from xi_core.serving.parser import CallForm
 from xi_plugins.parsers.jsontext import SPACE
 from xi_plugins.parsers.states import ObjectCallParser
 
@@ -23,6 +24,9 @@ class Llama3JsonParser(ObjectCallParser):
 
     def force(self, name: str | None) -> str | None:
         return '{"name": "' + (f'{name}", "parameters":' if name else "")
+
+    def form(self) -> CallForm | None:
+        return CallForm(before='{"name": "', middle='", "parameters": ', after="}", between="; ", first="{")
 
     def _start(self) -> bool:
         """The answer's first character tells whether it may be a call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from xi_core.serving.parser import CallForm
 from xi_plugins.parsers.jsontext import SPACE, ObjectScan
 from xi_plugins.parsers.states import ObjectCallParser
 
@@ -25,6 +26,11 @@ class MistralParser(ObjectCallParser):
 
     def force(self, name: str | None) -> str | None:
         return f'{OPEN}[{{"name": "' + (f'{name}", "arguments":' if name else "")
+
+    def form(self) -> CallForm | None:
+        return CallForm(
+            begin=f"{OPEN}[", before='{"name": "', middle='", "arguments": ', after="}", between=", ", end="]", trigger=OPEN,
+        )  # fmt: skip
 
     def _opened(self) -> bool:
         """After the mark: a list of calls, one call, or a function's name."""

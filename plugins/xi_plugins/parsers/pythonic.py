@@ -11,6 +11,7 @@ import re
 import warnings
 from typing import Any
 
+from xi_core.serving.parser import CallForm
 from xi_plugins.parsers.jsontext import SPACE, encodable
 from xi_plugins.parsers.states import CallParser
 
@@ -40,6 +41,9 @@ class PythonicParser(CallParser):
         if name is None:
             return "["
         return f"[{name}(" if all(part.isidentifier() for part in name.split(".")) else None
+
+    def form(self) -> CallForm | None:
+        return CallForm(begin="[", before="", middle="(", after=")", between=", ", end="]", python=True, first="[")
 
     def _start(self) -> bool:
         """Whether the answer begins as a list of calls."""

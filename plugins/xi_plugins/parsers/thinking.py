@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xi_core.serving.parser import Thought
 from xi_plugins.parsers.jsontext import SPACE, held
 from xi_plugins.parsers.states import StateParser
 
@@ -28,6 +29,12 @@ class ThinkingParser(StateParser):
             self._thinks, self._skip = True, f"\n{CLOSE}\n\n"
         elif end.endswith(CLOSE):
             self._thinks, self._skip = False, ""
+
+    def thought(self) -> Thought | None:
+        if not self._skip:  # the prompt has closed it
+            return None
+        opened = self._thinks  # by the prompt, or by the model where it always thinks, with a tag or without
+        return Thought(before="" if opened else OPEN, end=CLOSE, optional=not opened)
 
     def skip(self) -> str:
         return self._skip

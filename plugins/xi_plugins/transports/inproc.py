@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from xi_core.errors import ChannelClosed, ChannelFull, TransportError
 from xi_core.transport.base import Channel, Listener, Peer, Transport
+from xi_core.transport.security import ClientSecurity, ServerSecurity
 
 HIGH_WATER = 1000
 """Messages that may wait in one direction of one channel."""
@@ -192,7 +193,7 @@ class InprocTransport(Transport):
     def __init__(self, high_water: int = HIGH_WATER) -> None:
         self._high_water = high_water
 
-    def listen(self, endpoint: str, on_message: Callable[[Peer, bytes], None]) -> Listener:
+    def listen(self, endpoint: str, on_message: Callable[[Peer, bytes], None], security: ServerSecurity | None = None) -> Listener:
         name = _name_of(endpoint)
         if name == "*":
             name = f"auto-{next(_peers)}"
@@ -203,7 +204,13 @@ class InprocTransport(Transport):
             channel.attach(listener)
         return listener
 
-    def connect(self, endpoint: str, on_message: Callable[[bytes], None], on_lost: Callable[[], None]) -> Channel:
+    def connect(
+        self,
+        endpoint: str,
+        on_message: Callable[[bytes], None],
+        on_lost: Callable[[], None],
+        security: ClientSecurity | None = None,
+    ) -> Channel:
         name = _name_of(endpoint)
         channel = InprocChannel(name, on_message, on_lost, self._high_water)
         listener = _listeners.get(name)

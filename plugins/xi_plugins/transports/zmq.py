@@ -5,7 +5,7 @@ Why it is written as it is:
 
 * `zmq.asyncio` costs many times more per message, so each socket's descriptor has one readable callback that reads all there is,
   bounded so that the loop is not starved.
-* The descriptor is edge-triggered and a send may swallow its edge: `_Reader.look_soon` looks once after every batch of sends.
+* The descriptor is edge-triggered and a send may swallow its edge: `Reader.look_soon` looks once after every batch of sends.
 * ZeroMQ hides disconnects and would resume on another listener. The dialling side watches its socket's monitor, never reconnects
   once a connection stood, and hands no message to ZeroMQ before that.
 * ZeroMQ's own `ipc` bind silently takes over a path in use, and removes the file at some later time. So the local socket is bound
@@ -15,29 +15,26 @@ Why it is written as it is:
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
-import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import zmq
 
-from xi_core.errors import ChannelClosed, ChannelFull, TransportError
+from xi_core.errors import ChannelClosed, ChannelFull, TransportError, XiError
 from xi_core.transport.base import Channel, Listener, Peer, Transport
+from xi_core.transport.security import ClientSecurity, ServerSecurity
+from xi_plugins.transports import zmq_security
 from xi_plugins.transports.socket_file import SocketFile
+from xi_plugins.transports.zmq_sockets import BATCH, Reader, close_socket, open_socket
 from xi_plugins.transports.zmtp import CONNECT_TIMEOUT, RETRY, ZmtpChannel
 from xi_plugins.transports.zmtp_frames import MAX_MESSAGE
 
 HIGH_WATER = 1000
 """Messages that may wait on either side of a connection, besides what the kernel holds."""
-BATCH = 512
-"""Messages read in one callback of the loop."""
-MAX_SOCKETS = 8192
-NEVER_MS = 3_600_000
-"""Reconnect interval in milliseconds. Not -1: that makes ZeroMQ drop what was received but not yet read when a connection ends."""
+MAX_KNOWN = 16384
+"""Peers whose keys a listener remembers; those that are forgotten are looked up again."""
 
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -46,71 +43,42 @@ _STATE = int(zmq.EVENTS)  # asked as a plain number, and instead of a recv that 
 _READABLE = int(zmq.POLLIN)
 _MORE = zmq.NOBLOCK | zmq.SNDMORE
 
-_open_sockets = 0
-
 
 class ZmqTransport(Transport):
-    """Endpoints `ipc://PATH` and `tcp://HOST:PORT` (port 0: a free one). `high_water` bounds each queue, in messages."""
+    """Endpoints `ipc://PATH` and `tcp://HOST:PORT` (port 0: a free one). `high_water` bounds each queue, in messages.
+
+    `tcp` with `security` is encrypted (CURVE) and lets in who is allowed; without, it is for loopback only.
+    """
 
     def __init__(self, high_water: int = HIGH_WATER) -> None:
         self._high_water = high_water
 
-    def listen(self, endpoint: str, on_message: Callable[[Peer, bytes], None]) -> Listener:
-        return ZmqListener(endpoint, on_message, self._high_water)
+    def listen(self, endpoint: str, on_message: Callable[[Peer, bytes], None], security: ServerSecurity | None = None) -> Listener:
+        return ZmqListener(endpoint, on_message, self._high_water, zmq_security.needed(endpoint, security))
 
-    def connect(self, endpoint: str, on_message: Callable[[bytes], None], on_lost: Callable[[], None]) -> Channel:
+    def connect(
+        self,
+        endpoint: str,
+        on_message: Callable[[bytes], None],
+        on_lost: Callable[[], None],
+        security: ClientSecurity | None = None,
+    ) -> Channel:
         if endpoint.startswith("ipc://") and hasattr(socket, "AF_UNIX"):
             return ZmtpChannel(endpoint, on_message, on_lost, self._high_water)
-        return ZmqChannel(endpoint, on_message, on_lost, self._high_water)
-
-
-class _Reader:
-    """Reads a ZeroMQ socket from the loop. `take(limit)` reads up to so many messages and tells whether there are no more."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: zmq.Socket[bytes], take: Callable[[int], bool]) -> None:
-        self.looking = False
-        """A look is due or under way, so that no other needs to be scheduled."""
-        self._loop = loop
-        self._take = take
-        self._stopped = False
-        self._fd: int = sock.FD
-        try:
-            loop.add_reader(self._fd, self._ready)
-        except NotImplementedError:
-            raise TransportError(
-                f"the zmq transport needs a loop with add_reader, which {type(loop).__name__} lacks; on Windows use SelectorEventLoop"
-            ) from None
-
-    def look_soon(self) -> None:
-        """Look for messages in the loop's next round."""
-        if not self.looking:
-            self.looking = True
-            self._loop.call_soon(self._run)
-
-    def stop(self) -> None:
-        """Read no more. Must come before the socket is closed."""
-        self._stopped = True
-        self._loop.remove_reader(self._fd)
-
-    def _ready(self) -> None:
-        if not self.looking:
-            self._run()
-
-    def _run(self) -> None:
-        self.looking, empty = True, False
-        try:
-            empty = self._stopped or self._take(BATCH)
-        finally:  # also after an error of who was told of a message: the rest must not wait for another edge
-            if empty or self._stopped:
-                self.looking = False
-            else:
-                self._loop.call_soon(self._run)
+        return ZmqChannel(endpoint, on_message, on_lost, self._high_water, zmq_security.needed(endpoint, security))
 
 
 class ZmqChannel(Channel):
     """Dialling side over `tcp`: a DEALER socket. Until the connection stands, messages wait here, not in ZeroMQ."""
 
-    def __init__(self, endpoint: str, on_message: Callable[[bytes], None], on_lost: Callable[[], None], high_water: int) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        on_message: Callable[[bytes], None],
+        on_lost: Callable[[], None],
+        high_water: int,
+        security: ClientSecurity | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._endpoint = endpoint
         self._on_message = on_message
@@ -120,19 +88,20 @@ class ZmqChannel(Channel):
         self._settled = asyncio.Event()
         self._outbox: deque[bytes] = deque()
         self._high_water = high_water
-        self._sock = _socket(zmq.DEALER, high_water)
-        self._readers: list[_Reader] = []
+        self._sock = open_socket(zmq.DEALER, high_water)
+        self._readers: list[Reader] = []
         self._monitor: zmq.Socket[bytes] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         try:
             self._monitor = self._sock.get_monitor_socket(_EVENTS | _FAILURES)
             self._monitor.setsockopt(zmq.LINGER, 0)
-            self._readers.append(_Reader(self._loop, self._monitor, self._take_events))
-            self._reader = _Reader(self._loop, self._sock, self._take)
+            self._readers.append(Reader(self._loop, self._monitor, self._take_events))
+            self._reader = Reader(self._loop, self._sock, self._take)
             self._readers.append(self._reader)
+            zmq_security.secure_channel(self._sock, endpoint, security)
             self._sock.connect(endpoint)
-        except (TransportError, zmq.ZMQError) as error:
+        except (XiError, zmq.ZMQError) as error:
             self._shut(0)
             raise _dial_error(endpoint, error) from None
         for reader in self._readers:
@@ -191,21 +160,22 @@ class ZmqChannel(Channel):
                 event = monitor.recv_multipart(_NOBLOCK)
             except zmq.Again:
                 return True
-            self._on_event(int.from_bytes(event[0][:2], "little"))
+            self._on_event(int.from_bytes(event[0][:2], "little"), int.from_bytes(event[0][2:6], "little"))
             if self._closed:
                 return True
         return False
 
-    def _on_event(self, event: int) -> None:
+    def _on_event(self, event: int, value: int) -> None:
+        self.error = zmq_security.reason(self._endpoint, event, value) or self.error
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._connected()
-        elif self._open:
+        elif self._open or event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._lose()
         elif self._retry is None:
             self._retry = self._loop.call_later(RETRY, self._dial_again)
 
     def _connected(self) -> None:
-        self._open = True
+        self._open, self.error = True, None
         if self._deadline is not None:
             self._deadline.cancel()
         for message in self._outbox:
@@ -254,24 +224,29 @@ class ZmqChannel(Channel):
         if self._monitor is not None:
             self._sock.disable_monitor()
             self._monitor.close()
-        _close(self._sock, linger)
+        close_socket(self._sock, linger)
 
 
 class ZmqListener(Listener):
     """Accepting side: a ROUTER socket, which names each connection by bytes of its own."""
 
-    def __init__(self, endpoint: str, on_message: Callable[[Peer, bytes], None], high_water: int) -> None:
+    def __init__(
+        self, endpoint: str, on_message: Callable[[Peer, bytes], None], high_water: int, security: ServerSecurity | None = None
+    ) -> None:
         self._on_message = on_message
         self._closed = False
+        self._keys: dict[Peer, str] | None = None if security is None else {}
+        self._guard: zmq_security.Guard | None = None
         self._file: SocketFile | None = None
-        self._sock = _socket(zmq.ROUTER, high_water)
+        self._sock = open_socket(zmq.ROUTER, high_water)
         self._sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
+            if security is not None:
+                self._guard = zmq_security.Guard(self._sock, endpoint, security)
             self._bind(endpoint)
-            self._reader = _Reader(asyncio.get_running_loop(), self._sock, self._take)
-        except (TransportError, zmq.ZMQError) as error:
-            self._remove_file()
-            _close(self._sock, 0)
+            self._reader = Reader(asyncio.get_running_loop(), self._sock, self._take)
+        except (XiError, zmq.ZMQError) as error:
+            self._free(0)
             raise _listen_error(endpoint, error) from None
         self._reader.look_soon()
 
@@ -296,19 +271,26 @@ class ZmqListener(Listener):
             return
         self._closed = True
         self._reader.stop()
-        self._remove_file()
-        _close(self._sock, grace)
+        self._free(grace)
+
+    def key_of(self, peer: Peer) -> str:
+        return self._keys.get(peer, "") if self._keys is not None else ""
 
     def _bind(self, endpoint: str) -> None:
         if endpoint.startswith("ipc://"):
             self._file = SocketFile(endpoint.removeprefix("ipc://"))
             self._sock.setsockopt(zmq.USE_FD, self._file.detach())
+        if "[" in endpoint:
+            self._sock.setsockopt(zmq.IPV6, 1)
         self._sock.bind(endpoint)
         self.endpoint = endpoint if self._file else self._sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
-    def _remove_file(self) -> None:
+    def _free(self, grace: float) -> None:
         if self._file is not None:
             self._file.remove()
+        close_socket(self._sock, grace)
+        if self._guard is not None:
+            self._guard.close()
 
     def _take(self, limit: int) -> bool:
         recv, getsockopt, on_message = self._sock.recv, self._sock.getsockopt, self._on_message
@@ -317,7 +299,7 @@ class ZmqListener(Listener):
                 peer = recv(_NOBLOCK)
             except zmq.Again:
                 return True
-            message = recv(_NOBLOCK)
+            message = recv(_NOBLOCK) if self._keys is None or peer in self._keys else self._first(self._keys, peer)
             while getsockopt(zmq.RCVMORE):  # no channel of ours sends several parts; what joined them is not for us to guess
                 message = recv(_NOBLOCK)
             on_message(peer, message)
@@ -325,54 +307,22 @@ class ZmqListener(Listener):
                 return True
         return False
 
-
-def _socket(kind: int, high_water: int) -> zmq.Socket[bytes]:
-    global _open_sockets
-    context: zmq.Context[Any] = zmq.Context.instance()
-    if _open_sockets == 0:
-        with contextlib.suppress(zmq.ZMQError):  # too late when another library has made a socket; then its limit holds
-            context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
-    try:
-        sock: zmq.Socket[bytes] = context.socket(kind)
-    except zmq.ZMQError as error:
-        raise TransportError(f"no socket can be made: {error}; the process may have too many open files (ulimit -n)") from None
-    _open_sockets += 1
-    for option, value in (
-        (zmq.SNDHWM, high_water),
-        (zmq.RCVHWM, high_water),
-        (zmq.LINGER, 0),
-        (zmq.MAXMSGSIZE, MAX_MESSAGE),
-        (zmq.BACKLOG, 512),
-        (zmq.RECONNECT_IVL, NEVER_MS),
-        (zmq.HANDSHAKE_IVL, round(CONNECT_TIMEOUT * 1000)),
-    ):
-        sock.setsockopt(option, value)
-    return sock
-
-
-def _close(sock: zmq.Socket[bytes], linger: float) -> None:
-    """Close a socket; ZeroMQ goes on sending what is queued for `linger` seconds, also while the process exits."""
-    global _open_sockets
-    _open_sockets -= 1
-    sock.close(linger=round(linger * 1000))
-
-
-def _flush_at_exit(pid: int) -> None:
-    """Let closed sockets send what they still hold. Not with an open one, which would block for ever, nor in a fork."""
-    if _open_sockets == 0 and os.getpid() == pid:
-        zmq.Context.instance().term()
-
-
-atexit.register(_flush_at_exit, os.getpid())
+    def _first(self, keys: dict[Peer, str], peer: Peer) -> bytes:
+        """The first message of a peer, which tells its key: the handshake has proven that it owns it."""
+        frame: zmq.Frame = self._sock.recv(_NOBLOCK, copy=False)
+        while len(keys) >= MAX_KNOWN:
+            del keys[next(iter(keys))]
+        keys[peer] = str(frame.get("User-Id"))
+        return frame.bytes
 
 
 def _too_large(message: bytes) -> TransportError:
     return TransportError(f"a message of {len(message)} bytes is over the limit of {MAX_MESSAGE}")
 
 
-def _dial_error(endpoint: str, error: TransportError | zmq.ZMQError) -> TransportError:
-    return error if isinstance(error, TransportError) else TransportError(f"can't dial {endpoint}: {error}")
+def _dial_error(endpoint: str, error: XiError | zmq.ZMQError) -> XiError:
+    return error if isinstance(error, XiError) else TransportError(f"can't dial {endpoint}: {error}")
 
 
-def _listen_error(endpoint: str, error: TransportError | zmq.ZMQError) -> TransportError:
-    return error if isinstance(error, TransportError) else TransportError(f"can't listen at {endpoint}: {error}")
+def _listen_error(endpoint: str, error: XiError | zmq.ZMQError) -> XiError:
+    return error if isinstance(error, XiError) else TransportError(f"can't listen at {endpoint}: {error}")

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from xi_core.api.control import LaunchAnswer, ModelStatus
+from xi_core.api.body import decode_body
+from xi_core.api.control import LaunchAnswer, LogPart, ModelStatus, ReplicaCount
 from xi_core.api.openai import Model, ModelList
-from xi_core.cluster.messages import GetModel, Launch, Launched, ListModels, Models, Terminate
+from xi_core.cluster.messages import GetModel, Launch, Launched, ListModels, Models, ReadLog, Scale, Terminate
 from xi_core.errors import LaunchCancelled, ModelNotFound, Unavailable
 from xi_server.asgi import read_body
 from xi_server.gateway import Gateway
@@ -20,6 +21,8 @@ from xi_server.routes.answers import gateway_of, json_response
 from xi_server.routes.launching import launch_spec
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+
+_replica_count = msgspec.json.Decoder(ReplicaCount).decode
 
 POLL = 0.5
 """Seconds between looks at a launch where the routing table says nothing new."""
@@ -65,6 +68,30 @@ async def get_model(request: Request, uid: str) -> Response:
     status: ModelStatus = await gateway.supervisor.call(GetModel(owner or uid))
     entry = _entry(gateway, status)
     return json_response(_described(_card(entry, uid) if owner else entry, status))
+
+
+@router.get("/{uid}/replicas")
+async def list_replicas(request: Request, uid: str) -> Response:
+    """The replicas of a launch."""
+    status: ModelStatus = await gateway_of(request).supervisor.call(GetModel(uid))
+    return json_response(status.replicas)
+
+
+@router.put("/{uid}/replicas")
+async def scale_model(request: Request, uid: str) -> Response:
+    """Have so many replicas of a launch, while it serves. Answers when it is accepted; those that go finish what they run."""
+    gateway = gateway_of(request)
+    body = await read_body(request.scope, request.receive, gateway.settings.max_body)
+    count = decode_body(_replica_count, body)
+    await gateway.supervisor.call(Scale(uid, count.replica))
+    return json_response({"model_uid": uid, "replica": count.replica})
+
+
+@router.get("/{uid}/logs")
+async def read_log(request: Request, uid: str, replica: int | None = None, rank: int = 0, start: int = -65536) -> Response:
+    """A part of a replica's log, from byte `start` on (below 0: so many before the end); `next` is where to go on."""
+    part: LogPart = await gateway_of(request).supervisor.call(ReadLog(uid=uid, replica=replica, rank=rank, start=start))
+    return json_response(part)
 
 
 @router.delete("/{uid}")
@@ -121,7 +148,7 @@ def _from_table(gateway: Gateway) -> list[Model]:
         route = model.route
         entry = Model(
             id=uid, root=uid, created=0, state=route.state, context_length=route.context_length,
-            endpoints=route.endpoints, replica=len(model.links),
+            endpoints=route.endpoints, replica=len(model.links), ready_replicas=len(model.usable()),
         )  # fmt: skip
         cards += _cards(entry, route.adapters)
     return cards
@@ -155,6 +182,7 @@ def _entry(gateway: Gateway, status: ModelStatus) -> Model:
         quantization=status.quantization,
         context_length=status.context_length,
         replica=status.spec.replica,
+        ready_replicas=status.ready_replicas,
         state=status.state,
         endpoints=served.route.endpoints if served is not None else [],
     )

@@ -46,6 +46,10 @@ def test_read(source):
     first, second = read_requests(path, None)
     assert (first.custom_id, first.url, first.model, json.loads(first.body)) == ("a", CHAT, "x", {"model": "x", "n": 1})
     assert (second.custom_id, second.url, second.model) == ("ü", "/v1/completions", "y")
+    for url, body in (("/v1/embeddings", {"input": ["a"]}), ("/v1/rerank", {"query": "q", "documents": ["d"]})):
+        (one,) = read_requests(source(line("a", url, body)), "z")
+        assert (one.url, json.loads(one.body)) == (url, {**body, "model": "z"})
+    path = source(line("a"), line("b"))
     assert [json.loads(request.body)["model"] for request in read_requests(path, "z")] == ["z", "z"]
 
 

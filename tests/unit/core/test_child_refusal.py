@@ -36,3 +36,11 @@ def test_refusals(status, data, expected):
     found = refusal_of("stub", CHAT, status, data)
     assert (found.status, found.param, found.code) == expected
     assert found.message
+
+
+@pytest.mark.parametrize(("body", "field"), [({"input": ["a"]}, "input"), ({"query": "q", "documents": ["a"]}, "documents")])
+def test_refusals_of_inputs(body, field):
+    request = ApiRequest(id=1, route="/v1/embeddings", body=body)
+    assert refusal_of("stub", request, 400, error("token id 9 is out of vocabulary")).param == field
+    long = refusal_of("stub", request, 400, error("This model's maximum context length is 5 tokens"))
+    assert (long.param, long.code) == (field, "context_length_exceeded")

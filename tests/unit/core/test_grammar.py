@@ -27,6 +27,7 @@ def allowed(mask: bytes) -> set[int]:
         (Grammar(kind="choice", text='["yes","yes, \\"é\\"\\n","no"]'), ["yes", 'yes, "é"\n', "no"], ["yesno", "y", ""]),
         (Grammar(kind="regex", text=r"\d+(,\d+)*/?"), ["1", "12,3/"], ["", ",", "١", "1,"]),
         (Grammar(kind="gbnf", text='root ::= "a" root "b" | "c"'), ["c", "acb", "aacbb"], ["ac", "a", "cb"]),
+        (Grammar(kind="gbnf", text=r'root ::= [\u0080-\u00FF\x41] "\xE9\x22\x5C" [\u00e9\\]'), ['é' + 'é"\\' + '\\', 'Aé"\\é'], ["Bé", 'Aé"u']),
         (Grammar(kind="json_schema", text='{"type":"array","items":{"enum":[1,null]}}'), ["[]", "[1, null]", "[\n  1\n]"], ["[2]", "[1", "[" + " " * 9 + "]"]),
     ],
 )  # fmt: skip

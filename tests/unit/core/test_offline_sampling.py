@@ -3,11 +3,14 @@
 import msgspec
 import pytest
 
+from xi_core.api.control import EngineStatus
 from xi_core.api.openai import ChatRequest, CompletionRequest
-from xi_core.errors import InvalidRequest
-from xi_core.offline import LLM, SamplingParams
-from xi_core.offline.llm import _is_one, _prompt, _spec
+from xi_core.errors import InvalidRequest, LaunchError
+from xi_core.offline import LLM, SamplingParams, StructuredOutputsParams
+from xi_core.offline.launching import spec_of, spread
+from xi_core.offline.prompts import is_one, pairs_of, prompts_of
 from xi_core.offline.sampling import CHAT, COMPLETIONS
+from xi_core.plugins import PluginHub
 from xi_core.wire.manifest import COMMON_FIELDS, YES, no
 
 CELLS = dict.fromkeys(COMMON_FIELDS, YES)
@@ -56,9 +59,42 @@ def test_the_api_takes_every_body(route, request_type, more):
         msgspec.json.decode(msgspec.json.encode(body), type=request_type)
 
 
-def test_an_unknown_name_is_refused_by_python():
-    with pytest.raises(TypeError, match="best_of"):
-        SamplingParams(best_of=2)
+@pytest.mark.parametrize("kind", [SamplingParams, StructuredOutputsParams])
+def test_an_unknown_name_is_refused_by_python(kind):
+    with pytest.raises(TypeError, match=rf"{kind.__name__}.*'best_of'"):
+        kind(best_of=2)
+
+
+# ---- structured output -------------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+
+
+@pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"json": SCHEMA}, {"structured_outputs": {"json": SCHEMA}}),
+        ({"json": msgspec.json.encode(SCHEMA).decode()}, {"structured_outputs": {"json": SCHEMA}}),
+        ({"regex": "a+"}, {"structured_outputs": {"regex": "a+"}}),
+        ({"choice": ["a", "b"], "json_object": False}, {"structured_outputs": {"choice": ["a", "b"]}}),
+        ({"grammar": 'root ::= "a"'}, {"structured_outputs": {"grammar": 'root ::= "a"'}}),
+        ({"json_object": True}, {"response_format": {"type": "json_object"}}),
+    ],
+)
+def test_structured_outputs(route, given, said):
+    body = SamplingParams(structured_outputs=StructuredOutputsParams(**given)).body(route, {}, 512)
+    assert body == {"max_tokens": 16, **said}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({}, "give exactly one, not none"), ({"regex": "a", "choice": ["b"]}, "not regex and choice"), ({"json": "{"}, "json is no JSON")],
+)
+def test_structured_outputs_that_are_none(given, words):
+    with pytest.raises(InvalidRequest, match=words) as refused:
+        SamplingParams(structured_outputs=StructuredOutputsParams(**given)).body(CHAT, {}, 512)
+    assert refused.value.param.startswith("structured_outputs")
 
 
 # ---- what `LLM` is called with -----------------------------------------------------------------------
@@ -68,22 +104,82 @@ def test_an_unknown_name_is_refused_by_python():
     ("prompts", "one"), [("a", True), ([1, 2], True), ({"prompt": "a"}, True), (["a"], False), ([[1], [2]], False), ([], False)]
 )
 def test_one_prompt_or_several(prompts, one):
-    assert _is_one(prompts) is one
+    assert is_one(prompts) is one
 
 
-@pytest.mark.parametrize("bad", [None, 5, [], ["a"], {}, {"prompt": None}, {"multi_modal_data": 1}])
+@pytest.mark.parametrize("bad", [None, 5.5, [], ["a"], {}, {"prompt": None}, {"multi_modal_data": 1}])
 def test_what_is_no_prompt(bad):
     with pytest.raises(InvalidRequest, match="a prompt is"):
-        _prompt(bad)
+        prompts_of([bad])
 
 
 def test_options_are_the_launchs_or_the_engines():
-    spec = _spec("m", "e", {"model_format": "pytorch", "n_gpu": None, "context_length": 5, "replica": 3})
-    assert (spec.model_format, spec.n_gpu, spec.replica) == ("pytorch", None, 1)
-    assert spec.options == {"context_length": 5, "replica": 3}, "the engine says what it doesn't know"
+    spec = spec_of("m", "e", {"model_format": "pytorch", "n_gpu": None, "context_length": 5, "replica": 3, "options": 1})
+    assert (spec.model_format, spec.n_gpu, spec.replica) == ("pytorch", None, 3)
+    assert spec.options == {"context_length": 5, "options": 1}, "the engine says what it doesn't know"
 
 
 @pytest.mark.parametrize("size", [0, -1, "two", 1.5, None])
 def test_a_size_that_is_none(size):
-    with pytest.raises(InvalidRequest, match="number of devices"):
-        LLM("m", tensor_parallel_size=size)
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        with pytest.raises(InvalidRequest, match="number of devices") as refused:
+            LLM("m", **{name: size})
+        assert refused.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("queries", "documents", "pairs"),
+    [
+        ("q", "d", [("q", ["d"])]),
+        ("q", ["d", "e"], [("q", ["d", "e"])]),
+        (["q"], ["d", "e"], [("q", ["d", "e"])]),
+        (["p", "q"], ["d", "e"], [("p", ["d"]), ("q", ["e"])]),
+    ],
+)
+def test_queries_and_their_documents(queries, documents, pairs):
+    assert pairs_of(queries, documents) == pairs
+
+
+@pytest.mark.parametrize(("queries", "documents"), [("q", []), ([], ["d"]), ([], []), (["p", "q"], ["d"]), (["p", "q"], ["d", "e", "f"])])
+def test_queries_that_dont_go_with_the_documents(queries, documents):
+    with pytest.raises(InvalidRequest, match="give one query, or one for each document"):
+        pairs_of(queries, documents)
+
+
+# ---- a model over several devices --------------------------------------------------------------------
+
+
+class Private:
+    """What `spread` asks of a `PrivateModel`."""
+
+    def __init__(self, devices):
+        self.hub = PluginHub.load()
+        self._devices = devices
+
+    def has_devices(self):
+        return self._devices
+
+    def engines(self, model):
+        return [EngineStatus(name=info.name, available=True, reason="", formats=[], plugin="", model="yes") for info in self.hub.engines]
+
+
+@pytest.mark.parametrize(
+    ("devices", "given", "n_gpu"), [(True, {}, 8), (False, {}, "auto"), (True, {"n_gpu": 3}, 3), (True, {"n_gpu": None}, None)]
+)
+@pytest.mark.parametrize("engine", ["vLLM", "SGLang"])
+def test_sizes_become_the_engines_options_and_its_devices(engine, devices, given, n_gpu):
+    spec = spec_of("m", engine, {"distributed_executor_backend": "mp", **given})
+    found = spread(spec, {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}, Private(devices))
+    assert found.options == {"distributed_executor_backend": "mp", "tensor_parallel_size": 4, "pipeline_parallel_size": 2}
+    assert (found.model_engine, found.n_gpu) == (engine, n_gpu)
+
+
+def test_an_engine_that_can_spread_is_chosen():
+    assert spread(spec_of("m", None, {}), {"tensor_parallel_size": 2}, Private(True)).model_engine in ("vLLM", "SGLang")
+    assert spread(spec_of("m", None, {}), {}, Private(True)).model_engine is None
+
+
+def test_an_engine_that_cant_spread_says_so():
+    with pytest.raises(LaunchError, match=r"engine transformers can't spread .*pipeline_parallel_size can't be 2") as refused:
+        spread(spec_of("m", "transformers", {}), {"pipeline_parallel_size": 2}, Private(True))
+    assert refused.value.param == "pipeline_parallel_size"

@@ -6,15 +6,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from xi_core.engine.base import LoadedModel, Progress, SamplingParams, Tokenizer
+from xi_core.engine.base import ApiRequest, ApiSink, LoadedModel, Progress, SamplingParams, Tokenizer
 from xi_core.engine.grammar import Grammar
 from xi_core.errors import InvalidRequest
 from xi_core.serving.parser import OutputParser, Parsed, ToolCallDelta
 from xi_core.serving.parsing import Chain, Parsers, joined
 from xi_core.serving.request import CHAT, parse
 from xi_core.testing.fake_plugin import counting_manifest
-from xi_core.testing.fakes import ByteTokenizer, CountingEngine
+from xi_core.testing.fakes import ByteTokenizer, CountingEngine, ScriptedEngine
 from xi_core.testing.harness import Answer, Harness, plan_for
 from xi_core.wire.plan import LaunchPlan
 
@@ -248,11 +250,20 @@ def job(**fields: Any) -> Any:
     return parse(CHAT, json.dumps(body).encode(), counting_manifest(), "fake", {})
 
 
-def test_an_answer_under_a_grammar_does_not_think() -> None:
+def test_a_form_comes_after_the_thinking() -> None:
     asked = job()
     asked.grammar = Grammar(kind="regex", text="a", param="response_format")
-    assert parsers().opening(asked, "Hi><think>\n") == "\n</think>\n\n"
-    assert parsers().opening(job(), "Hi><think>\n") == ""
+    for prompt, thinks in (("Hi><think>\n", True), ("Hi>", True), ("Hi></think>\n\n", False)):
+        opening, grammar = parsers().opening(asked, prompt)
+        assert opening == ""
+        assert ("until" in str(grammar)) == thinks
+        assert grammar is not None
+        assert grammar.param == "response_format"
+    asked.variables = {"enable_thinking": False}
+    opening, grammar = parsers().opening(asked, "Hi><think>\n")
+    assert opening == "\n</think>\n\n", "told not to think, it does not"
+    assert "until" not in str(grammar)
+    assert parsers().opening(job(), "Hi><think>\n") == ("", None)
 
 
 def test_a_grammar_and_a_required_call_exclude_each_other() -> None:
@@ -272,3 +283,71 @@ def test_pieces_of_one_call_are_joined() -> None:
 
 def test_a_chain_of_none_is_content() -> None:
     assert Chain(None, None, calls=True).feed("x") == Parsed("x")
+
+
+TWO = f'{CALL}\n<tool_call>{{"name": "g", "arguments": {{"b": 2}}}}</tool_call> And more.'
+
+
+@STREAMED
+def test_one_call_only(stream: bool) -> None:
+    with speaking(TWO) as harness:
+        both, last = [("f", '{"a": 1}'), ("g", '{"b": 2}')], " And more."
+        assert message(ask(harness, stream)) == (last, "", both, "tool_calls")
+        assert message(ask(harness, stream, parallel_tool_calls=True)) == (last, "", both, "tool_calls")
+        one = ask(harness, stream, parallel_tool_calls=False)
+        assert message(one) == ("", "", both[:1], "tool_calls")
+        assert one.usage["completion_tokens"] < len(TWO) - len(last), "nothing is generated after the second call began"
+        harness.wait_idle()
+
+
+@STREAMED
+def test_one_call_of_a_form_that_comes_whole(stream: bool) -> None:
+    with speaking("[f(a=1), g(b=2)]", tool="xi_plugins.parsers.pythonic:PythonicParser") as harness:
+        assert message(ask(harness, stream, parallel_tool_calls=False)) == ("", "", [("f", '{"a": 1}')], "tool_calls")
+
+
+def test_a_field_that_asks_for_one_call_must_be_honoured() -> None:
+    fields = {"messages": [{"role": "user", "content": "Hi"}], "model": "m", "tools": TOOLS}
+    manifest = counting_manifest()
+    del manifest.endpoints[CHAT]["parallel_tool_calls"]
+    assert not parse(CHAT, json.dumps({**fields, "parallel_tool_calls": True}).encode(), manifest, "fake", {}).one_call
+    with pytest.raises(InvalidRequest, match="parallel_tool_calls"):
+        parse(CHAT, json.dumps({**fields, "parallel_tool_calls": False}).encode(), manifest, "fake", {})
+
+
+class Caller(ScriptedEngine):
+    """An API engine that makes two calls, whatever it is asked; keeps the bodies."""
+
+    bodies: list[dict[str, Any]]
+
+    def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
+        self.bodies = []
+        return super().load(plan, progress)
+
+    def submit(self, request: ApiRequest, sink: ApiSink) -> None:
+        self.bodies.append(request.body)
+        for index, name in enumerate("fg"):
+            for function in ({"name": name}, {"arguments": "{}"}):
+                delta = {"tool_calls": [{"index": index, "function": function}]}
+                sink.event(request.id, json.dumps({"choices": [{"index": 0, "delta": delta}]}))
+        usage = {"prompt_tokens": 3, "completion_tokens": 8}
+        sink.event(request.id, json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}], "usage": usage}))
+        sink.done(request.id)
+
+
+@STREAMED
+def test_one_call_only_of_an_engine_that_makes_more(stream: bool) -> None:
+    plan = plan_for(f"{__name__}:Caller", "nowhere", "fake")
+    with Harness(plan) as harness:
+        assert message(ask(harness, stream))[2] == [("f", "{}"), ("g", "{}")]
+        assert message(ask(harness, stream, parallel_tool_calls=False))[2:] == ([("f", "{}")], "tool_calls")
+        bodies = harness.engine.bodies  # type: ignore[attr-defined]
+        assert [body.get("parallel_tool_calls") for body in bodies] == [None, False]
+
+
+@settings(max_examples=25, deadline=None)
+@given(text=st.lists(st.sampled_from([CALL, TWO, "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {', '"x": "', '"}}', " ", "é", "<think>", "</think>", "text"]), max_size=6).map("".join))  # fmt: skip
+def test_what_is_streamed_is_what_is_answered_whole(text: str) -> None:
+    with speaking(text + ".") as harness:
+        for fields in ({}, {"parallel_tool_calls": False}):
+            assert message(ask(harness, True, **fields)) == message(ask(harness, False, **fields))

@@ -83,7 +83,8 @@ def test_choices_have_seeds_of_their_own() -> None:
         ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
         ({"messages": []}, "messages"), ({"messages": "Hi"}, "messages"), ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"content": "x"}]}, "messages[0].role"), ({"tools": [{"type": "function"}]}, "tools[0].function"),
-        ({"tool_choice": "required"}, "tool_choice"), ({"tools": [WEATHER], "tool_choice": "always"}, "tool_choice"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls"), ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"parallel_tool_calls": True, "tools": [WEATHER], "tool_choice": "x"}, "tool_choice"), ({"tool_choice": "required"}, "tool_choice"), ({"tools": [WEATHER], "tool_choice": "always"}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
         ({"chat_template_kwargs": 5}, "chat_template_kwargs"), ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"a": []}}, "chat_template_kwargs[...]"), ({"chat_template_kwargs": {f"n{n}": n for n in range(33)}}, "chat_template_kwargs"),
@@ -97,7 +98,8 @@ def test_choices_have_seeds_of_their_own() -> None:
         ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex"), ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
         ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice[0]"), ({"structured_outputs": {"choice": ["a"] * 1025}}, "structured_outputs.choice"),
         ({"structured_outputs": {"grammar": "x" * 65537}}, "structured_outputs.grammar"), ({"structured_outputs": {"lark": "x"}}, "structured_outputs.lark"),
-        ({"model": 3}, "model"), ({"user": 5}, "user"), ({"ignore_eos": 1}, "ignore_eos"), ({"surprise": 1}, "surprise"),
+        ({"model": 3}, "model"), ({"user": 5}, "user"), ({"ignore_eos": 1}, "ignore_eos"), ({"return_token_ids": 1}, "return_token_ids"),
+        ({"surprise": 1}, "surprise"),
     ],
 )  # fmt: skip
 def test_each_field_is_checked_and_named(fields: dict[str, Any], param: str) -> None:

@@ -1,6 +1,6 @@
 """The plugins `vLLM` and `SGLang` without their libraries: what they tell, refuse, run and read."""
 
-import stat
+import json
 from importlib import metadata, util
 from pathlib import Path
 
@@ -9,11 +9,13 @@ import pytest
 from xi_core.engine.base import ApiRequest
 from xi_core.engine.child_address import Address
 from xi_core.engine.info import HostInfo
-from xi_core.errors import EngineError, EngineNotInstalled, UnknownOption
+from xi_core.errors import ArtifactError, EngineError, EngineNotInstalled, UnknownOption
 from xi_core.importing import import_path
 from xi_core.models.family import ModelSpec, SourceRef
+from xi_core.serving.pooling_request import EMBEDDINGS, RERANK
 from xi_core.serving.request import CHAT, COMPLETIONS
 from xi_core.testing.harness import plan_for
+from xi_core.wire.plan import LoraModule
 from xi_plugins.engines.sglang import plugin as sglang
 from xi_plugins.engines.vllm import plugin as vllm
 
@@ -83,7 +85,8 @@ def test_match(plugin):
 
     assert all(plugin.match(spec(format=one), HOST).ok for one in ("pytorch", "gptq", "awq", "fp8"))
     assert "not format ggufv2" in plugin.match(spec(format="ggufv2"), HOST).reason
-    assert "not embedding" in plugin.match(spec(model_type="embedding"), HOST).reason
+    assert plugin.match(spec(model_type="embedding"), HOST).ok
+    assert "model type image is none of" in plugin.match(spec(model_type="image"), HOST).reason
 
 
 # ---- the command ------------------------------------------------------------------------------------
@@ -91,7 +94,7 @@ def test_match(plugin):
 
 @PLUGINS
 def test_what_xi_sets_itself_is_refused(plugin):
-    for name in ("port", "api-key", "served_model_name"):
+    for name in ("port", "api-key", "served_model_name", *(("lora_modules", "runner") if plugin is vllm else ())):
         with pytest.raises(UnknownOption, match="can't be given"):
             info(plugin).check_options({name: "x"})
 
@@ -115,16 +118,6 @@ def test_command_of_vllm(model, address):
     assert command.defaults["HF_HUB_OFFLINE"] == "1"
 
 
-def test_command_of_sglang(model, address):
-    command = engine(sglang).command(plan(sglang, model, trust_remote_code=False, mem_fraction_static=0.8), address(sglang))
-    assert command.argv[1:4] == ["-P", "-m", "sglang.launch_server"]
-    wanted = {f"--model-path={model}", "--served-model-name=uid", "--host=127.0.0.1", "--port=4711", "--mem-fraction-static=0.8"}
-    assert wanted <= set(command.argv)
-    key = Path(command.argv[command.argv.index("--config") + 1])
-    assert key.read_text() == "api-key: secret\n"
-    assert stat.S_IMODE(key.stat().st_mode) == 0o600
-
-
 @PLUGINS
 def test_devices_are_spread_over(plugin, model, address):
     assert "--tensor-parallel-size=4" in engine(plugin).command(plan(plugin, model, 4), address(plugin)).argv
@@ -132,6 +125,73 @@ def test_devices_are_spread_over(plugin, model, address):
     assert {"--tensor-parallel-size=2", "--pipeline-parallel-size=2"} <= set(both)
     with pytest.raises(UnknownOption, match="--n-gpu 2"):
         engine(plugin).command(plan(plugin, model, 4, tp=2), address(plugin))
+
+
+def test_several_gpus_by_ray_are_passed_on(model, address):
+    given = plan(vllm, model, 2, **{"distributed-executor-backend": "ray"})
+    command = engine(vllm).command(given, address(vllm))
+    assert {"--distributed-executor-backend=ray", "--tensor-parallel-size=2"} <= set(command.argv)
+    assert "RAY_ADDRESS" not in {**command.env, **command.defaults}  # what the worker or --env says reaches the child as it is
+
+
+def test_sizes_are_as_given_on_a_cpu(model, address):
+    argv = engine(vllm).command(plan(vllm, model, tp=2, pipeline_parallel_size="2"), address(vllm)).argv
+    assert {"--tensor-parallel-size=2", "--pipeline-parallel-size=2"} <= set(argv)
+    with pytest.raises(UnknownOption, match="tensor_parallel_size"):
+        engine(vllm).command(plan(vllm, model, tp=0), address(vllm))
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    def make(**ranks):
+        modules = []
+        for name, rank in ranks.items():
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
+            head = json.dumps({"x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
+            (folder / "adapter_model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+            modules.append(LoraModule(name=name, path=str(folder)))
+        return modules
+
+    return make
+
+
+def test_lora_modules_of_vllm(model, address, adapters):
+    given = plan(vllm, model)
+    given.lora_modules = adapters(pirate=4, poet=12)
+    argv = engine(vllm).command(given, address(vllm)).argv
+    assert {"--enable-lora", "--max-lora-rank=16", "--max-loras=3", "--max-cpu-loras=3"} <= set(argv)
+    start = argv.index("--lora-modules") + 1
+    assert [json.loads(word) for word in argv[start : start + 2]] == [
+        {"name": module.name, "path": module.path} for module in given.lora_modules
+    ]
+    given.options = {"max_loras": 2}
+    with pytest.raises(UnknownOption, match="above the number of LoRA modules, 2"):
+        engine(vllm).command(given, address(vllm))
+    given.devices = ["cuda:0"]
+    assert {"--max-loras=2", "--max-cpu-loras=2"} <= set(engine(vllm).command(given, address(vllm)).argv)
+    given.options = {}
+    assert "--max-loras=2" in engine(vllm).command(given, address(vllm)).argv
+    assert "--enable-lora" not in engine(vllm).command(plan(vllm, model), address(vllm)).argv
+
+
+def test_lora_module_that_is_not_there(model, address, tmp_path):
+    given = plan(vllm, model)
+    given.lora_modules = [LoraModule(name="pirate", path=str(tmp_path / "nowhere"))]
+    with pytest.raises(ArtifactError, match=r"'pirate'.*nowhere"):
+        engine(vllm).command(given, address(vllm))
+
+
+@pytest.mark.parametrize(("kind", "route"), [("embedding", EMBEDDINGS), ("rerank", RERANK)])
+def test_pooling_by_vllm(model, address, kind, route):
+    made = import_path(info(vllm).engine_for(kind))()
+    assert "--runner=pooling" in made.command(plan(vllm, model), address(vllm)).argv
+    loaded = made.loaded(plan(vllm, model), {"max_model_len": 9})
+    assert set(loaded.manifest.endpoints) == {route}
+    assert loaded.manifest.narrowed_by(info(vllm).manifest) == loaded.manifest
+    body = made.body(ApiRequest(id=1, route=route, body={"input": ["x"]}))
+    assert body == ({"input": ["x"], "use_activation": True} if kind == "embedding" else {"input": ["x"]})
 
 
 @PLUGINS
@@ -160,23 +220,7 @@ def test_tools_need_a_parser(plugin, model, parser):
     assert loaded.manifest.narrowed_by(info(plugin).manifest) == loaded.manifest
 
 
-def test_seeds_of_sglang_need_their_option(model):
-    loaded = [
-        engine(sglang).loaded(plan(sglang, model, **options), {"max_model_len": 9})
-        for options in ({}, {"enable_deterministic_inference": True})
-    ]
-    assert [one.manifest.endpoints[CHAT]["seed"].state for one in loaded] == ["no", "limited"]
-
-
 # ---- what comes back --------------------------------------------------------------------------------
-
-
-def test_sglang_is_asked_again_with_what_fits():
-    request = ApiRequest(id=1, route=COMPLETIONS, body={"prompt": "x", "max_tokens": 90, "top_k": 0})
-    message = b"Requested token count exceeds the model's maximum context length of 64 tokens. You requested a total of 130 tokens: 40 tokens from the input"
-    assert engine(sglang).second_body(request, message) == {"prompt": "x", "max_tokens": 24, "top_k": -1}
-    assert engine(sglang).second_body(request, message.replace(b"40 tokens", b"64 tokens")) is None
-    assert engine(sglang).second_body(request, b"no") is None
 
 
 @PLUGINS

@@ -1,12 +1,22 @@
 """Grammars for llama.cpp: what is written, and what is refused. That llama.cpp keeps to them is tested with the engine."""
 
+import json
+import random
 import re
+from functools import cache
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from xi_core.engine.grammar import Grammar
+from xi_core.engine.grammar import Grammar, GrammarCompiler
 from xi_core.errors import InvalidRequest, UnsupportedField
-from xi_plugins.engines.llama_cpp.gbnf import integers, to_gbnf
+from xi_core.serving.schema import normalise
+from xi_core.testing.fakes import END, ByteTokenizer
+from xi_core.testing.schema_check import fits
+from xi_plugins.engines.llama_cpp.gbnf import to_gbnf
+from xi_plugins.engines.llama_cpp.numbers import decimals, integers
 from xi_plugins.engines.llama_cpp.regex import all_but, regex_to_gbnf
 
 SPECIAL = re.compile(r"([.+*?(){}|$^])")
@@ -81,18 +91,133 @@ def test_grammars_pass() -> None:
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
-        ('{"oneOf":[{},{}]}', "oneOf"), ('{"type":"string","pattern":"a"}', "pattern"), ('{"type":"number","minimum":1}', "minimum"),
-        ('{"type":"integer","minimum":5,"exclusiveMaximum":5}', "no integer"),
+        ('{"oneOf":[{},{}]}', "oneOf"), ('{"oneOf":[{"type":"integer"},{"type":"number"}]}', "oneOf"), ('{"oneOf":[{"enum":[1,2]},{"enum":[2]}]}', "oneOf"),
+        ('{"type":"string","pattern":"a","maxLength":3}', "beside 'pattern'"), ('{"type":"integer","minimum":5,"exclusiveMaximum":5}', "no integer"),
+        ('{"type":"number","minimum":5,"exclusiveMaximum":5}', "no number"), ('{"type":"string","pattern":"^a|b"}', "needs a group"),
+        ('{"type":"string","pattern":"(?=a)b"}', "look-around"),
     ],
 )  # fmt: skip
 def test_schemas_that_are_not_supported(schema: str, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words) as caught:
         to_gbnf(Grammar(kind="json_schema", text=schema, param="response_format"))
     assert caught.value.param == "response_format"
-    assert isinstance(caught.value, UnsupportedField) == (words != "no integer")
+    assert isinstance(caught.value, UnsupportedField) == ("no " not in words and words not in ("needs a group", "look-around"))
 
 
 def test_white_space_is_bounded() -> None:
     text = to_gbnf(Grammar(kind="json_schema", text='{"type":"object"}'))
     assert r'ws ::= | " " | "\n" [ \t]{0,20}' in text
     assert "root ::= object" in text
+
+
+BOUNDS = [
+    (0.5, 2.0), (0.0, 1.0), (-1.5, 0.25), (0.1, 0.9), (0.25, 0.251), (-0.75, -0.5), (3.0, 3.0), (None, -2.5), (99.99, 101.0), (-3.0, None), (0.0, 0.05),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("above", [False, True])
+@pytest.mark.parametrize("below", [False, True])
+def test_decimals(bounds: tuple[float | None, float | None], above: bool, below: bool) -> None:
+    least, most = bounds
+    text = decimals(least, most, above=above and least is not None, below=below and most is not None)
+    if not text:
+        assert least == most
+        return
+    found = re.compile(from_gbnf(text))
+    near = {
+        round(bound + step, 6) for bound in bounds if bound is not None for step in (0, 1e-6, -1e-6, 0.001, -0.001, 0.1, -0.1, 1, -1, 9, -9)
+    }
+    for number in sorted(near | {0.0, 0.5, -0.5, 0.2505, 100.0, -100.25}):
+        for written in {str(number), f"{number:.7f}", *([str(int(number))] if number.is_integer() else [])} - {"-0.0", "-0.0000000"}:
+            if "e" in written:
+                continue
+            value = float(written)
+            wanted = (least is None or value > least or (value == least and not above)) and (
+                most is None or value < most or (value == most and not below)
+            )
+            assert bool(found.fullmatch(written)) == wanted, (written, text)
+    for wrong in ("-0", "007", "1.", ".5", "--1", "-0.0"):
+        assert not found.fullmatch(wrong)
+
+
+# ---- whatever the schema is, what the grammar lets through is valid ---------------------------------
+
+NAMES = st.sampled_from(["a", "b", 'q"\\', "é"])
+PATTERNS = st.sampled_from(["^[A-Z]{2}-\\d+$", "a", '^["\\\\]$', "^(x|yz)*$", "\\.js$", "^[^a-z\\s]{1,3}$", "\\w\\W"])
+LEAVES = st.one_of(
+    st.just({"type": "null"}),
+    st.just({"type": "boolean"}),
+    st.sampled_from(["date", "time", "date-time", "uuid"]).map(lambda name: {"type": "string", "format": name}),
+    PATTERNS.map(lambda pattern: {"type": "string", "pattern": pattern}),
+    st.tuples(st.integers(0, 3), st.integers(0, 4)).map(lambda ends: {"type": "string", "minLength": ends[0], "maxLength": sum(ends)}),
+    st.tuples(st.integers(-1200, 1200), st.integers(0, 1500)).map(
+        lambda ends: {"type": "integer", "minimum": ends[0], "maximum": sum(ends)}
+    ),
+    st.tuples(st.floats(-99, 99, allow_nan=False), st.floats(0.001, 200)).map(
+        lambda ends: {"type": "number", "exclusiveMinimum": ends[0], "maximum": sum(ends)}
+    ),
+    st.lists(st.sampled_from([1, "x", None, True, {"k": [0.5]}, "\n"]), min_size=1, max_size=3).map(lambda values: {"enum": values}),
+    st.just({"const": "only"}),
+    st.just({"$ref": "#/$defs/tree"}),
+)
+TREE = {"type": "object", "properties": {"left": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/tree"}]}}, "required": ["left"], "additionalProperties": False}  # fmt: skip
+
+
+def _objects(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    made = st.tuples(st.dictionaries(NAMES, inner, max_size=3), st.sets(NAMES))
+    return made.map(
+        lambda pair: {"type": "object", "properties": pair[0], "required": sorted(pair[1] & set(pair[0])), "additionalProperties": False}
+    )
+
+
+SCHEMAS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        _objects(inner),
+        st.tuples(inner, st.integers(0, 2), st.integers(0, 2)).map(
+            lambda of: {"type": "array", "items": of[0], "minItems": of[1], "maxItems": of[1] + of[2]}
+        ),
+        st.lists(inner, min_size=1, max_size=2).map(
+            lambda parts: {"type": "array", "prefixItems": parts, "items": False, "minItems": len(parts)}
+        ),
+        st.lists(inner, min_size=1, max_size=3).map(lambda parts: {"anyOf": parts}),
+        st.lists(inner, min_size=2, max_size=2).map(lambda parts: {"oneOf": parts}),
+    ),
+    max_leaves=4,
+)
+
+
+@cache
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(ByteTokenizer(), [END])
+
+
+def walk(grammar: Grammar, chance: random.Random) -> str | None:
+    """A random text of the grammar; None where it got too long."""
+    matcher, found = compiler().matcher(grammar), b""
+    for _ in range(1500):
+        mask = matcher.allowed()
+        allowed = [token for token in range(END + 1) if mask[token // 8] >> token % 8 & 1]
+        likely = [token for token in allowed if token == END or chr(token) in '",]}:>)'] if chance.random() < 0.7 else []
+        token = chance.choice(likely or allowed)
+        if token == END:
+            return found.decode()
+        matcher.accept(token)
+        found += bytes([token])
+    return None
+
+
+@settings(max_examples=40, deadline=None)
+@given(schema=SCHEMAS, seed=st.integers(0, 10**6))
+def test_what_the_grammar_lets_through_is_valid(schema: dict[str, Any], seed: int) -> None:
+    pytest.importorskip("llguidance")
+    whole = {**schema, "$defs": {"tree": TREE}}
+    try:
+        gbnf = to_gbnf(Grammar(kind="json_schema", text=json.dumps(normalise(whole, "p"))))
+    except UnsupportedField:
+        assert "oneOf" in str(schema), schema
+        return
+    for step in range(3):
+        text = walk(Grammar(kind="gbnf", text=gbnf), random.Random(seed + step))
+        assert text is None or fits(json.loads(text), whole), text

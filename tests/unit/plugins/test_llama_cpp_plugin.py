@@ -295,6 +295,30 @@ def test_prompts() -> None:
     assert translated(CHAT, messages=messages)["messages"] == [{"role": "system", "content": "Be brief."}, messages[1]]
 
 
+def strict(**properties: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"type": "object", "properties": properties}}}
+
+
+def test_strict_tools_and_one_call() -> None:
+    kept = {"pattern": {"type": "integer", "minimum": 1}, "a": {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 3}]}}
+    [tool] = translated(CHAT, tools=[strict(**kept)])["tools"]
+    assert tool["function"]["parameters"] == {"type": "object", "properties": kept, "required": [], "additionalProperties": False}
+    for name, lost in (
+        ("pattern", {"type": "array", "items": {"type": "string", "pattern": "a"}}),
+        ("minimum", {"anyOf": [{"type": "number", "minimum": 1}]}),
+        ("oneOf", {"oneOf": [{"type": "null"}, {"type": "string"}]}),
+        ("not", {"not": {}}),
+    ):
+        with pytest.raises(InvalidRequest, match=name) as caught:
+            translated(CHAT, tools=[strict(), strict(a=lost)])
+        assert caught.value.param == "tools[1].function.parameters"
+        loose = strict(a=lost)
+        del loose["function"]["strict"]
+        assert translated(CHAT, tools=[loose])["tools"] == [loose], "as llama.cpp reads it"
+    assert translated(CHAT, tools=[strict()])["parallel_tool_calls"] is True
+    assert translated(CHAT, tools=[strict()], parallel_tool_calls=False)["parallel_tool_calls"] is False
+
+
 def test_tools() -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in ("get_time", "get_weather")]
     assert translated(CHAT, tools=tools)["tool_choice"] == "auto"

@@ -65,10 +65,23 @@ def test_match(wanted: ModelSpec, ok: bool) -> None:
 def test_options_are_typed_and_named() -> None:
     found = info().check_options({"batch-size": "4", "dtype": "bfloat16", "device": "cuda:1", "prefill_chunk": 64})
     assert found == {"batch_size": 4, "dtype": "bfloat16", "device": "cuda:1", "prefill_chunk": 64}
+    found = info().check_options({"quantize": "torchao-int8", "device-map": "balanced", "enable-prefix-caching": "false"})
+    assert found == {"quantize": "torchao-int8", "device_map": "balanced", "enable_prefix_caching": False}
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("dtype", "int4"), ("device", "tpu"), ("batch_size", 0), ("context_length", 1), ("threads", 0), ("nonsense", 1)]
+    ("name", "value"),
+    [
+        ("dtype", "int4"),
+        ("device", "tpu"),
+        ("batch_size", 0),
+        ("context_length", 1),
+        ("threads", 0),
+        ("nonsense", 1),
+        ("quantize", "8bit"),
+        ("device_map", "cpu"),
+        ("enable_prefix_caching", "maybe"),
+    ],
 )
 def test_wrong_options_are_refused(name: str, value: object) -> None:
     with pytest.raises(UnknownOption, match=name) as caught:

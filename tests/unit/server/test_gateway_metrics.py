@@ -34,7 +34,7 @@ def test_every_metric_has_help_and_type() -> None:
     metrics.observe("gauge", "g", "A gauge.", (), lambda: [((), 1.5)])
     text = metrics.render()
     assert text.endswith("# HELP g A gauge.\n# TYPE g gauge\ng 1.5\n")
-    assert text.count("# HELP") == text.count("# TYPE") == 7
+    assert text.count("# HELP") == text.count("# TYPE") == 8
 
 
 def test_counters_of_engines_by_model_and_replica() -> None:

@@ -15,7 +15,6 @@ from xi_core.models.family import ModelSpec
 from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Ability, Manifest, limited, no, of_fields
 
 INSTALL = "pip install 'xi-inference[mlx]'"
-_TOOL_CHOICE = Ability(reason="the beginning of a required call is written for the model; its arguments are not constrained by a grammar")
 LOGPROBS = 20
 """Most alternatives per token."""
 OLDEST = (0, 32)
@@ -41,7 +40,7 @@ def full_manifest(ends: bool = True) -> Manifest:
     common["logprobs"] = limited(maximum=LOGPROBS)
     common |= dict.fromkeys(STRUCTURED_FIELDS, _structured(ends))
     return of_fields(
-        chat={**common, "tools": YES, "tool_choice": _TOOL_CHOICE, "chat_template_kwargs": YES},
+        chat={**common, "tools": YES, "tool_choice": YES, "parallel_tool_calls": YES, "chat_template_kwargs": YES},
         completions={**common, "echo": YES},
     )
 

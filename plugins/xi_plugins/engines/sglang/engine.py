@@ -1,29 +1,32 @@
 """`SglangEngine`: SGLang's own OpenAI server as a child process. Imported in the replica only; SGLang itself is loaded in the child alone.
 
-Options are checked by the real `ServerArgs` when the child starts. Written against the sources of SGLang 0.5.23; not verified on a GPU.
+Options are checked by the real `ServerArgs` when the child starts (start.py), so that no second import of SGLang is paid for.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, ClassVar
 
 from xi_core.engine.base import ApiRequest, LoadedModel
 from xi_core.engine.child_address import Address
-from xi_core.engine.child_options import cause, complaint, count, flags, parallelism
+from xi_core.engine.child_options import cause, complaint
 from xi_core.engine.child_server import ChildServerEngine, ServerCommand
 from xi_core.engine.child_translate import to_server
 from xi_core.errors import EngineError, EngineNotInstalled, XiError
 from xi_core.models.inspect import has_chat_template
-from xi_core.wire.manifest import Ability, Manifest, no
+from xi_core.wire.manifest import STRUCTURED_FIELDS, TOOL_FIELDS, Ability, Manifest, no
 from xi_core.wire.plan import LaunchPlan
+from xi_plugins.engines.sglang.command import GRAMMARS, command_line, slots_of
 from xi_plugins.engines.sglang.plugin import INSTALL, MANIFEST, NAME
+from xi_plugins.engines.sglang.start import KEY
+from xi_plugins.engines.sglang.structured import with_grammar
+from xi_plugins.engines.sglang.tokens import check_ids, special_names, vocabulary_size, without_special
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
-GPU_SLOTS = 256
-"""Requests at once on a GPU, where the launch doesn't say; on a CPU it is XI_BATCH_SIZE."""
+_LOGPROBS = b'"logprobs":{'
 _TOO_MANY = re.compile(rb"maximum context length of (\d+) tokens.*?: (\d+) tokens from the input")
 _STAGES = {"Load weight begin": "loading weights", "Load weight end": "preparing the cache", "Capture cuda graph": "capturing CUDA graphs"}
 
@@ -32,27 +35,31 @@ class SglangEngine(ChildServerEngine):
     """Runs one Hugging Face model. See `ChildServerEngine` for who calls what."""
 
     name = NAME
+    embedding: ClassVar[bool] = False
+    """Whether the model gives vectors."""
     unix_socket = False  # it has no option for one
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._special: frozenset[str] = frozenset()
+        self._vocabulary: int | None = None
+
     def command(self, plan: LaunchPlan, address: Address) -> ServerCommand:
-        options = {"max_running_requests": _slots(plan), "log_level_http": "warning", **plan.options}
-        options |= parallelism(NAME, plan.options, len(plan.devices), _spread_by(plan))
-        if plan.chat_template is not None:
-            options.setdefault("chat_template", address.write("chat_template.jinja", plan.chat_template))
-        key = address.write("key.yaml", f"api-key: {address.key}\n")  # there is no variable for it, and a command line can be read by all
-        argv = [sys.executable, "-P", "-m", "sglang.launch_server", "--config", key]
-        argv += flags(
-            {"model_path": plan.artifact.path, "served_model_name": plan.uid, "host": "127.0.0.1", "port": address.port}, negated=False
-        )
-        argv += flags(options, negated=False)
-        return ServerCommand(argv=argv, defaults={"HF_HUB_OFFLINE": "1"})
+        self._special, self._vocabulary = special_names(plan.artifact.path), vocabulary_size(plan.artifact.path)
+        template = None
+        if plan.chat_template is not None and "chat_template" not in plan.options:
+            template = address.write("chat_template.jinja", plan.chat_template)
+        argv = command_line(plan, port=address.port, template=template, embedding=self.embedding)
+        return ServerCommand(argv=argv, env=_environment(address), defaults=_defaults(plan))
 
     def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
-        return LoadedModel(context_length=card["max_model_len"], slots=_slots(plan), manifest=manifest_for(plan))
+        return LoadedModel(context_length=card["max_model_len"], slots=slots_of(plan), manifest=manifest_for(plan))
 
     def body(self, request: ApiRequest) -> dict[str, Any]:
-        body = to_server(request)
-        return {**body, "top_k": body.get("top_k") or -1}
+        check_ids(request.body.get("prompt", ()), self._vocabulary, "prompt")
+        body = with_grammar(to_server(request))
+        adapter = {"lora_path": request.adapter} if request.adapter is not None else {}
+        return {**body, **adapter, "top_k": body.get("top_k") or -1}
 
     def second_body(self, request: ApiRequest, data: bytes) -> dict[str, Any] | None:
         """SGLang refuses a max_tokens that doesn't fit beside the prompt, where xi's answers are cut to the context."""
@@ -60,6 +67,10 @@ class SglangEngine(ChildServerEngine):
         if found is None or (room := int(found[1]) - int(found[2])) < 1:
             return None
         return {**self.body(request), "max_tokens": room}
+
+    def event(self, request: ApiRequest, data: bytes) -> bytes:
+        found = super().event(request, data)
+        return without_special(found, self._special) if _LOGPROBS in found else found
 
     def stage(self, line: str) -> tuple[str, float | None] | None:
         return next(((stage, None) for sign, stage in _STAGES.items() if sign in line), None)
@@ -74,23 +85,26 @@ class SglangEngine(ChildServerEngine):
 
 
 def manifest_for(plan: LaunchPlan) -> Manifest:
-    """What this launch honours: chat needs a template, tools a parser and seeds an option that the launch names."""
-    options, seed = plan.options, dict[str, Ability]()
+    """What this launch honours: chat needs a template; tools, seeds and structured output each an option of the launch."""
+    options, closed = plan.options, dict[str, Ability]()
     if not options.get("enable_deterministic_inference"):
-        seed = {"seed": no("launch it with --enable-deterministic-inference")}
-    endpoints = {COMPLETIONS: MANIFEST.endpoints[COMPLETIONS] | seed}
+        closed["seed"] = no("launch it with --enable-deterministic-inference")
+    if options.get("grammar_backend", GRAMMARS) != GRAMMARS:
+        closed |= dict.fromkeys(STRUCTURED_FIELDS, no(f"launch it with --grammar-backend {GRAMMARS}"))
+    elif find_spec("llguidance") is None:
+        closed |= dict.fromkeys(STRUCTURED_FIELDS, no("llguidance is not installed beside SGLang"))
+    endpoints = {COMPLETIONS: MANIFEST.endpoints[COMPLETIONS] | closed}
     if plan.chat_template or options.get("chat_template") or has_chat_template(plan.artifact.path):
-        why = no("launch it with --tool-call-parser NAME")
-        tools = {} if options.get("tool_call_parser") else {"tools": why, "tool_choice": why}
-        endpoints[CHAT] = MANIFEST.endpoints[CHAT] | seed | tools
+        tools = {} if options.get("tool_call_parser") else dict.fromkeys(TOOL_FIELDS, no("launch it with --tool-call-parser NAME"))
+        endpoints[CHAT] = MANIFEST.endpoints[CHAT] | closed | tools
     return Manifest(endpoints=endpoints)
 
 
-def _spread_by(plan: LaunchPlan) -> tuple[str, ...]:
-    """With attention in data parallel, the tensor parallel devices do both."""
-    names = ("tensor_parallel_size", "pipeline_parallel_size")
-    return names if plan.options.get("enable_dp_attention") else (*names, "data_parallel_size")
+def _environment(address: Address) -> dict[str, str]:
+    """The key, and log-probabilities of the model's own distribution, which SGLang would tell of the tempered one."""
+    return {KEY: address.key, "SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}
 
 
-def _slots(plan: LaunchPlan) -> int:
-    return count(NAME, plan.options, "max_running_requests") or (GPU_SLOTS if plan.devices else plan.limits.batch_size)
+def _defaults(plan: LaunchPlan) -> dict[str, str]:
+    """Nothing from hubs: the artifact is on the disk. Without devices, SGLang's platform is the CPU."""
+    return {"HF_HUB_OFFLINE": "1", **({} if plan.devices else {"SGLANG_USE_CPU_ENGINE": "1"})}

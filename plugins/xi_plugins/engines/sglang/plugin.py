@@ -11,7 +11,7 @@ from xi_core.engine.child_options import normalised, refuse
 from xi_core.engine.info import EngineInfo, HostInfo, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
-from xi_core.wire.manifest import COMMON_FIELDS, YES, limited, no, of_fields
+from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Manifest, limited, no, of_fields, pooling_manifest
 
 NAME = "SGLang"
 PACKAGE = "sglang"
@@ -20,13 +20,24 @@ FORMATS = ("pytorch", "gptq", "awq", "fp8")
 OLDEST = (0, 5)
 
 _SEED = limited(reason="only with --enable-deterministic-inference")
-_COMMON = dict.fromkeys(COMMON_FIELDS, YES) | {"seed": _SEED}
+_REPETITION = no("SGLang takes no more than 2, and weighs it before logit_bias where xi's other engines do so after")
+_CHOICE = limited("none", "auto", reason="arguments of a call that SGLang forces were no whole JSON")
+_NO_ONE_CALL = no("SGLang was not seen to keep to one call")
+_NO_IDS = no("SGLang does not tell them in streams of chats")
+_COMMON = dict.fromkeys((*COMMON_FIELDS, *STRUCTURED_FIELDS), YES) | {
+    "repetition_penalty": _REPETITION,
+    "seed": _SEED,
+    "return_token_ids": _NO_IDS,
+}
 
 MANIFEST = of_fields(
-    chat=_COMMON | {"tools": YES, "tool_choice": YES, "chat_template_kwargs": YES},
+    chat=_COMMON | dict.fromkeys(("tools", "chat_template_kwargs"), YES) | {"tool_choice": _CHOICE, "parallel_tool_calls": _NO_ONE_CALL},
     completions=_COMMON | {"echo": no("SGLang is not asked for the prompt's text")},
 )
 """What a model with a chat template, a tool parser and deterministic inference honours."""
+
+POOLING = {"embedding": "xi_plugins.engines.sglang.pooling:SglangEmbedder"}
+"""Classes for models that generate no text."""
 
 ALIASES = {
     **dict.fromkeys(("tp", "tp_size"), "tensor_parallel_size"),
@@ -43,6 +54,8 @@ RESERVED = {
     **dict.fromkeys(("ssl_keyfile", "ssl_certfile", "ssl_ca_certs"), "xi serves HTTP itself"),
     **dict.fromkeys(("model", "model_path"), "it is the model that is launched (xi launch MODEL)"),
     "served_model_name": "it is the launch's uid (--model-uid)",
+    "is_embedding": "it is the launch's model type (-t embedding)",
+    **dict.fromkeys(("enable_lora", "lora_paths"), "name each adapter by --lora-modules NAME=DIRECTORY"),
 }
 
 
@@ -73,11 +86,11 @@ def probe(host: HostInfo) -> Support:
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
-    """Whether `spec` is a Hugging Face directory of a language model."""
+    """Whether `spec` is a Hugging Face directory of a language model or of an embedding model."""
     if spec.format not in FORMATS:
         return Support(ok=False, reason=f"SGLang runs {', '.join(FORMATS)}, not format {spec.format}")
-    if spec.model_type != "LLM":
-        return Support(ok=False, reason=f"this engine serves language models (LLM), not {spec.model_type}")
+    if spec.model_type not in ("LLM", *POOLING):
+        return Support(ok=False, reason=f"model type {spec.model_type} is none of LLM, {', '.join(POOLING)}")
     return Support(ok=True)
 
 
@@ -90,12 +103,14 @@ def xi_engines() -> Iterable[EngineInfo]:
             aliases=("sglang", "SGLANG"),
             engine="xi_plugins.engines.sglang.engine:SglangEngine",
             formats=FORMATS,
-            manifest=MANIFEST,
+            manifest=Manifest(endpoints=MANIFEST.endpoints | pooling_manifest("embeddings").endpoints),
+            engines_by_type=POOLING,
             probe=probe,
             match=match,
             requirements=("xi-inference[sglang]",),
             own_parsers=True,
-            description="Hugging Face models by SGLang's own server. Not verified on a GPU yet.",
+            lora=True,
+            description="Hugging Face models by SGLang's own server. Tested on a CPU, not verified on a GPU.",
             priority=20,
         )
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -21,15 +21,21 @@ from xi_core.engine.base import (
     TokenOut,
 )
 from xi_core.engine.grammar import Grammar, GrammarCompiler
-from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, UnknownOption
+from xi_core.engine.rank_link import RankLink
+from xi_core.errors import ContextLengthExceeded, EngineError, EngineNotInstalled, InvalidRequest, UnknownOption
 from xi_core.models import checkpoint
-from xi_core.wire.plan import LaunchPlan
-from xi_plugins.engines.transformers import loading
+from xi_core.wire.plan import LaunchPlan, LoraModule
+from xi_plugins.engines.transformers import loading, ranks
 from xi_plugins.engines.transformers.batch import Batch, Chunk, Sequence
-from xi_plugins.engines.transformers.plugin import TransformersOptions, full_manifest
+from xi_plugins.engines.transformers.devices import choose_layout
+from xi_plugins.engines.transformers.plugin import INSTALL, TransformersOptions, full_manifest
+from xi_plugins.engines.transformers.quantization import stored_method
 from xi_plugins.engines.transformers.runner import Runner
 from xi_plugins.engines.transformers.sampling import RowSampler, sample
 from xi_plugins.engines.transformers.tokenizer import HubTokenizer
+
+if TYPE_CHECKING:
+    from xi_plugins.engines.transformers.lora import Adapters
 
 Row = Sequence[RowSampler]
 
@@ -48,6 +54,8 @@ class TransformersEngine(TokenEngine):
         self._context = self._size = self._chunk = 0
         self._device = torch.device("cpu")
         self._stats = EngineStats()
+        self._adapters: Adapters | None = None
+        self._link: RankLink | None = None
 
     # ---- life ----
 
@@ -57,20 +65,31 @@ class TransformersEngine(TokenEngine):
         torch.set_num_threads(options.threads or loading.usable_cpus())
         progress("reading the configuration", None)
         config = loading.load_config(directory)
-        self._device = loading.choose_device(options.device, plan.devices)
+        layout = choose_layout(options.device, plan.devices, options.device_map)
+        self._device = layout.first
         self._context = loading.context_length(config, options.context_length)
         self._chunk = options.prefill_chunk
         loading.check_attention(config, self._context)
+        if plan.rendezvous is not None:
+            ranks.check(plan, config, quantized=options.quantize is not None or bool(stored_method(config)))
+            progress("meeting the other ranks", None)
+            ranks.join(plan, self._device)
         progress("loading the weights", None)
         dtype = loading.choose_dtype(options.dtype, config.dtype, self._device)
-        model = loading.load_model(directory, config, dtype, self._device)
+        model = loading.load_model(directory, config, dtype, layout, options.quantize, ranks.arguments(plan))
+        if plan.rendezvous is not None:
+            ranks.check_parts(model, len(plan.rendezvous.world))
+            self._link = ranks.TorchLink(plan)
         self._size = model.get_input_embeddings().weight.shape[0]
         self._read_tokens(directory)
+        if plan.lora_modules:
+            progress("loading the LoRA modules", None)
+            self._adapters = _adapters(model, plan.lora_modules)
         progress("checking the model", None)
         slots = options.batch_size or plan.limits.batch_size
-        self._runner = Runner(model, slots, self._context)
+        self._runner = Runner(model, slots, self._context, self._device)
         self._runner.check()
-        self._batch = Batch(slots, self._runner.cache.move)
+        self._batch = Batch(slots, self._runner.cache, reuse=options.enable_prefix_caching)
         return LoadedModel(context_length=self._context, slots=slots, manifest=full_manifest(ends=bool(self._ends)))
 
     def _read_tokens(self, directory: Path) -> None:
@@ -90,6 +109,10 @@ class TransformersEngine(TokenEngine):
 
     def stats(self) -> EngineStats:
         return msgspec.structs.replace(self._stats, running=len(self._batch) if hasattr(self, "_batch") else 0)
+
+    @property
+    def rank_link(self) -> RankLink | None:
+        return self._link
 
     @property
     def tokenizer(self) -> HubTokenizer:
@@ -119,6 +142,8 @@ class TransformersEngine(TokenEngine):
             )
         self._check_ids("prompt", prompt)
         self._check_ids("logit_bias", list(sampling.logit_bias))
+        if sampling.adapter is not None and (self._adapters is None or sampling.adapter not in self._adapters.names):
+            raise InvalidRequest(f"there is no LoRA module '{sampling.adapter}'", param="model")
         grammar = self._grammars.matcher(sampling.grammar) if sampling.grammar is not None else None
         self._batch.waiting.append(Sequence(id, prompt, sampling, RowSampler(sampling, prompt, self._size, self._device, grammar)))
 
@@ -138,12 +163,11 @@ class TransformersEngine(TokenEngine):
     @torch.inference_mode()
     def step(self) -> StepOutput:
         output = StepOutput(tokens=[])
-        groups = self._batch.groups(self._chunk)
         try:
             if self._batch.decoding:
                 self._decode(output)
-            for group in groups:
-                self._prefill(group, output)
+            if self._batch.waiting:
+                self._read_prompts(output)
         except RuntimeError as error:  # what torch raises, on any device
             raise EngineError(f"the model failed in a step: {error}") from error
         self._stats.steps += 1
@@ -155,32 +179,48 @@ class TransformersEngine(TokenEngine):
         if not self._reserve(longest.filled + 1, 0, [longest], output):
             return
         rows = list(self._batch.decoding)
+        self._point(rows)
         logits = self._runner.decode([row.last for row in rows], [row.filled for row in rows])
         for row in rows:
             row.filled += 1
         self._choose(logits, rows, output)
 
+    def _read_prompts(self, output: StepOutput) -> None:
+        """As much of the prompts that wait as a step may read, in as many passes as that takes."""
+        batch, budget = self._batch, self._chunk
+        beyond = batch.waiting[max(0, self._runner.cache.rows - len(batch.decoding)) :]
+        if beyond:
+            self._reserve(0, len(batch), beyond, output)
+        while group := batch.group(budget):
+            budget -= sum(chunk.count for chunk in group)
+            self._prefill(group, output)
+
     def _prefill(self, group: list[Chunk[RowSampler]], output: StepOutput) -> None:
         width = max(chunk.count for chunk in group)
         columns = max(chunk.sequence.filled for chunk in group) + width
-        if not self._reserve(columns, len(group), [chunk.sequence for chunk in group], output):
+        if not self._reserve(columns, 0, [chunk.sequence for chunk in group], output):
             return
+        self._stats.prefilled += sum(chunk.count for chunk in group)
         first = len(self._batch.decoding)
+        self._point([chunk.sequence for chunk in group])
         logits = self._runner.prefill(first, [chunk.tokens for chunk in group], [chunk.sequence.filled for chunk in group])
         ready = self._batch.advance(group)
+        self._stats.reused += sum(row.reused for row in ready)
         if ready:  # at most the last of a group isn't
             self._choose(logits[: len(ready)], ready, output)
 
-    def _reserve(self, columns: int, more: int, wanting: list[Row], output: StepOutput) -> bool:
-        """Room in the cache for rows of `columns` columns, `more` of them new; without it those who want it end, and the others go on."""
-        batch = self._batch
+    def _point(self, rows: list[Row]) -> None:
+        """Say which adapters the next pass is for."""
+        if self._adapters is not None:
+            self._adapters.point([row.sampling.adapter for row in rows])
+
+    def _reserve(self, columns: int, rows: int, wanting: list[Row], output: StepOutput) -> bool:
+        """Room in the cache for `rows` rows of `columns` columns; without it those who want it end, and the others go on."""
         try:
-            lengths = batch.lengths
-            self._runner.cache.reserve(columns, lengths, max(len(lengths), len(batch.decoding) + more))
+            self._runner.cache.reserve(columns, self._batch.lengths, rows)
         except MemoryError as error:
-            for row in wanting:
-                batch.remove(row)
-                output.errors.append(SequenceError(row.id, str(error)))
+            self._batch.remove_all(wanting)
+            output.errors += [SequenceError(row.id, str(error)) for row in wanting]
             return False
         return True
 
@@ -191,19 +231,19 @@ class TransformersEngine(TokenEngine):
         for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if token is None:
                 self._runner.cache.wipe(self._batch.decoding.index(row))
+                row.filled = 0
                 why = row.sampler.failure
                 output.errors.append(SequenceError(row.id, why.message, why.status, why.param))
                 leaving.append(row)
                 continue
             row.sampler.accept(token)
-            row.last = token
-            row.made += 1
+            row.accept(token)
             finish = self._finish(row)
             if finish is not None:
                 leaving.append(row)
-            output.tokens.append(TokenOut(row.id, token, finish, logprobs.get(index)))
-        for row in leaving:
-            self._batch.remove(row)
+            cached = row.reused if row.made == 1 else None
+            output.tokens.append(TokenOut(row.id, token, finish, logprobs.get(index), cached))
+        self._batch.remove_all(leaving)
 
     def _finish(self, row: Row) -> FinishReason | None:
         if row.last in self._ends and not row.sampling.ignore_eos:
@@ -211,6 +251,14 @@ class TransformersEngine(TokenEngine):
         if row.made >= row.sampling.max_tokens or len(row.prompt) + row.made >= self._context:
             return "length"
         return None
+
+
+def _adapters(model: Any, modules: list[LoraModule]) -> Adapters:
+    try:
+        from xi_plugins.engines.transformers.lora import Adapters
+    except ImportError as error:
+        raise EngineNotInstalled(f"LoRA modules need peft, which can't be imported ({error}): {INSTALL}", param="lora_modules") from error
+    return Adapters(model, modules)
 
 
 def _options(options: dict[str, Any]) -> TransformersOptions:

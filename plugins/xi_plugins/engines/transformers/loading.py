@@ -12,8 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as library_logging
 
-from xi_core.errors import ArtifactError, EngineError, LaunchFailed, UnknownOption
+from xi_core.errors import ArtifactError, EngineError, EngineNotInstalled, LaunchFailed, UnknownOption
 from xi_core.models import checkpoint
+from xi_plugins.engines.transformers.devices import Layout
+from xi_plugins.engines.transformers.plugin import Quantization
+from xi_plugins.engines.transformers.quantization import configuration, stored_method
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 
@@ -21,22 +24,6 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequen
 def usable_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def choose_device(option: str, devices: list[str]) -> torch.device:
-    """The device to load on. Raises `UnknownOption` for one that torch doesn't see."""
-    given = [name for name in devices if name.startswith("cuda")]
-    if len(given) > 1:
-        raise UnknownOption(f"engine transformers runs on one device, {len(given)} were given: use --n-gpu 1, or --replica {len(given)}")
-    name = option if option != "auto" else given[0] if given else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UnknownOption(f"device {name}: torch {torch.__version__} finds no CUDA device here", param="device")
-    index = int(name.partition(":")[2] or 0)
-    if index >= torch.cuda.device_count():  # the process sees only the devices that it was given, numbered from 0
-        index = 0
-    return torch.device("cuda", index)
 
 
 def choose_dtype(option: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
@@ -100,11 +87,24 @@ def _attention(config: Any) -> str:
     return "sdpa" if all(getattr(cls, "_supports_sdpa", False) for cls in classes) else "eager"
 
 
-def load_model(directory: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """The model in memory, in evaluation mode. Raises `ArtifactError`, `LaunchFailed`."""
+def load_model(
+    directory: Path,
+    config: Any,
+    dtype: torch.dtype,
+    layout: Layout,
+    quantize: Quantization | None = None,
+    part: dict[str, Any] | None = None,
+) -> Any:
+    """The model in memory, in evaluation mode. `part`: arguments that load a part of it. Raises `ArtifactError`, `LaunchFailed`, `UnknownOption`, `EngineNotInstalled`."""
     checkpoint.check_weights(directory)
     library: Any = AutoModelForCausalLM  # its annotations leave out what `output_loading_info` returns
     library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    placed = quantize is not None or bool(stored_method(config)) or len(layout.devices) > 1
+    arguments: dict[str, Any] = layout.arguments() if placed else {}
+    if part:
+        placed, arguments = True, part
+    if quantize is not None:
+        arguments["quantization_config"] = configuration(quantize, config, dtype, layout.first)
     try:
         model, info = library.from_pretrained(
             str(directory),
@@ -115,15 +115,31 @@ def load_model(directory: Path, config: Any, dtype: torch.dtype, device: torch.d
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **arguments,
         )
         missing = sorted(info["missing_keys"])
-        model = model.to(device).eval()
+        model = model.eval() if placed else model.to(layout.first).eval()
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise LaunchFailed(f"{directory}: not enough memory on {device} for the weights: {error}") from error
+        raise LaunchFailed(f"{directory}: not enough memory on {_names(layout)} for the weights: {error}") from error
+    except ImportError as error:  # of a library that reads the checkpoint's own quantization, most often
+        raise EngineNotInstalled(f"{directory}: transformers needs a library more for this model: {error}") from error
     except Exception as error:  # as above
         raise ArtifactError(f"{directory}: the weights can't be loaded: {error}") from error
     if missing:
         raise ArtifactError(f"{directory}: the checkpoint lacks {len(missing)} weights of the model, the first is {missing[0]}")
+    check_placement(model, layout)
     if getattr(model, "_is_stateful", False):
         raise EngineError(f"engine transformers serves models with full attention; this {config.model_type} model keeps a recurrent state")
     return model
+
+
+def check_placement(model: Any, layout: Layout) -> None:
+    """Raises `LaunchFailed` for a model of which a part found no room on the devices of its launch."""
+    found = getattr(model, "hf_device_map", None) or {}
+    outside = sorted(name for name, place in found.items() if place in ("disk", "cpu", "meta") and layout.first.type != "cpu")
+    if outside:
+        raise LaunchFailed(f"not enough memory on {_names(layout)} for the weights: no room for {outside[0]} and {len(outside) - 1} more")
+
+
+def _names(layout: Layout) -> str:
+    return ", ".join(map(str, layout.devices))

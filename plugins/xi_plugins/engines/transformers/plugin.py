@@ -8,13 +8,16 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, Support
+from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, ShardRequest, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
 from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Ability, Manifest, limited, no, of_fields, pooling_manifest
 
 INSTALL = "pip install 'xi-inference[transformers]'"
-_TOOL_CHOICE = Ability(reason="the beginning of a required call is written for the model; its arguments are not constrained by a grammar")
+INSTALL_QUANTIZATION = "pip install 'xi-inference[transformers-quantization]'"
+Quantization = Literal["bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8", "torchao-int8-dynamic", "torchao-float8", "torchao-int4"]
+SHARDED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Architectures whose models it shards. Their key/value heads, query heads and MLP must divide by the workers."""
 LOGPROBS = 20
 """Most alternatives per token."""
 
@@ -33,6 +36,11 @@ class TransformersOptions(EngineOptions, kw_only=True, forbid_unknown_fields=Tru
     """Of weights and cache. `auto`: the checkpoint's own; on a CPU float16 becomes float32."""
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """`auto`: the device that the launch was given, else the CPU."""
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
+    """How layers are spread where the launch was given several devices: evenly (`auto`, the default, and `balanced`), or filling one after
+    the other."""
+    quantize: Quantization | None = None
+    """Quantize the weights while they are loaded, by the library of that name. Checkpoints that are quantized already need no option."""
     batch_size: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """Slots: most requests that run at once. Default: XI_BATCH_SIZE."""
     context_length: Annotated[int, Meta(ge=2)] | None = None
@@ -41,6 +49,8 @@ class TransformersOptions(EngineOptions, kw_only=True, forbid_unknown_fields=Tru
     """CPU threads of torch; by default one per CPU that the process may use."""
     prefill_chunk: Annotated[int, Meta(ge=16, le=65536)] = 512
     """Most prompt tokens per step: a longer prompt is read in chunks between the steps of the requests that already run."""
+    enable_prefix_caching: bool = True
+    """Prompts that begin as another one did, running or ended, copy its keys and values instead of reading the tokens again."""
 
 
 def full_manifest(ends: bool = True) -> Manifest:
@@ -49,7 +59,7 @@ def full_manifest(ends: bool = True) -> Manifest:
     common["logprobs"] = limited(maximum=LOGPROBS)
     common |= dict.fromkeys(STRUCTURED_FIELDS, _structured(ends))
     return of_fields(
-        chat={**common, "tools": YES, "tool_choice": _TOOL_CHOICE, "chat_template_kwargs": YES},
+        chat={**common, "tools": YES, "tool_choice": YES, "parallel_tool_calls": YES, "chat_template_kwargs": YES},
         completions={**common, "echo": YES},
     )
 
@@ -86,6 +96,21 @@ def match(spec: ModelSpec, host: HostInfo) -> Support:
     return Support(ok=True)
 
 
+def shard(request: ShardRequest) -> Support:
+    """Whether it can share a model over workers: by tensor parallelism, with a CPU or one GPU on each."""
+    named, options = request.model.architecture, request.options
+    if request.model.model_type != "LLM":
+        return Support(ok=False, reason=f"it shards models that generate text, not those of type {request.model.model_type}")
+    if named is not None and named not in SHARDED:
+        return Support(ok=False, reason=f"it shards {', '.join(SHARDED)}; this model is {named}")
+    if request.n_gpu > 1:
+        return Support(ok=False, reason=f"each of its ranks has one GPU or a CPU; n_gpu is {request.n_gpu}, for each worker: use 1 or none")
+    for name in ("device_map", "quantize"):
+        if options.get(name) is not None:
+            return Support(ok=False, reason=f"the option {name} is for models that are not sharded: leave it out")
+    return Support(ok=True)
+
+
 @hookimpl
 def xi_engines() -> list[EngineInfo]:
     """The engine `transformers`."""
@@ -103,5 +128,7 @@ def xi_engines() -> list[EngineInfo]:
             options=TransformersOptions,
             description="Hugging Face models on CPU or GPU, with continuous batching of xi's own.",
             priority=10,
+            lora=True,
+            shard=shard,
         )
     ]

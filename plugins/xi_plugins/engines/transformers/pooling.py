@@ -24,7 +24,8 @@ from xi_core.errors import ArtifactError, EngineError, LaunchFailed, UnknownOpti
 from xi_core.models.checkpoint import check_weights, read_json, special_tokens
 from xi_core.wire.manifest import pooling_manifest
 from xi_core.wire.plan import LaunchPlan
-from xi_plugins.engines.transformers.loading import choose_device, choose_dtype, usable_cpus
+from xi_plugins.engines.transformers.devices import choose_device
+from xi_plugins.engines.transformers.loading import choose_dtype, usable_cpus
 from xi_plugins.engines.transformers.plugin import TransformersOptions
 from xi_plugins.engines.transformers.sentence import Recipe, read_recipe
 from xi_plugins.engines.transformers.tokenizer import HubTokenizer

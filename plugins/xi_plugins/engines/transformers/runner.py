@@ -17,10 +17,11 @@ _SAME = 0.98
 class Runner:
     """A model and its cache. All passes return logits of shape `(rows, vocabulary)`, of each row's last token."""
 
-    def __init__(self, model: Any, slots: int, context_length: int) -> None:
+    def __init__(self, model: Any, slots: int, context_length: int, device: torch.device) -> None:
+        """`device`: where the model takes token ids and gives logits."""
         self.cache = SlotCache(slots, context_length)
         self._model = model
-        self._device: torch.device = model.device
+        self._device = device
         self._dtype: torch.dtype = model.dtype
         self._last_position = context_length - 1
 

@@ -37,7 +37,7 @@ class SlotCache(Cache):
         self._layers: list[_Layer] = []
         self._first = self._until = 0
         self._at = torch.empty(0, dtype=torch.long)
-        self._lines: dict[int, torch.Tensor] = {}
+        self._lines: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     def point(self, first: int, columns: torch.Tensor, until: int) -> None:
         """The next pass writes token (i, j) to row `first + i`, column `columns[i, j]`, and reads columns below `until`."""
@@ -51,9 +51,10 @@ class SlotCache(Cache):
         if layer_idx == len(self._layers):
             self._layers.append(self._new_layer(key_states, value_states, self.rows, self.columns))
         layer = self._layers[layer_idx]
-        lines = self._lines.get(layer.heads)
+        key = (layer.heads, layer.keys.device)  # layers of one model may lie on several devices
+        lines = self._lines.get(key)
         if lines is None:
-            lines = self._lines[layer.heads] = self._find_lines(layer.heads)
+            lines = self._lines[key] = self._find_lines(layer.heads).to(layer.keys.device)
         layer.flat_keys.index_copy_(0, lines, key_states.reshape(-1, key_states.shape[-1]))
         layer.flat_values.index_copy_(0, lines, value_states.reshape(-1, value_states.shape[-1]))
         end = self._first + key_states.shape[0]
@@ -91,6 +92,14 @@ class SlotCache(Cache):
         for layer in self._layers:
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    def exchange(self, one: int, length: int, other: int, other_length: int) -> None:
+        """Let row `one`, which has `length` columns, and row `other`, which has `other_length`, change places."""
+        for layer in self._layers:
+            for buffer in (layer.keys, layer.values):
+                held = buffer[one, :, :length].clone()
+                buffer[one, :, :other_length] = buffer[other, :, :other_length]
+                buffer[other, :, :length] = held
 
     def wipe(self, row: int) -> None:
         """Zero a row that may hold numbers that are not finite: even behind a mask these would spoil the row's next sequence."""

@@ -14,9 +14,10 @@ from xi_core.engine.base import LoadedModel
 from xi_core.engine.child_address import Address
 from xi_core.engine.child_options import cause, complaint, count, flags, parallelism
 from xi_core.engine.child_server import ChildServerEngine, ServerCommand
-from xi_core.errors import EngineError, EngineNotInstalled, XiError
+from xi_core.errors import EngineError, EngineNotInstalled, UnknownOption, XiError
+from xi_core.models.adapter import read_adapter
 from xi_core.models.inspect import has_chat_template
-from xi_core.wire.manifest import Manifest, no
+from xi_core.wire.manifest import TOOL_FIELDS, Manifest, no
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.vllm.plugin import INSTALL, MANIFEST, NAME
 
@@ -32,6 +33,18 @@ _DEFAULTS = {
 }
 """xi spells out every sampling field, so that no default of the model's files counts; the log needs no line per request; and a model
 that has nothing to say would write blanks between the parts of JSON for ever."""
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_LORAS = 8
+"""Most LoRA modules in one batch on a GPU, where the launch doesn't say (`--max-loras`): each has its room on the device."""
+_METRICS = {
+    "running": "vllm:num_requests_running",
+    "waiting": "vllm:num_requests_waiting",
+    "cache_usage": "vllm:kv_cache_usage_perc",
+    "prefix_queries": "vllm:prefix_cache_queries_total",
+    "prefix_hits": "vllm:prefix_cache_hits_total",
+    "prompt_tokens": "vllm:prompt_tokens_total",
+    "generated_tokens": "vllm:generation_tokens_total",
+}
 _LIMIT = "VLLM_CPU_KVCACHE_SPACE"
 _GIB = 2**30
 _SHARDS = re.compile(r"checkpoint shards:\s+(\d+)%")
@@ -55,18 +68,25 @@ class VllmEngine(ChildServerEngine):
 
     name = NAME
 
+    metrics = _METRICS
+
     def command(self, plan: LaunchPlan, address: Address) -> ServerCommand:
-        options = {**_DEFAULTS, "max_num_seqs": _slots(plan), **plan.options}
-        options |= parallelism(NAME, plan.options, len(plan.devices), _PARALLEL)
-        if plan.chat_template is not None:
-            options.setdefault("chat_template", address.write("chat_template.jinja", plan.chat_template))
+        options = self._options(plan, address)
         where = {"uds": address.socket} if address.socket else {"host": "127.0.0.1", "port": address.port}
         argv = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
         argv += flags({"model": plan.artifact.path, "served_model_name": plan.uid, **where, **options}, negated=True)
         return ServerCommand(argv=argv, env={"VLLM_API_KEY": address.key}, defaults=_environment(plan))
 
+    def _options(self, plan: LaunchPlan, address: Address) -> dict[str, Any]:
+        """vLLM's options, but for the model and the address. Raises `UnknownOption`, `ArtifactError`."""
+        options = {**_DEFAULTS, **lora_options(plan), "max_num_seqs": slots(plan), **plan.options}
+        options |= parallelism(NAME, plan.options, len(plan.devices), _PARALLEL)
+        if plan.chat_template is not None:
+            options.setdefault("chat_template", address.write("chat_template.jinja", plan.chat_template))
+        return options
+
     def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
-        return LoadedModel(context_length=card["max_model_len"], slots=_slots(plan), manifest=manifest_for(plan))
+        return LoadedModel(context_length=card["max_model_len"], slots=slots(plan), manifest=manifest_for(plan))
 
     def stage(self, line: str) -> tuple[str, float | None] | None:
         if found := _SHARDS.search(line):
@@ -91,10 +111,48 @@ def manifest_for(plan: LaunchPlan) -> Manifest:
     if plan.options.get("enable_auto_tool_choice") and plan.options.get("tool_call_parser"):
         return MANIFEST
     why = no("launch it with --enable-auto-tool-choice --tool-call-parser NAME")
-    return Manifest(endpoints=MANIFEST.endpoints | {CHAT: MANIFEST.endpoints[CHAT] | {"tools": why, "tool_choice": why}})
+    return Manifest(endpoints=MANIFEST.endpoints | {CHAT: MANIFEST.endpoints[CHAT] | dict.fromkeys(TOOL_FIELDS, why)})
 
 
-def _slots(plan: LaunchPlan) -> int:
+def lora_options(plan: LaunchPlan) -> dict[str, Any]:
+    """The options for the plan's LoRA modules; none without any. Raises `ArtifactError`, `UnknownOption`.
+
+    By default vLLM takes ranks up to 16 and runs the requests of one module at a time. It takes some ranks only, as room for what is lower.
+    """
+    modules = plan.lora_modules
+    if not modules:
+        return {}
+    rank = max(read_adapter(module).rank for module in modules)
+    rooms = _lora_rooms(plan)
+    return {
+        "enable_lora": True,
+        "lora_modules": [{"name": module.name, "path": module.path} for module in modules],
+        "max_lora_rank": next((room for room in _LORA_RANKS if room >= rank), rank),
+        "max_loras": rooms,
+        "max_cpu_loras": max(rooms, len(modules)),
+    }
+
+
+def _lora_rooms(plan: LaunchPlan) -> int:
+    """How many LoRA modules one batch may mix.
+
+    On a CPU vLLM 0.32 reads the last room for requests that name no module, so that one has to stay empty: with a module in it, the
+    model's own answers would be wrong beside those of modules.
+    """
+    given, number = count(NAME, plan.options, "max_loras"), len(plan.lora_modules)
+    if plan.devices:
+        return given or min(number, _LORAS)
+    if given is not None and given <= number:
+        raise UnknownOption(
+            f"option 'max_loras' of engine {NAME} is {given}; on a CPU it must be above the number of LoRA modules, {number}, for vLLM to"
+            " answer right beside them",
+            param="max_loras",
+        )
+    return given or number + 1
+
+
+def slots(plan: LaunchPlan) -> int:
+    """Most requests that vLLM runs at once."""
     return count(NAME, plan.options, "max_num_seqs") or (GPU_SLOTS if plan.devices else plan.limits.batch_size)
 
 

@@ -11,7 +11,7 @@ from xi_core.engine.child_options import normalised, refuse
 from xi_core.engine.info import EngineInfo, HostInfo, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
-from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, limited, no, of_fields
+from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Manifest, limited, no, of_fields, pooling_manifest
 
 NAME = "vLLM"
 INSTALL = "pip install 'xi-inference[vllm]'"
@@ -25,10 +25,16 @@ _STRUCTURED = limited(reason="what llguidance takes, or the backend that the lau
 _COMMON = dict.fromkeys(COMMON_FIELDS, YES) | {"seed": _SEED} | dict.fromkeys(STRUCTURED_FIELDS, _STRUCTURED)
 
 MANIFEST = of_fields(
-    chat=_COMMON | {"tools": YES, "tool_choice": YES, "chat_template_kwargs": YES},
+    chat=_COMMON | {"tools": YES, "tool_choice": YES, "parallel_tool_calls": YES, "chat_template_kwargs": YES},
     completions=_COMMON | {"echo": no("vLLM is not asked for the prompt's text")},
 )
 """What a model with a chat template and a tool parser honours."""
+
+POOLING = {
+    "embedding": "xi_plugins.engines.vllm.pooling:VllmEmbedder",
+    "rerank": "xi_plugins.engines.vllm.pooling:VllmReranker",
+}
+"""Classes for models that generate no text."""
 
 ALIASES = {
     "tp": "tensor_parallel_size",
@@ -39,6 +45,9 @@ ALIASES = {
 }
 """vLLM's short names, and the names of the same options in xi's other engines."""
 
+MEMORY_SHARE = 0.92
+"""Part of a GPU's memory that vLLM takes where the launch doesn't say."""
+
 _OURS = "xi connects to vLLM's server itself"
 RESERVED = {
     **dict.fromkeys(("host", "port", "uds", "api_key", "root_path", "headless", "grpc", "api_server_count"), _OURS),
@@ -46,6 +55,8 @@ RESERVED = {
     "model": "it is the model that is launched (xi launch MODEL)",
     "served_model_name": "it is the launch's uid (--model-uid)",
     "config": "give the options themselves",
+    "lora_modules": "it is a field of the launch itself (--lora-modules NAME=PATH)",
+    "runner": "it is the launch's model type (-t embedding, -t rerank)",
 }
 
 
@@ -86,11 +97,11 @@ def probe(host: HostInfo) -> Support:
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
-    """Whether `spec` is a Hugging Face directory of a language model."""
+    """Whether `spec` is a Hugging Face directory of a language model, an embedding model or a reranker."""
     if spec.format not in FORMATS:
         return Support(ok=False, reason=f"vLLM runs {', '.join(FORMATS)}, not format {spec.format}")
-    if spec.model_type != "LLM":
-        return Support(ok=False, reason=f"this engine serves language models (LLM), not {spec.model_type}")
+    if spec.model_type not in ("LLM", *POOLING):
+        return Support(ok=False, reason=f"model type {spec.model_type} is none of LLM, {', '.join(POOLING)}")
     return Support(ok=True)
 
 
@@ -103,7 +114,11 @@ def xi_engines() -> Iterable[EngineInfo]:
             aliases=("vllm", "VLLM"),
             engine="xi_plugins.engines.vllm.engine:VllmEngine",
             formats=FORMATS,
-            manifest=MANIFEST,
+            manifest=Manifest(endpoints=MANIFEST.endpoints | pooling_manifest("embeddings", "rerank").endpoints),
+            engines_by_type=POOLING,
+            lora=True,
+            memory_share=MEMORY_SHARE,
+            memory_share_option="gpu_memory_utilization",
             probe=probe,
             match=match,
             requirements=("xi-inference[vllm]",),

@@ -1,0 +1,52 @@
+"""`xi drain`: empty a worker without a failed request."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from xi_cli.options import client_options, connect, json_option, print_json, say
+
+POLL = 0.5
+
+
+@click.command()
+@click.argument("worker")
+@click.option(
+    "--timeout", type=click.FloatRange(0, 7 * 24 * 3600), default=600.0, show_default=True, help="Seconds; what is left then ends."
+)
+@click.option("--undo", is_flag=True, help="Let the worker take replicas again.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until nothing runs there.")
+@json_option
+@client_options
+def drain(worker: str, timeout: float, undo: bool, wait: bool, as_json: bool, endpoint: str | None, api_key: str | None) -> None:
+    """Move everything that runs on WORKER to other workers.
+
+    Each replica goes on serving until its replacement elsewhere is ready. What finds no place elsewhere serves until the timeout, then
+    finishes its requests and ends. Nothing new is placed on the worker until --undo.
+
+    \b
+    Examples:
+      xi drain node-3
+      xi drain node-3 --timeout 60
+      xi drain node-3 --undo
+    """
+    client = connect(endpoint, api_key)
+    client.drain(worker, timeout, undo=undo)
+    left: list[str] = []
+    shown = -1
+    while wait and not undo:
+        left = next((w.replicas for w in client.workers() if w.name == worker), [])
+        if not left:
+            break
+        if len(left) != shown:
+            say(f"{worker}: {len(left)} replica(s) left: {', '.join(left)}")
+            shown = len(left)
+        time.sleep(POLL)
+    if as_json:
+        print_json({"worker": worker, "draining": not undo})
+    elif undo:
+        say(f"{worker} takes replicas again")
+    else:
+        say(f"{worker} is empty" if wait else f"{worker} is being drained")

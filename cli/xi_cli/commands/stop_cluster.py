@@ -1,0 +1,28 @@
+"""`xi stop-cluster`: end everything."""
+
+from __future__ import annotations
+
+import click
+
+from xi_cli.group import Failure
+from xi_cli.options import client_options, connect, say
+
+
+@click.command("stop-cluster")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+@client_options
+def stop_cluster(yes: bool, endpoint: str | None, api_key: str | None) -> None:
+    """Stop every worker with its models, the supervisor and its gateway.
+
+    \b
+    Examples:
+      xi stop-cluster
+      xi stop-cluster --yes
+    """
+    client = connect(endpoint, api_key)
+    if not yes:
+        running = sum(len(worker.replicas) for worker in client.workers())
+        if not click.confirm(f"Stop the cluster at {client.endpoint} with {running} replica(s)?", err=True):
+            raise Failure("nothing was stopped")
+    client.stop_cluster()
+    say("The cluster is being stopped.")

@@ -1,0 +1,137 @@
+"""What operators ask of a supervisor beside launching: dry runs, scaling, draining, workers, logs, stopping. Part of the supervisor."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from xi_core import __version__
+from xi_core.api.control import DeviceStatus, LogPart, WorkerStatus
+from xi_core.cluster import messages as m
+from xi_core.cluster.executor import Executor
+from xi_core.cluster.lifecycle import Lifecycle
+from xi_core.cluster.members import Member, report
+from xi_core.cluster.replicas import Replica
+from xi_core.errors import InvalidRequest, ModelNotFound, Unavailable, XiError
+from xi_core.models.catalog import normalised
+from xi_core.plugins import PluginHub
+from xi_core.transport.rpc import Calls
+
+log = logging.getLogger(__name__)
+
+
+class Operations:
+    """Answers commands of the control API that change or show the cluster as a whole."""
+
+    def __init__(self, hub: PluginHub, executor: Executor, lifecycle: Lifecycle, stop: Callable[[], None]) -> None:
+        """`stop` ends this supervisor and what was started with it."""
+        self._hub, self._executor, self._lifecycle, self._stop = hub, executor, lifecycle, stop
+
+    def calls(self) -> Calls:
+        """What it answers."""
+        return {
+            m.Explain: self._explain,
+            m.Scale: self._scale,
+            m.Drain: self._drain,
+            m.ListWorkers: self._list_workers,
+            m.ReadLog: self._read_log,
+            m.StopCluster: self._stop_cluster,
+        }
+
+    async def _explain(self, command: m.Explain) -> m.Explained:
+        wanted = await self._executor.resolver.resolve(normalised(command.spec))
+        return m.Explained([report(decision) for decision in self._lifecycle.explain(wanted)])
+
+    async def _scale(self, command: m.Scale) -> m.Done:
+        self._executor.do(self._lifecycle.scale(time.monotonic(), command.uid, command.replica))
+        log.info("launch %s: %d replica(s) from now on", command.uid, command.replica)
+        return m.Done()
+
+    async def _drain(self, command: m.Drain) -> m.Done:
+        now = time.monotonic()
+        if command.undo:
+            self._executor.do(self._lifecycle.undrain(now, command.worker))
+        else:
+            self._executor.do(self._lifecycle.drain(now, command.worker, command.seconds))
+        log.info("worker %s %s", command.worker, "takes replicas again" if command.undo else "is drained")
+        return m.Done()
+
+    async def _list_workers(self, command: m.ListWorkers) -> m.Workers:
+        return m.Workers([self._status(member) for _, member in sorted(self._lifecycle.members.items())])
+
+    def _status(self, member: Member) -> WorkerStatus:
+        link = self._executor.workers.get(member.name)
+        register = link.register if link is not None else None
+        held = self._lifecycle.devices_held(member.name)
+        devices = [
+            DeviceStatus(
+                id=d.id,
+                kind=d.kind,
+                name=d.name,
+                memory=d.memory,
+                memory_free=d.memory_free,
+                utilisation=d.utilisation,
+                replicas=held.count(d.id),
+            )
+            for d in member.devices
+        ]
+        return WorkerStatus(
+            name=member.name,
+            address=member.address,
+            state="away" if register is None else "draining" if member.draining else "ready",
+            version=register.version if register is not None else "",
+            cpus=register.cpus if register is not None else 0,
+            memory=register.memory if register is not None else 0,
+            devices=devices,
+            engines=list(member.engines),
+            replicas=self._lifecycle.holds(member.name),
+            differences=self.differences(register) if register is not None else [],
+        )
+
+    def differences(self, register: m.Register) -> list[str]:
+        """In which a worker isn't like this supervisor."""
+        found = [f"xi {register.version}, the supervisor has {__version__}"] if register.version != __version__ else []
+        ours = {record.name: record.version for record in self._hub.records if record.state == "loaded"}
+        for name in sorted(ours.keys() | register.plugins.keys()):
+            here, there = ours.get(name), register.plugins.get(name)
+            if here is None:
+                found.append(f"has the plugin {name} {there}, which the supervisor lacks")
+            elif there is None:
+                found.append(f"lacks the plugin {name} {here}")
+            elif here != there:
+                found.append(f"has {there} of the plugin {name}, the supervisor has {here}")
+        return found
+
+    async def _read_log(self, command: m.ReadLog) -> LogPart:
+        replica = self._replica(command)
+        if command.rank >= max(1, len(replica.ranks)):
+            raise InvalidRequest(f"rank: {replica.replica_id} has {max(1, len(replica.ranks))} rank(s), from 0", param="rank")
+        name = replica.ranks[command.rank].worker if replica.ranks else replica.last_workers.get(command.rank, "")
+        worker = self._executor.workers.get(name)
+        if worker is None:
+            raise Unavailable(f"{replica.replica_id} has no log to read now: {f'worker {name} is away' if name else 'it never ran'}")
+        part: LogPart = await worker.link.call(m.FetchLog(replica_id=replica.replica_id, rank=command.rank, start=command.start))
+        return part
+
+    def _replica(self, command: m.ReadLog) -> Replica:
+        launch = self._lifecycle.find(command.uid)
+        if launch is None:
+            known = ", ".join(entry.uid for entry in self._lifecycle.listed()) or "none"
+            raise ModelNotFound(f"no model '{command.uid}' is launched; launched: {known}", param="model_uid")
+        wanted = f"{command.uid}-{command.replica}" if command.replica is not None else launch.replicas[0].replica_id
+        found = next((replica for replica in launch.replicas if replica.replica_id == wanted), None)
+        if found is None:
+            known = ", ".join(replica.replica_id for replica in launch.replicas)
+            raise InvalidRequest(f"replica: there is no {wanted}; replicas of {command.uid}: {known}", param="replica")
+        return found
+
+    async def _stop_cluster(self, command: m.StopCluster) -> m.Done:
+        log.info("the cluster is being stopped")
+        for name, worker in list(self._executor.workers.items()):
+            try:
+                await worker.link.call(m.Shutdown())
+            except XiError as error:
+                log.warning("worker %s could not be told to stop: %s", name, error)
+        self._stop()
+        return m.Done()
