@@ -9,6 +9,10 @@ from xi_core import __version__
 
 BUILT_IN = {
     "serve": BuiltIn("xi_cli.commands.serve:serve", "Start xi on this machine: supervisor, worker and gateway."),
+    "supervisor": BuiltIn("xi_cli.commands.supervisor:supervisor", "Start the head of a cluster: supervisor and gateway."),
+    "worker": BuiltIn("xi_cli.commands.worker:worker", "Let this machine run models for a cluster."),
+    "gateway": BuiltIn("xi_cli.commands.gateway:gateway", "Serve a cluster's models from one more machine."),
+    "join-token": BuiltIn("xi_cli.commands.join_token:join_token", "Make a token with which one more machine joins."),
     "launch": BuiltIn("xi_cli.commands.launch:launch", "Launch a model and wait until it is ready."),
     "list": BuiltIn("xi_cli.commands.list:list_", "List the models that are launched."),
     "terminate": BuiltIn("xi_cli.commands.terminate:terminate", "End a model and free what it holds."),

@@ -26,9 +26,12 @@ from xi_core.api.control import (
     ClusterInfo,
     DrainOrder,
     EngineStatus,
+    JoinTokenAnswer,
+    JoinTokenOrder,
     LaunchAnswer,
     LaunchSpec,
     LogPart,
+    MemberRole,
     ModelStatus,
     PlacementReport,
     ReplicaCount,
@@ -168,6 +171,10 @@ class Client:
     def cluster(self) -> ClusterInfo:
         """The server's version and processes."""
         return self._call(ClusterInfo, "GET", "/v1/cluster/info")
+
+    def join_token(self, role: MemberRole = "worker", ttl: float = 3600.0) -> JoinTokenAnswer:
+        """A token with which one more worker or gateway may join, within `ttl` seconds. Raises `Forbidden`, `InvalidRequest`."""
+        return self._call(JoinTokenAnswer, "POST", "/v1/cluster/join-tokens", JoinTokenOrder(role=role, ttl=ttl))
 
     def health(self) -> bool:
         """Whether the server says that it is well. Raises `Unavailable` only if nobody answers."""

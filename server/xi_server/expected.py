@@ -6,12 +6,9 @@ ended; so is the length of answers to requests that name no limit.
 
 from __future__ import annotations
 
+from xi_core.cluster.routing import PROMPT_COST
 from xi_server.route import DEFAULT_TOKENS
 
-BYTES_PER_TOKEN = 4
-"""Of English text, roughly; the gateway has no tokenizer."""
-PROMPT_SHARE = 1 / 8
-"""What reading a token costs beside writing one: prompts are read many tokens at a time. Machines differ; the order of magnitude counts."""
 FORGET = 0.98
 """What is left of an answer's weight after the next one: about the last fifty count."""
 PRIOR = 4 * DEFAULT_TOKENS
@@ -27,8 +24,7 @@ class Expected:
 
     def tokens(self, route: str, size: int, max_tokens: int | None) -> int:
         """The expected cost of a request whose body has `size` bytes; at least 1."""
-        prompt = size / BYTES_PER_TOKEN * PROMPT_SHARE
-        return max(1, round(prompt + self._share(route, max_tokens).value * (max_tokens or DEFAULT_TOKENS)))
+        return max(1, round(PROMPT_COST * size + self._share(route, max_tokens).value * (max_tokens or DEFAULT_TOKENS)))
 
     def learn(self, route: str, max_tokens: int | None, tokens: int) -> None:
         """A request has ended by itself after so many tokens."""

@@ -14,6 +14,7 @@ from xi_core.importing import import_path
 from xi_core.plugins import PluginHub
 from xi_core.transport.base import Transport
 from xi_core.transport.schemes import by_scheme, load
+from xi_core.transport.security import ClientSecurity
 from xi_server.dispatch import Dispatcher
 from xi_server.engine_metrics import observe_engines
 from xi_server.metrics import Metrics, Samples
@@ -26,8 +27,11 @@ from xi_server.table import RoutingTable
 class Gateway:
     """The routing table, the supervisor's link, the dispatcher and the metrics. Make it on the event loop that runs it."""
 
-    def __init__(self, settings: Settings, hub: PluginHub, supervisor: str) -> None:
-        """`supervisor` is the supervisor's endpoint. Raises `ConfigError` for an unknown router, `TransportError` for an endpoint."""
+    def __init__(self, settings: Settings, hub: PluginHub, supervisor: str, name: str = "", security: ClientSecurity | None = None) -> None:
+        """`supervisor` is the supervisor's endpoint; `name` and `security`, how it knows this gateway, where that is a member of a cluster.
+
+        Raises `ConfigError` for an unknown router, `TransportError` for an endpoint.
+        """
         self.settings = settings
         self._hub = hub
         self.stopping = False
@@ -41,7 +45,8 @@ class Gateway:
             queue_size=settings.queue_size,
             max_body=settings.max_body,
         )
-        self.supervisor = SupervisorClient(by_scheme(hub.transports, supervisor), supervisor, self.table, f"gateway-{os.getpid()}")
+        transport, name = by_scheme(hub.transports, supervisor), name or f"gateway-{os.getpid()}"
+        self.supervisor = SupervisorClient(transport, supervisor, self.table, name, security)
         self._transports: dict[str, Transport] = {}
         self._ticker: asyncio.Task[None] | None = None
         self._observe()

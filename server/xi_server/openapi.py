@@ -14,6 +14,8 @@ from xi_core.api.control import (
     ClusterInfo,
     DrainOrder,
     EngineStatus,
+    JoinTokenAnswer,
+    JoinTokenOrder,
     LaunchAnswer,
     LaunchSpec,
     LogPart,
@@ -46,12 +48,14 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("/v1/workers", "get"): list[WorkerStatus],
     ("/v1/placements", "post"): list[PlacementReport],
     ("/v1/cluster/info", "get"): ClusterInfo,
+    ("/v1/cluster/join-tokens", "post"): JoinTokenAnswer,
 }
 BODIES: dict[tuple[str, str], Any] = {
     ("/v1/models", "post"): LaunchSpec,
     ("/v1/placements", "post"): LaunchSpec,
     ("/v1/models/{uid}/replicas", "put"): ReplicaCount,
     ("/v1/workers/{worker}/drain", "post"): DrainOrder,
+    ("/v1/cluster/join-tokens", "post"): JoinTokenOrder,
 }
 STATUSES = {
     "400": "The request is wrong; `param` names the field",
@@ -101,7 +105,10 @@ def _complete(path: str, method: str, operation: Document, refs: dict[str, Docum
     operation["security"] = [{"key": []}]
     body = BODIES.get((path, method))
     if body is not None:
-        operation["requestBody"] = {"required": body is not DrainOrder, "content": {"application/json": {"schema": refs[str(body)]}}}
+        operation["requestBody"] = {
+            "required": body not in (DrainOrder, JoinTokenOrder),
+            "content": {"application/json": {"schema": refs[str(body)]}},
+        }
     kind = "launch" if body is LaunchSpec else "model" if "{uid}" in path or "{worker}" in path else "control"
     responses.update(_errors(kind, refs))
 

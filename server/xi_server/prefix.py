@@ -6,11 +6,12 @@ spaces, other escapes) have another chain, and lose nothing but the affinity.
 
 from __future__ import annotations
 
+from xi_core.cluster.routing import COARSE_BLOCK, COARSE_BLOCKS, FINE_BLOCK, FINE_BLOCKS, prefix_bytes
 from xi_server.route import Route
 
-FINE, FINE_BLOCKS = 256, 32
-COARSE, COARSE_BLOCKS = 2048, 60
-"""The first 8 KiB of a prompt are told apart in steps of 256 bytes, the next 120 KiB in steps of 2 KiB; what follows is not looked at."""
+FINE_END = prefix_bytes(FINE_BLOCKS)
+END = prefix_bytes(FINE_BLOCKS + COARSE_BLOCKS)
+"""Bytes of a prompt that are looked at; what follows is taken to differ."""
 
 
 def prefix_chain(model: str, route: Route) -> tuple[int, ...]:
@@ -19,18 +20,13 @@ def prefix_chain(model: str, route: Route) -> tuple[int, ...]:
     `model` is the name that the request asks for: the same prompt to another LoRA adapter has other keys and values. Python's own hash
     is keyed per process, so that nobody can choose prompts that collide, and a collision costs no more than a cache miss.
     """
-    prompt = memoryview(route.messages) or memoryview(route.prompt)
-    tools = bytes(route.tools)
-    fine_end = FINE * FINE_BLOCKS
+    text = bytes((memoryview(route.messages) or memoryview(route.prompt))[:END])
     chain: list[int] = []
-    if not prompt:
-        return ()
-    last = hash((model, tools))
-    text = bytes(prompt[: fine_end + COARSE * COARSE_BLOCKS])
-    for start in range(0, min(len(text), fine_end) - FINE + 1, FINE):
-        last = hash((last, text[start : start + FINE]))
+    last = hash((model, bytes(route.tools)))
+    for start in range(0, min(len(text), FINE_END) - FINE_BLOCK + 1, FINE_BLOCK):
+        last = hash((last, text[start : start + FINE_BLOCK]))
         chain.append(last)
-    for start in range(fine_end, len(text) - COARSE + 1, COARSE):
-        last = hash((last, text[start : start + COARSE]))
+    for start in range(FINE_END, len(text) - COARSE_BLOCK + 1, COARSE_BLOCK):
+        last = hash((last, text[start : start + COARSE_BLOCK]))
         chain.append(last)
     return tuple(chain)

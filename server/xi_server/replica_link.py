@@ -256,7 +256,8 @@ class ReplicaLink:
             self._on_change()
 
     def _on_lost(self) -> None:
-        self._lose("has closed its channel or can't be reached")
+        known = self._channel.error if self._channel is not None else None
+        self._lose(f"can't be reached: {known}" if known else "has closed its channel or can't be reached")
 
     def _lose(self, why: str, silent: bool = False) -> None:
         was_alive, self.alive = self.alive, False

@@ -13,8 +13,8 @@ from msgspec import Struct
 from xi_core.cluster.messages import ANSWERS, OF_GATEWAYS, Launch, Subscribe, Subscribed, TableUpdate, Terminate
 from xi_core.errors import ChannelClosed, DeadlineExceeded, TransportError, Unavailable, XiError
 from xi_core.transport.base import Transport
-from xi_core.transport.security import ClientSecurity, KeyPair
 from xi_core.transport.rpc import Link, Vocabulary, dial
+from xi_core.transport.security import ClientSecurity, KeyPair
 from xi_server.table import RoutingTable
 
 log = logging.getLogger(__name__)
@@ -32,9 +32,7 @@ VOCABULARY = Vocabulary({command: ANSWERS[command] for command in OF_GATEWAYS}, 
 class SupervisorClient:
     """Keeps a link to the supervisor at `endpoint` and feeds `table` from it."""
 
-    def __init__(
-        self, transport: Transport, endpoint: str, table: RoutingTable, name: str, security: ClientSecurity | None = None
-    ) -> None:
+    def __init__(self, transport: Transport, endpoint: str, table: RoutingTable, name: str, security: ClientSecurity | None = None) -> None:
         """`security`: where the supervisor knows this gateway by its key."""
         self.data_keys: KeyPair | None = None
         """What replicas on other machines want to be shown; the supervisor gives it."""

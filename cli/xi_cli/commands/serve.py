@@ -26,16 +26,24 @@ LAUNCHER = "xi_core.cluster.launcher"
     "-ak", "--api-key", metavar="KEY", help="Ask clients for this key. [env: XI_API_KEY, which keeps it out of the shell's history]"
 )
 @click.option("--no-auth", is_flag=True, help="Listen on other addresses than loopback without a key: whoever reaches the port may use it.")
+@click.option("--no-restore", is_flag=True, help="Forget what ran when xi was stopped; without it that is launched again.")
 @click.option("--json", "as_json", is_flag=True, help="When all is ready, print one JSON line: the endpoint and the processes.")
 @verbose_option
 @click.pass_context
 def serve(
-    ctx: click.Context, host: str | None, port: int | None, log_level: str | None, api_key: str | None, no_auth: bool, as_json: bool
+    ctx: click.Context,
+    host: str | None,
+    port: int | None,
+    log_level: str | None,
+    api_key: str | None,
+    no_auth: bool,
+    no_restore: bool,
+    as_json: bool,
 ) -> None:
     """Start xi on this machine: supervisor, worker and gateway.
 
-    Prints each process and the endpoint, and runs until Ctrl-C, which ends the models too. Only this machine can reach it unless -H
-    names another address; that needs an API key, or --no-auth.
+    Prints each process and the endpoint, and runs until Ctrl-C, which ends the models too; the next start launches them again. Only
+    this machine can reach it unless -H names another address; that needs an API key, or --no-auth.
 
     \b
     Examples:
@@ -43,6 +51,20 @@ def serve(
       xi serve -p 8000 --log-level debug
       XI_API_KEY=a-long-secret xi serve -H 0.0.0.0
     """
+    become(*launcher_command(ctx, host, port, log_level, api_key, no_auth, no_restore, as_json))
+
+
+def launcher_command(
+    ctx: click.Context,
+    host: str | None,
+    port: int | None,
+    log_level: str | None,
+    api_key: str | None,
+    no_auth: bool,
+    no_restore: bool,
+    as_json: bool,
+) -> tuple[list[str], dict[str, str]]:
+    """The launcher's command line and environment, from options, the group's options and settings. Raises `UsageError`, `ConfigError`."""
     ours, group = settings(), common(ctx)
     host = host or group.host or ours.host
     port = next(p for p in (port, group.port, ours.port) if p is not None)
@@ -56,9 +78,9 @@ def serve(
         raise click.UsageError(error.message) from None
     # -P: the directory that this is started in may hold a `json.py`, which is none of ours.
     command = [sys.executable, "-P", "-m", LAUNCHER, "--host", host, "--port", str(port), "--log-level", log_level]
-    command += ["--no-auth"] * no_auth + ["--json"] * as_json
+    command += ["--no-auth"] * no_auth + ["--no-restore"] * no_restore + ["--json"] * as_json
     environment = {**os.environ, "XI_API_KEY": key} if key else dict(os.environ)
-    become(command, environment)
+    return command, environment
 
 
 def become(command: list[str], environment: dict[str, str]) -> None:

@@ -216,6 +216,25 @@ class DrainOrder(Struct, kw_only=True, forbid_unknown_fields=True):
     """Let the worker take replicas again instead."""
 
 
+MemberRole = Literal["worker", "gateway"]
+"""As what a process joins a cluster."""
+
+
+class JoinTokenOrder(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /v1/cluster/join-tokens`."""
+
+    role: MemberRole = "worker"
+    ttl: Annotated[float, Meta(ge=1, le=30 * 24 * 3600)] = 3600.0
+    """Seconds for which the token is good."""
+
+
+class JoinTokenAnswer(Struct, kw_only=True):
+    """Answer to it: a token for one use, and the whole command that uses it."""
+
+    token: str
+    command: str
+
+
 class EngineStatus(Struct, kw_only=True):
     """One engine as `xi engines` shows it."""
 

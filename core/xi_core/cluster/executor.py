@@ -10,6 +10,7 @@ from typing import Any
 
 from xi_core.api.control import ProcessInfo
 from xi_core.cluster import rendezvous
+from xi_core.cluster.desired import Desired
 from xi_core.cluster.launches import Wanted
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.messages import StartReplica, StopReplica
@@ -36,6 +37,8 @@ class Executor:
         self.workers: dict[str, WorkerLink] = {}
         self.gateways: dict[Link, ProcessInfo] = {}
         self.table = table
+        self.desired: Desired | None = None
+        """Where what is wanted is written down; None: nowhere."""
         self.gateways_key = ""
         """The public key of gateways, for replicas that listen off their machine; empty where none does."""
         self._hub, self._settings, self._lifecycle, self._replica_transport = hub, config, lifecycle, replica_transport
@@ -51,6 +54,8 @@ class Executor:
                 self._spawn(self._start_replica(action))
             else:
                 self._spawn(self._stop_replica(action))
+        if self.desired is not None:
+            self.desired.keep(self._lifecycle.wanted())
         self._publish()
         self._moved.set()
         self._moved = asyncio.Event()

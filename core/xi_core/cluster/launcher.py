@@ -145,13 +145,20 @@ class Launcher:
         self._writing.close()
 
 
-def siblings_of(listening: socket.socket, runtime: RuntimeFolder, cluster: tuple[str, int] | None) -> list[Sibling]:
-    """Supervisor, worker and gateway; or with `cluster`, a host and a port for other machines, supervisor and gateway."""
+def siblings_of(
+    listening: socket.socket, runtime: RuntimeFolder, cluster: tuple[str, int] | None, *, restore: bool = True
+) -> list[Sibling]:
+    """Supervisor, worker and gateway; or with `cluster`, a host and a port for other machines, supervisor and gateway.
+
+    `restore`: whether what was launched when they last ran is launched again.
+    """
     endpoint = f"ipc://{runtime.path}/supervisor.sock" if LOCAL_SOCKETS else f"tcp://127.0.0.1:{_free_port()}"
     supervisor, first = ["xi_core.cluster.supervisor", "--endpoint", endpoint], ["--settle", "0"]
     if cluster is not None:
         supervisor += ["--cluster-host", cluster[0], "--cluster-port", str(cluster[1])]
         first = ["--invite"]
+    if not restore:
+        first.append("--no-restore")  # at the first start only: what is launched now outlives the supervisor
     found = [Sibling("supervisor", supervisor, first=first, secret=False)]
     if cluster is None:
         worker = ["xi_core.cluster.worker", "--supervisor", endpoint, "--runtime", str(runtime.path)]
@@ -229,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--cluster-port", type=int, help="take workers and gateways of other machines at this port and the next; 0: any")
+    parser.add_argument("--no-restore", action="store_true", help="don't launch again what ran when this was stopped; forget it")
     parser.add_argument("--no-auth", action="store_true", help="listen off loopback without a key")
     parser.add_argument("--json", action="store_true", help="when all is ready, one JSON line on stdout: the endpoint and the processes")
     parser.add_argument("--log-level", help="how much all processes log; default: XI_LOG_LEVEL")
@@ -250,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"Error: {error.message}")
         return 1
     try:
-        return Launcher(listening, siblings_of(listening, runtime, cluster), config.grace, given.json).run()
+        return Launcher(listening, siblings_of(listening, runtime, cluster, restore=not given.no_restore), config.grace, given.json).run()
     finally:
         listening.close()
         runtime.remove()

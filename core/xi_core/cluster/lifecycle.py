@@ -66,6 +66,10 @@ class Lifecycle:
         """All launches that users can see, oldest first."""
         return [launch for launch in self._state.launches.values() if launch.listed]
 
+    def wanted(self) -> list[Wanted]:
+        """All launches that are to run, oldest first."""
+        return [launch.wanted for launch in self._state.launches.values() if not launch.end]
+
     def has_live(self, uid: str) -> bool:
         """Whether any process of this launch may still exist."""
         launch = self._state.launches.get(uid)

@@ -5,11 +5,19 @@ A command is a struct whose tag is its name; its answer's type stands in `ANSWER
 
 from __future__ import annotations
 
-from typing import Literal
-
 from msgspec import Struct, field
 
-from xi_core.api.control import EngineStatus, LaunchSpec, LogPart, ModelStatus, PlacementReport, ProcessInfo, ReplicaStatus, WorkerStatus
+from xi_core.api.control import (
+    EngineStatus,
+    LaunchSpec,
+    LogPart,
+    MemberRole,
+    ModelStatus,
+    PlacementReport,
+    ProcessInfo,
+    ReplicaStatus,
+    WorkerStatus,
+)
 from xi_core.cluster.devices import Device
 from xi_core.engine.info import Support
 from xi_core.models.family import ModelSpec
@@ -102,7 +110,7 @@ class GetCluster(Struct, tag="get_cluster"):
 class NewJoinToken(Struct, tag="new_join_token", kw_only=True):
     """A token with which one more worker or gateway may join, within `ttl` seconds."""
 
-    role: Literal["worker", "gateway"] = "worker"
+    role: MemberRole = "worker"
     ttl: float = 3600.0
 
 
@@ -359,6 +367,7 @@ OF_GATEWAYS: tuple[type[Struct], ...] = (
     StopCluster,
     ListEngines,
     GetCluster,
+    NewJoinToken,
     Subscribe,
 )
 """The commands that gateways send."""

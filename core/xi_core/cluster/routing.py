@@ -8,6 +8,18 @@ from typing import ClassVar
 
 from msgspec import Struct
 
+PROMPT_COST = 1 / 32
+"""What a byte of a prompt counts in expected tokens: four bytes are about a token, and reading a token takes about an eighth of the
+time of writing one, as many are read at once. Machines differ; the order of magnitude counts."""
+FINE_BLOCK, FINE_BLOCKS = 256, 32
+COARSE_BLOCK, COARSE_BLOCKS = 2048, 60
+"""Bytes and number of the blocks in `RouteRequest.prefix`: the first 8 KiB of a prompt in fine ones, the next 120 KiB in coarse ones."""
+
+
+def prefix_bytes(blocks: int) -> int:
+    """How many bytes the first so many blocks of a prompt are."""
+    return FINE_BLOCK * min(blocks, FINE_BLOCKS) + COARSE_BLOCK * max(blocks - FINE_BLOCKS, 0)
+
 
 class RouteRequest(Struct):
     """What a router may know of a request: the model's uid, the route, the body's size in bytes, and its most tokens if it says so.

@@ -18,6 +18,7 @@ from functools import partial
 from xi_core.api.control import LaunchSpec, ModelStatus, ProcessInfo
 from xi_core.cluster import messages as m
 from xi_core.cluster.admission import Admission
+from xi_core.cluster.desired import Desired
 from xi_core.cluster.executor import Executor
 from xi_core.cluster.lifecycle import LEASE, Lifecycle
 from xi_core.cluster.members import Member
@@ -28,7 +29,16 @@ from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_
 from xi_core.cluster.store import Entry, Store
 from xi_core.cluster.table import RoutingTable
 from xi_core.config import CLUSTER_PORT, Settings, settings
-from xi_core.errors import Conflict, Forbidden, InvalidRequest, LaunchCancelled, ModelNotFound, PluginError, ProtocolMismatch, XiError
+from xi_core.errors import (
+    ConfigError,
+    Conflict,
+    InvalidRequest,
+    LaunchCancelled,
+    ModelNotFound,
+    PluginError,
+    ProtocolMismatch,
+    XiError,
+)
 from xi_core.importing import import_path
 from xi_core.models.catalog import normalised
 from xi_core.plugins import PluginHub
@@ -45,8 +55,6 @@ STOP_MARGIN = 10.0
 SETTLE = 2 * LEASE
 INVITATION_TTL = 3600.0
 """Seconds for which the token that is shown at the start is good."""
-OF_WORKERS = (m.Register, m.WorkerBeat, m.ReplicaUpdate, m.ReplicaGone, m.Leaving)
-"""What workers say. Where a link tells who is at its other end, a worker may say nothing else, and a gateway all but this."""
 
 
 class Supervisor:
@@ -61,12 +69,15 @@ class Supervisor:
         *,
         store: Store | None = None,
         cluster: tuple[str, int] | None = None,
+        restore: bool = True,
     ) -> None:
         """Listens at `endpoint`, and with `cluster`, a host and a port, there for other machines, whom `store` knows.
 
-        For `settle` seconds it places nothing: workers may report it yet. Raises `TransportError`, `ConfigError`.
+        What `store` remembers to be wanted is launched again, with `restore`. For `settle` seconds nothing is placed: workers may
+        report it yet. Raises `TransportError`, `ConfigError`.
         """
         epoch = f"{store.next_epoch():04x}{secrets.token_hex(2)}" if store is not None else secrets.token_hex(4)
+        self._hub = hub
         schedulers = _schedulers(hub)
         default = schedulers[hub.schedulers.get(config.launch_strategy, param="XI_LAUNCH_STRATEGY").name]
         for plugin in hub.records:
@@ -89,6 +100,8 @@ class Supervisor:
         """Set when somebody has asked to stop the cluster."""
         self._operations = Operations(hub, self._executor, self._lifecycle, self.stop_asked.set)
         self._resolving: dict[str, tuple[LaunchSpec, asyncio.Task[None]]] = {}
+        if store is not None:
+            self._restore(Desired(store), restore)
         self._server = LinkServer(by_scheme(hub.transports, endpoint), endpoint, VOCABULARY, self._accept, self._closed)
         self.admission: Admission | None = None
         """The ports for other machines; None where there are none."""
@@ -121,14 +134,19 @@ class Supervisor:
         if self.admission is not None:
             await self.admission.close()
 
-    # ---- links ----------------------------------------------------------------------------------
+    def _restore(self, desired: Desired, restore: bool) -> None:
+        """Take up what was wanted before, or forget it. A launch without its engine or scheduler is forgotten, and told of."""
+        if not restore:
+            desired.forget_all()
+        for wanted in desired.restore():
+            if wanted.engine not in self._hub.engines or wanted.spec.scheduler not in (None, *self._hub.schedulers.names()):
+                log.error("launch %s can't be restored: its engine %s or its scheduler is no longer installed", wanted.uid, wanted.engine)
+                continue
+            log.info("launch %s is wanted since before: %s on %s", wanted.uid, wanted.model.describe(), wanted.engine)
+            self._lifecycle.restore(time.monotonic(), wanted)
+        self._executor.desired = desired
 
-    def _accept(self, link: Link) -> Calls:
-        calls = self._calls(link)
-        entry = self.admission.entry(link) if self.admission is not None else None
-        if entry is None:  # a local link: only this user's processes have come that way
-            return calls
-        return {command: call for command, call in calls.items() if (command in OF_WORKERS) == (entry.role == "worker")}
+    # ---- links ----------------------------------------------------------------------------------
 
     def _connected(self, entry: Entry) -> bool:
         if entry.role == "worker":
@@ -136,12 +154,10 @@ class Supervisor:
         return any(gateway.name == entry.name for gateway in self._executor.gateways.values())
 
     def _require_name(self, link: Link, name: str) -> None:
-        """Raises `Forbidden` where the key of the link is another's."""
-        entry = self.admission.entry(link) if self.admission is not None else None
-        if entry is not None and entry.name != name:
-            raise Forbidden(f"this connection's key belongs to {entry.role} {entry.name}, not to {name}")
+        if self.admission is not None:
+            self.admission.require_name(link, name)
 
-    def _calls(self, link: Link) -> Calls:
+    def _accept(self, link: Link) -> Calls:
         return {
             m.Register: partial(self._register, link),
             m.WorkerBeat: partial(self._worker_beat, link),
@@ -322,9 +338,10 @@ async def run(arguments: argparse.Namespace) -> None:
     config = settings()
     stop = stop_event(arguments.watch_stdin)
     cluster = (arguments.cluster_host, arguments.cluster_port) if arguments.cluster_host else None
-    store = Store(config.home_dir) if cluster is not None else None
-    settle = arguments.settle if store is None or store.entries("worker") else 0.0  # where nobody has joined, nobody reports
-    supervisor = Supervisor(PluginHub.load(config.plugins), config, arguments.endpoint, settle, store=store, cluster=cluster)
+    store = _store(config, required=cluster is not None)
+    settle = 0.0 if cluster is not None and store is not None and not store.entries("worker") else arguments.settle  # nobody can report
+    hub = PluginHub.load(config.plugins)
+    supervisor = Supervisor(hub, config, arguments.endpoint, settle, store=store, cluster=cluster, restore=not arguments.no_restore)
     announce("supervisor", supervisor.endpoint, **_invitation(supervisor.admission, arguments.invite))
     await first_of(stop, supervisor.stop_asked)
     if supervisor.stop_asked.is_set():
@@ -334,6 +351,17 @@ async def run(arguments: argparse.Namespace) -> None:
     await supervisor.close()
     if store is not None:
         store.close()
+
+
+def _store(config: Settings, required: bool) -> Store | None:
+    """The supervisor's memory. A second `xi serve` of the same XI_HOME goes without; a cluster can't. Raises `ConfigError`."""
+    try:
+        return Store(config.home_dir)
+    except (Conflict, ConfigError) as error:
+        if required:
+            raise ConfigError(error.message, param="XI_HOME") from None
+        log.warning("what is launched won't be remembered over a restart: %s", error.message)
+        return None
 
 
 def _invitation(admission: Admission | None, invite: bool) -> dict[str, str]:
@@ -357,6 +385,7 @@ def main() -> int:
     parser.add_argument("--cluster-host", default="", help="listen at this address for workers and gateways of other machines")
     parser.add_argument("--cluster-port", type=int, default=CLUSTER_PORT, help="the port for them; the next one is where they join")
     parser.add_argument("--invite", action="store_true", help="make a join token and tell it")
+    parser.add_argument("--no-restore", action="store_true", help="forget what was launched before")
     parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends")
     arguments = parser.parse_args()
     set_up_logging("supervisor", settings().log_level)

@@ -10,12 +10,18 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from xi_core.errors import TransportError
+from xi_core.transport.security import ClientSecurity, ServerSecurity
+
 Peer = bytes
 """A listener's name for one connection; a new connection of the same process has a new one."""
 
 
 class Channel(ABC):
     """The dialling side of a connection."""
+
+    error: TransportError | None = None
+    """Why it was lost, where the transport knows more than that it was; `ChannelRefused` where the listener doesn't let this side in."""
 
     @abstractmethod
     def send(self, message: bytes) -> None:
@@ -40,21 +46,34 @@ class Listener(ABC):
     def send(self, peer: Peer, message: bytes) -> None:
         """Queue a message to one peer, without waiting. Raises `ChannelFull` or `ChannelClosed`."""
 
+    def key_of(self, peer: Peer) -> str:
+        """The public key with which a peer that has sent a message connected; empty where there is no security."""
+        return ""
+
     @abstractmethod
     async def close(self, grace: float = 1.0) -> None:
         """Send what is queued, for `grace` seconds at most, then close. Idempotent."""
 
 
 class Transport(ABC):
-    """A way to carry messages, by the scheme of its endpoints (`ipc`, `tcp`, `inproc`)."""
+    """A way to carry messages, by the scheme of its endpoints (`ipc`, `tcp`, `inproc`).
+
+    `security` is for endpoints that other machines can reach: there it must be given, else `ConfigError` is raised. Local ones ignore it.
+    """
 
     @abstractmethod
-    def listen(self, endpoint: str, on_message: Callable[[Peer, bytes], None]) -> Listener:
+    def listen(self, endpoint: str, on_message: Callable[[Peer, bytes], None], security: ServerSecurity | None = None) -> Listener:
         """Accept connections at `endpoint`. Raises `TransportError` if it is taken."""
 
     @abstractmethod
-    def connect(self, endpoint: str, on_message: Callable[[bytes], None], on_lost: Callable[[], None]) -> Channel:
-        """Dial `endpoint` and return at once; `on_lost` is called once, when the connection ends or could not be made in time."""
+    def connect(
+        self,
+        endpoint: str,
+        on_message: Callable[[bytes], None],
+        on_lost: Callable[[], None],
+        security: ClientSecurity | None = None,
+    ) -> Channel:
+        """Dial `endpoint` and return at once; `on_lost` is called once, when the connection ends, is refused or isn't made in time."""
 
 
 class TransportInfo(Struct, kw_only=True):

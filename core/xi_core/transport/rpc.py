@@ -16,8 +16,18 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from xi_core.errors import ChannelClosed, DeadlineExceeded, InvalidRequest, Overloaded, ProtocolMismatch, TransportError, XiError
+from xi_core.errors import (
+    ChannelClosed,
+    ChannelRefused,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    ProtocolMismatch,
+    TransportError,
+    XiError,
+)
 from xi_core.transport.base import Peer, Transport
+from xi_core.transport.security import ClientSecurity, ServerSecurity
 from xi_core.transport.vocabulary import (
     BEAT_MESSAGE,
     Bye,
@@ -30,7 +40,9 @@ from xi_core.transport.vocabulary import (
     Vocabulary,
     decode,
     encode,
+    mismatch,
     name_of,
+    objection,
 )
 from xi_core.wire import PROTOCOL
 
@@ -65,6 +77,10 @@ class Link:
         """`other` names the other side in messages; `hang_up(gently)` gives back what lies below."""
         self.closed = asyncio.Event()
         self.other = other
+        self.peer_key = ""
+        """The public key of the other side; empty where there is no security, and on the side that dialled."""
+        self.peer_name = ""
+        """The name that belongs to that key."""
         self.calls: Calls = {}
         self.on_closed: Callable[[], None] = _nothing
         self._vocabulary = vocabulary
@@ -168,7 +184,7 @@ class Link:
             case Hello():
                 self._silence_allowed = MISSED
                 if said.protocol != PROTOCOL:
-                    self.refuse(_mismatch(said.protocol))
+                    self.refuse(mismatch(said.protocol))
             case Bye():
                 reason = XiError.from_body(said.error) if said.error else ChannelClosed(f"{self.other} closed the link")
                 if said.error:
@@ -269,21 +285,24 @@ class Link:
                 waiting.set_exception(XiError.from_body(reason.body()))
 
 
-def _mismatch(theirs: int) -> ProtocolMismatch:
-    """The other side speaks protocol `theirs`."""
-    return ProtocolMismatch(f"protocol {theirs} on one side, {PROTOCOL} on the other; run the same version of xi in every process")
-
-
-def dial(transport: Transport, endpoint: str, vocabulary: Vocabulary, calls: Calls, on_closed: Callable[[], None]) -> Link:
+def dial(
+    transport: Transport,
+    endpoint: str,
+    vocabulary: Vocabulary,
+    calls: Calls,
+    on_closed: Callable[[], None],
+    security: ClientSecurity | None = None,
+) -> Link:
     """Start a conversation with the `LinkServer` at `endpoint`; returns at once, and calls made meanwhile wait for the connection.
 
     `on_closed` is called once when the link ends or can't be made, but not after `link.close()`. Raises `TransportError` for an
-    endpoint that can't be dialled at all.
+    endpoint that can't be dialled at all, `ConfigError` for one that wants security.
     """
     channel = transport.connect(
         endpoint,
         lambda message: link.receive(message),
-        lambda: link.lose(ChannelClosed(f"{endpoint} is gone, or could not be reached")),
+        lambda: link.lose(channel.error or ChannelClosed(f"{endpoint} is gone, or could not be reached")),
+        security,
     )
 
     async def hang_up(gently: bool) -> None:
@@ -308,6 +327,7 @@ class LinkServer:
         vocabulary: Vocabulary,
         accept: Callable[[Link], Calls],
         on_closed: Callable[[Link], None],
+        security: ServerSecurity | None = None,
     ) -> None:
         """`accept` gets each new link and returns what this side answers on it; an `XiError` that it raises refuses the peer.
 
@@ -319,7 +339,8 @@ class LinkServer:
         self._on_closed = on_closed
         self._links: dict[Peer, Link] = {}
         self._ended: set[Peer] = set()
-        self._listener = transport.listen(endpoint, self._receive)
+        self._security = security
+        self._listener = transport.listen(endpoint, self._receive, security)
         self.endpoint = self._listener.endpoint
         """What others dial: with the real port where 0 was asked."""
 
@@ -338,7 +359,8 @@ class LinkServer:
     def _meet(self, peer: Peer, message: bytes) -> None:
         """Take the first message of a new peer."""
         link = Link(self._vocabulary, f"peer {peer.hex()}", partial(self._listener.send, peer), partial(self._forget, peer))
-        error: XiError | None = _objection(message)
+        link.peer_key = self._listener.key_of(peer)
+        error: XiError | None = objection(message) or self._name(link)
         if error is None:
             self._links[peer] = link
             try:
@@ -354,22 +376,20 @@ class LinkServer:
         link.on_closed = partial(self._on_closed, link)
         link.greet(first=False)
 
+    def _name(self, link: Link) -> ChannelRefused | None:
+        """Give the link the name of its key. Why it is refused, where the key has been struck off since the handshake."""
+        if self._security is not None and link.peer_key:
+            name = self._security.allows(link.peer_key)
+            if name is None:
+                return ChannelRefused("the key of this process is not known here any more")
+            link.peer_name = link.other = name
+        return None
+
     async def _forget(self, peer: Peer, gently: bool) -> None:
         self._links.pop(peer, None)
         if len(self._ended) >= MAX_REMEMBERED:
             self._ended.clear()
         self._ended.add(peer)
-
-
-def _objection(message: bytes) -> ProtocolMismatch | None:
-    """Why a peer's first message is no greeting in this protocol."""
-    try:
-        said = decode(message)
-    except msgspec.DecodeError as error:
-        return ProtocolMismatch(f"the first message can't be read: {error}")
-    if not isinstance(said, Hello):
-        return ProtocolMismatch(f"the first message is {name_of(said)}, not Hello; dial again")
-    return None if said.protocol == PROTOCOL else _mismatch(said.protocol)
 
 
 def _nothing() -> None:

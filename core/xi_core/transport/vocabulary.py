@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from xi_core.errors import ErrorBody, InvalidRequest, ProtocolMismatch
+from xi_core.wire import PROTOCOL
 
 
 class Hello(Struct, array_like=True, tag=1):
@@ -121,3 +122,19 @@ def _typed(decoder: msgspec.msgpack.Decoder[Any] | None, body: Raw, noun: str) -
 def name_of(message: Struct) -> str:
     """The name of a message's type, for people."""
     return type(message).__name__
+
+
+def mismatch(theirs: int) -> ProtocolMismatch:
+    """The other side speaks protocol `theirs`."""
+    return ProtocolMismatch(f"protocol {theirs} on one side, {PROTOCOL} on the other; run the same version of xi in every process")
+
+
+def objection(message: bytes) -> ProtocolMismatch | None:
+    """Why a peer's first message is no greeting in this protocol."""
+    try:
+        said = decode(message)
+    except msgspec.DecodeError as error:
+        return ProtocolMismatch(f"the first message can't be read: {error}")
+    if not isinstance(said, Hello):
+        return ProtocolMismatch(f"the first message is {name_of(said)}, not Hello; dial again")
+    return None if said.protocol == PROTOCOL else mismatch(said.protocol)

@@ -1,0 +1,79 @@
+"""Addresses of this machine: which one others reach it at, and how they are written in endpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+from xi_core.errors import ConfigError
+
+EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
+TRIES = 20
+"""Pairs of neighbouring ports that are tried where any will do."""
+_FAR = ("192.0.2.1", 9)
+"""An address of documentation (RFC 5737): no packet is sent there, the system only says by which way it would go."""
+
+
+def endpoint(host: str, port: int) -> str:
+    """`tcp://HOST:PORT`, with brackets around IPv6."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def split(endpoint: str) -> tuple[str, int]:
+    """Host and port of `tcp://HOST:PORT`."""
+    host, _, port = endpoint.partition("://")[2].rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def resolved(host: str) -> str:
+    """The numeric address of `host`. Raises `ConfigError`, naming it."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ConfigError(f"host '{host}' leads to no address: {error.strerror or error}; name another with --host", param="host") from None
+
+
+def reachable(host: str) -> str:
+    """What others should dial to reach a listener at `host`: itself, or where that is everywhere, this machine's own address."""
+    return host if host not in EVERYWHERE else own_address()
+
+
+def own_address(toward: str = "", port: int = 9) -> str:
+    """The address by which this machine talks to `toward`, or else to the world; loopback where it has no other."""
+    target = (toward, port) if toward else _FAR
+    with contextlib.suppress(OSError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(*target, type=socket.SOCK_DGRAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+                probe.connect(address)
+                return str(probe.getsockname()[0])
+    return "127.0.0.1"
+
+
+def neighbours(address: str, port: int) -> int:
+    """The first of two neighbouring ports that are free at `address`: this one, or where it is 0, any. Raises `ConfigError`."""
+    for left in range(0 if port else TRIES - 1, -1, -1):
+        first = None
+        try:
+            first = _bound(address, port)
+            number = int(first.getsockname()[1])
+            _bound(address, number + 1).close()
+            return number
+        except (OSError, OverflowError) as error:
+            if not left:
+                which = f"{port} and {port + 1}" if port else "for the cluster"
+                raise ConfigError(f"ports {which} of {address} can't be had: {error}; choose others with --cluster-port") from None
+        finally:
+            if first is not None:
+                first.close()
+    raise AssertionError
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    found = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((address, port))
+    except (OSError, OverflowError):
+        found.close()
+        raise
+    return found

@@ -1,0 +1,115 @@
+"""Who is let into a cluster over TCP: the cluster port, with an allow-list, and the join port beside it. Part of the supervisor."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from xi_core.api.control import MemberRole
+from xi_core.cluster import addresses, joining
+from xi_core.cluster.joining import Join, Joined, JoinToken
+from xi_core.cluster.messages import Leaving, Register, ReplicaGone, ReplicaUpdate, WorkerBeat
+from xi_core.cluster.store import Entry, Store
+from xi_core.errors import ConfigError, Conflict, Forbidden, InvalidRequest
+from xi_core.transport.base import Transport
+from xi_core.transport.rpc import Calls, Link, LinkServer, Vocabulary
+from xi_core.transport.security import KeyPair, ServerSecurity
+
+log = logging.getLogger(__name__)
+
+OF_WORKERS = (Register, WorkerBeat, ReplicaUpdate, ReplicaGone, Leaving)
+"""What workers say; gateways say all the rest."""
+SHORTEST_TTL, LONGEST_TTL = 1.0, 30 * 24 * 3600.0
+"""Seconds for which a token may be good."""
+
+
+class Admission:
+    """The two listening sockets, the keys and the tokens."""
+
+    def __init__(
+        self,
+        store: Store,
+        transport: Transport,
+        *,
+        host: str,
+        port: int,
+        vocabulary: Vocabulary,
+        accept: Callable[[Link], Calls],
+        closed: Callable[[Link], None],
+        connected: Callable[[Entry], bool],
+    ) -> None:
+        """Listen at `port` and the next one; 0: any two neighbours. `connected`: whether this member is here now. Raises `ConfigError`."""
+        self._store, self._connected, self._accept = store, connected, accept
+        self._keys = store.keys("supervisor")
+        self.gateway_keys: KeyPair = store.keys("gateways")
+        """What gateways show to replicas."""
+        address = addresses.resolved(host)
+        port = addresses.neighbours(address, port)
+        members, anybody = ServerSecurity(self._keys, self._name), ServerSecurity(self._keys, lambda key: key)
+        self._server = LinkServer(transport, addresses.endpoint(address, port), vocabulary, self._admit, closed, members)
+        self._desk = LinkServer(
+            transport, addresses.endpoint(address, port + 1), joining.VOCABULARY, self._meet, lambda link: None, anybody
+        )
+        self.endpoint = addresses.endpoint(addresses.reachable(host), port)
+        """Where other machines dial."""
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._desk.close()
+        await self._server.close()
+
+    def entry(self, link: Link) -> Entry | None:
+        """Who is at the other end; None for a link that came another way than through the cluster port."""
+        return self._store.entry(link.peer_key) if link.peer_key else None
+
+    def require_name(self, link: Link, name: str) -> None:
+        """Raises `Forbidden` where the key of the link is another's."""
+        entry = self.entry(link)
+        if entry is not None and entry.name != name:
+            raise Forbidden(f"this connection's key belongs to {entry.role} {entry.name}, not to {name}")
+
+    def new_token(self, role: MemberRole, ttl: float) -> str:
+        """A token for one more member, good for `ttl` seconds. Raises `InvalidRequest`."""
+        if not SHORTEST_TTL <= ttl <= LONGEST_TTL:
+            raise InvalidRequest(f"ttl: a join token is good for {SHORTEST_TTL:g} to {LONGEST_TTL:g} seconds, not {ttl:g}", param="ttl")
+        token = JoinToken([self.endpoint], self._keys.public, joining.new_secret(), time.time() + ttl, role)
+        self._store.add_token(token.secret, role, token.expires)
+        return token.text()
+
+    def command(self, token: str, role: MemberRole) -> str:
+        """The whole command that uses a token, as it can be pasted on the other machine."""
+        return f"xi {role} -e {self.endpoint} --token {token}"
+
+    def _admit(self, link: Link) -> Calls:
+        """What a member may ask for: a worker what workers do, a gateway what gateways do."""
+        entry = self.entry(link)
+        if entry is None:
+            raise Forbidden("the key of this connection is on no list")
+        calls = self._accept(link)
+        return {command: call for command, call in calls.items() if (command in OF_WORKERS) == (entry.role == "worker")}
+
+    def _name(self, key: str) -> str | None:
+        entry = self._store.entry(key)
+        return f"{entry.role} {entry.name}" if entry is not None else None
+
+    def _meet(self, link: Link) -> Calls:
+        async def join(command: Join) -> Joined:
+            return self._join(link, command)
+
+        return {Join: join}
+
+    def _join(self, link: Link, command: Join) -> Joined:
+        try:
+            name = joining.check_name(command.name)
+        except ConfigError as error:
+            raise InvalidRequest(error.message, param="name") from None
+        self._store.check_token(command.secret, command.role, link.peer_key)
+        before = self._store.key_of(command.role, name)
+        if before not in (None, link.peer_key) and self._connected(Entry(command.role, name)):
+            raise Conflict(
+                f"another {command.role} is named {name} and is connected; give this one a name of its own with --name", param="name"
+            )
+        self._store.redeem(command.secret, command.role, name, link.peer_key)
+        log.info("%s %s may join%s", command.role, name, ", with another key than before" if before not in (None, link.peer_key) else "")
+        return Joined()

@@ -1,0 +1,170 @@
+"""What a supervisor must not forget: which launches are wanted, its keys, who may join, tokens that are out, and how often it was started.
+SQLite at `XI_HOME/cluster/state.db`, readable by its owner only, and of one supervisor at a time.
+
+What runs is never stored: workers tell it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+from msgspec import Struct
+
+from xi_core.api.control import MemberRole
+from xi_core.errors import ConfigError, Conflict, Forbidden
+from xi_core.transport.security import KeyPair
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS keys (name TEXT PRIMARY KEY, public TEXT NOT NULL, secret TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS members (
+    key TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, joined REAL NOT NULL, UNIQUE (role, name)
+);
+CREATE TABLE IF NOT EXISTS tokens (hash TEXT PRIMARY KEY, role TEXT NOT NULL, expires REAL NOT NULL, used_by TEXT);
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS launches (uid TEXT PRIMARY KEY, wanted BLOB NOT NULL);
+"""
+KEPT = 7 * 24 * 3600.0
+"""Seconds for which an expired token is remembered, so that who comes with it is told why it is refused."""
+
+
+class Entry(Struct, frozen=True):
+    """One line of the allow-list."""
+
+    role: MemberRole
+    name: str
+
+
+class Store:
+    """The database. Every method is one transaction; each is quick, and called on the supervisor's loop."""
+
+    def __init__(self, home: Path) -> None:
+        """Open or make the one of this XI_HOME. Raises `ConfigError` where it can't be, `Conflict` where another supervisor has it."""
+        self.path = home / "cluster" / "state.db"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = _locked(self.path.with_suffix(".lock"))
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite gives its other files the mode of this one
+            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")  # an answered join must survive a power cut
+            self._db.executescript(_TABLES)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"the supervisor's memory {self.path} can't be opened: {error}; XI_HOME says where it is") from None
+        members = self._db.execute("SELECT key, role, name FROM members")
+        self._allowed: dict[str, Entry] = {key: Entry(role, name) for key, role, name in members}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+        os.close(self._lock)
+
+    # ---- launches -------------------------------------------------------------------------------
+
+    def launches(self) -> list[bytes]:
+        """What was put, the oldest first."""
+        return [bytes(row[0]) for row in self._db.execute("SELECT wanted FROM launches ORDER BY rowid")]
+
+    def put_launch(self, uid: str, wanted: bytes) -> None:
+        """Remember a launch, in the place of what is remembered of this uid."""
+        update = "INSERT INTO launches VALUES (?, ?) ON CONFLICT (uid) DO UPDATE SET wanted = excluded.wanted"
+        self._db.execute(update, (uid, wanted))
+
+    def drop_launch(self, uid: str) -> None:
+        """Forget a launch."""
+        self._db.execute("DELETE FROM launches WHERE uid = ?", (uid,))
+
+    # ---- epochs and keys ------------------------------------------------------------------------
+
+    def next_epoch(self) -> int:
+        """A number larger than at any start before."""
+        with self._transaction():
+            self._db.execute("INSERT INTO counters VALUES ('epoch', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1")
+            return int(self._db.execute("SELECT value FROM counters WHERE name = 'epoch'").fetchone()[0])
+
+    def keys(self, name: str) -> KeyPair:
+        """The key pair of this name, made when it is first asked for."""
+        fresh = KeyPair.new()
+        self._db.execute("INSERT OR IGNORE INTO keys VALUES (?, ?, ?)", (name, fresh.public, fresh.secret))
+        return KeyPair(*self._db.execute("SELECT public, secret FROM keys WHERE name = ?", (name,)).fetchone())
+
+    # ---- the allow-list -------------------------------------------------------------------------
+
+    def entry(self, key: str) -> Entry | None:
+        """Whose key this is; None where nobody's is on the list."""
+        return self._allowed.get(key)
+
+    def entries(self, role: MemberRole) -> list[str]:
+        """The names of those who may join in this role."""
+        return sorted(entry.name for entry in self._allowed.values() if entry.role == role)
+
+    def key_of(self, role: MemberRole, name: str) -> str | None:
+        """The key that is bound to a name."""
+        return next((key for key, entry in self._allowed.items() if entry == Entry(role, name)), None)
+
+    # ---- tokens ---------------------------------------------------------------------------------
+
+    def add_token(self, secret: bytes, role: MemberRole, expires: float) -> None:
+        """Remember the hash of a token's secret. `expires`: seconds since 1970."""
+        with self._transaction():
+            self._db.execute("DELETE FROM tokens WHERE expires < ?", (time.time() - KEPT,))
+            self._db.execute("INSERT INTO tokens VALUES (?, ?, ?, NULL)", (_hash(secret), role, expires))
+
+    def check_token(self, secret: bytes, role: MemberRole, key: str) -> None:
+        """Raises `Forbidden` unless the owner of `key` may join with this token: a fresh one, or the one that it has used itself."""
+        row = self._db.execute("SELECT role, expires, used_by FROM tokens WHERE hash = ?", (_hash(secret),)).fetchone()
+        if row is None:
+            raise Forbidden("this join token is not known to the supervisor (any more); make another with `xi join-token`", param="token")
+        made_for, expires, used_by = row
+        if made_for != role:
+            more = f"make one with `xi join-token --role {role}`"
+            raise Forbidden(f"this join token is for a {made_for}, not for a {role}; {more}", param="token")
+        if used_by is not None and used_by != key:
+            raise Forbidden("this join token has been used already; make another with `xi join-token`", param="token")
+        if used_by is None and expires < time.time():
+            raise Forbidden("this join token has expired; make another with `xi join-token`", param="token")
+
+    def redeem(self, secret: bytes, role: MemberRole, name: str, key: str) -> None:
+        """Bind `key` to `name`, in the place of the key that the name had, and make the token useless to others. Raises `Forbidden`."""
+        with self._transaction():
+            self.check_token(secret, role, key)
+            self._db.execute("UPDATE tokens SET used_by = ? WHERE hash = ?", (key, _hash(secret)))
+            self._db.execute("DELETE FROM members WHERE role = ? AND name = ? OR key = ?", (role, name, key))
+            self._db.execute("INSERT INTO members VALUES (?, ?, ?, ?)", (key, role, name, time.time()))
+        entry = Entry(role, name)
+        self._allowed = {old: other for old, other in self._allowed.items() if other != entry and old != key} | {key: entry}
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._db)
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE; COMMIT at the end of the block, ROLLBACK where it raises."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def _locked(path: Path) -> int:
+    """A descriptor that holds the lock, which the system releases when this process is gone. Raises `Conflict`."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise Conflict(f"another supervisor uses {path.parent}; stop it, or give this one a folder of its own with XI_HOME") from None
+    return descriptor
+
+
+def _hash(secret: bytes) -> str:
+    return hashlib.sha256(secret).hexdigest()

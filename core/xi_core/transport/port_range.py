@@ -1,0 +1,30 @@
+"""Listening at any free port of a range: `tcp://HOST:FIRST-LAST`. Part of replicas, whose machines may let only such ports through."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+
+from xi_core.errors import TransportError
+from xi_core.transport.base import Listener, Peer, Transport
+from xi_core.transport.security import ServerSecurity
+
+TRIES = 64
+
+
+def listen(
+    transport: Transport, endpoint: str, on_message: Callable[[Peer, bytes], None], security: ServerSecurity | None = None
+) -> Listener:
+    """As `transport.listen`, at a random port of the range where `endpoint` has one. Raises `TransportError` where none is free."""
+    found = re.fullmatch(r"(tcp://.+):(\d+)-(\d+)", endpoint)
+    if found is None:
+        return transport.listen(endpoint, on_message, security)
+    ports = range(int(found[2]), int(found[3]) + 1)
+    last: TransportError | None = None
+    for port in random.sample(ports, min(len(ports), TRIES)):
+        try:
+            return transport.listen(f"{found[1]}:{port}", on_message, security)
+        except TransportError as error:
+            last = error
+    raise TransportError(f"no port of {endpoint} could be had; the last that was tried: {last}; widen XI_PORT_RANGE, or free some")
