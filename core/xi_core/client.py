@@ -26,6 +26,7 @@ from xi_core.api.control import (
     ClusterInfo,
     DrainOrder,
     EngineStatus,
+    EnvironmentStatus,
     JoinTokenAnswer,
     JoinTokenOrder,
     LaunchAnswer,
@@ -158,6 +159,14 @@ class Client:
     def drain(self, worker: str, seconds: float = 600.0, *, undo: bool = False) -> None:
         """Move all replicas from a worker to others; returns at once. Raises `WorkerNotFound`."""
         self._call(msgspec.Raw, "POST", f"/v1/workers/{quote(worker, safe='')}/drain", DrainOrder(seconds=seconds, undo=undo))
+
+    def environments(self) -> list[EnvironmentStatus]:
+        """The environments of models, on all workers."""
+        return self._call(list[EnvironmentStatus], "GET", "/v1/virtualenvs")
+
+    def remove_environment(self, name: str) -> None:
+        """Delete an environment from every worker that has it. Raises `NotFound`, `Conflict` where it is used."""
+        self._call(msgspec.Raw, "DELETE", f"/v1/virtualenvs/{quote(name, safe='')}")
 
     def stop_cluster(self) -> None:
         """Stop every worker with what it runs, and the servers."""

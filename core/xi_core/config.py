@@ -41,10 +41,14 @@ class Settings(Struct, kw_only=True, frozen=True):
     """The scheduler that places replicas."""
     allow_multi_replica_per_gpu: bool = True
     """Whether a device may take several replicas, as far as its memory goes."""
+    fake_devices: str = ""
+    """Devices made up for this worker, `4x80GiB` or `cuda:0=80GiB,cuda:1=24GiB`: placement is real on them, engines run on CPU."""
     port_range: str = "20000-29999"
     """Ports for the ranks of sharded replicas, FIRST-LAST; best outside those that the system gives to outgoing connections."""
+    allow_virtual_env: bool = True
+    """Whether launches may bring packages of their own, which run as this user."""
     router: str = "least_loaded"
-    """The router that chooses a replica for each request."""
+    """The router that chooses a replica for each request: `least_loaded` or `prefix_affinity`."""
     launch_timeout: Seconds = 600.0
     """A launch that isn't READY by then is FAILED."""
     hang_timeout: Seconds = 60.0

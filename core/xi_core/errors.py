@@ -280,6 +280,12 @@ class ArtifactError(LaunchError):
     code = "artifact_error"
 
 
+class EnvironmentFailed(LaunchError):
+    """The model's own environment could not be built."""
+
+    code = "environment_failed"
+
+
 class LaunchFailed(LaunchError):
     """A replica could not be brought up; the message holds the reason."""
 

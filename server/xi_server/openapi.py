@@ -14,6 +14,7 @@ from xi_core.api.control import (
     ClusterInfo,
     DrainOrder,
     EngineStatus,
+    EnvironmentStatus,
     JoinTokenAnswer,
     JoinTokenOrder,
     LaunchAnswer,
@@ -47,6 +48,7 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("/v1/engines", "get"): list[EngineStatus],
     ("/v1/workers", "get"): list[WorkerStatus],
     ("/v1/placements", "post"): list[PlacementReport],
+    ("/v1/virtualenvs", "get"): list[EnvironmentStatus],
     ("/v1/cluster/info", "get"): ClusterInfo,
     ("/v1/cluster/join-tokens", "post"): JoinTokenAnswer,
 }

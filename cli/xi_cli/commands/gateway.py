@@ -37,11 +37,14 @@ def gateway(
     token_file: Path | None,
     log_level: str | None,
 ) -> None:
-    """Serve a cluster's models from one more machine. It joins with a token for gateways: `xi join-token --role gateway`.
+    """Serve a cluster's models from one more machine.
+
+    It joins with a token for gateways, which `xi join-token --role gateway` makes, and then serves from its own routing table.
 
     \b
-    Example:
-      XI_API_KEY=a-long-secret xi gateway -e tcp://10.0.0.5:9998 -H 10.0.0.7 --token xi1.…
+    Examples:
+      xi gateway -e tcp://10.0.0.5:9998 --token xi1.…
+      XI_API_KEY=a-long-secret xi gateway -e tcp://10.0.0.5:9998 -H 10.0.0.7 --token-file token.txt
     """
     ours, group = settings(), common(ctx)
     host = host or group.host or ours.host

@@ -32,7 +32,9 @@ class Duration(click.ParamType[float]):
 @json_option
 @client_options
 def join_token(ttl: float, role: MemberRole, as_json: bool, endpoint: str | None, api_key: str | None) -> None:
-    """Make a token with which one more machine may join the cluster, once. Whoever has it can join: pass it on in secret.
+    """Make a token with which one more machine joins.
+
+    It is for one use. Whoever has it can join: pass it on in secret.
 
     \b
     Examples:

@@ -56,6 +56,17 @@ class LaunchCommand(click.Command):
     "-lm", "--lora-modules", multiple=True, metavar="NAME=PATH", callback=lora_option.parsed,
     help="A LoRA adapter to serve beside the model, and the name that calls it; repeatable, or several after one flag.",
 )  # fmt: skip
+@click.option(
+    "--enable-virtual-env/--disable-virtual-env", default=None, help="Packages of the model's own; by itself where some are named."
+)
+@click.option(
+    "-vp", "--virtual-env-package", "virtual_env_packages", multiple=True, metavar="SPEC",
+    help="A package with versions for the model's own environment: 'xllamacpp==2026.10.11549'; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--virtual-env-find-link", "virtual_env_find_links", multiple=True, metavar="DIR",
+    help="A directory of the worker's machine in which packages may lie; repeatable.",
+)  # fmt: skip
 @click.option("--env", nargs=2, multiple=True, metavar="NAME VALUE", help="An environment variable of the replicas; repeatable.")
 @click.option("--explain", is_flag=True, help="Only show where each replica would go, and why not elsewhere; start nothing.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the model is ready.")
@@ -95,6 +106,8 @@ def launch(
     if name is None:
         raise click.UsageError("no model: give its name before the engine's options (xi launch NAME --option VALUE) or with -n", ctx)
     fields["model_path"] = _absolute(fields["model_path"]) if fields["model_path"] else None
+    for several in ("virtual_env_packages", "virtual_env_find_links"):
+        fields[several] = list(fields[several])
     spec = LaunchSpec(model_name=_named(name), env=dict(env), options=ctx.meta["options"], **fields)
     client = connect(endpoint, api_key)
     _await_server(client)

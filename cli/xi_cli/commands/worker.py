@@ -24,9 +24,9 @@ def worker(
     token_file: Path | None,
     log_level: str | None,
 ) -> None:
-    """Let this machine run models for a cluster. `xi supervisor` prints the whole line.
+    """Let this machine run models for a cluster.
 
-    The first time it shows a join token; then its key, under XI_HOME/cluster, is known. It runs until Ctrl-C, which ends its models too,
+    `xi supervisor` prints the whole line. The first time it shows a join token; then its key, under XI_HOME/cluster, is known. It runs until Ctrl-C, which ends its models too,
     and goes on dialling while the supervisor is away.
 
     \b

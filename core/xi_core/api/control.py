@@ -29,6 +29,19 @@ LaunchState = Literal["PENDING", "PREPARING", "STARTING", "LOADING", "READY", "F
 READY: every replica makes progress. FAILED and CANCELLED are ends; STOPPING leads to removal."""
 
 
+class EnvironmentStatus(Struct, kw_only=True):
+    """One environment of models on a worker: answer to `GET /v1/virtualenvs`."""
+
+    worker: str
+    name: str
+    packages: list[str]
+    """As locked: `name==version`."""
+    used: float
+    """When it was last used, in seconds since 1970."""
+    size: int
+    """Bytes."""
+
+
 class ReplicaConfig(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Where one replica goes, instead of what the launch says for all: `replica_config` holds one for each replica."""
 
@@ -72,8 +85,19 @@ class LaunchSpec(Struct, kw_only=True, omit_defaults=True):
     """Parser of reasoning instead of the model's own; `none` for none."""
     lora_modules: dict[Uid, Name] = msgspec.field(default_factory=dict)
     """LoRA adapters to serve beside the model: the name that requests call each by, and its directory."""
+    enable_virtual_env: bool | None = None
+    """Whether the replicas get packages of their own; None: where `virtual_env_packages` names some."""
+    virtual_env_packages: list[str] = msgspec.field(default_factory=list)
+    """Packages with versions for the model's own environment, beside those that its engine needs."""
+    virtual_env_find_links: list[str] = msgspec.field(default_factory=list)
+    """Directories of the workers' machines in which packages may lie."""
     env: dict[str, str] = msgspec.field(default_factory=dict)
     options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+def has_environment(spec: LaunchSpec) -> bool:
+    """Whether the launch's replicas run in an environment of their own."""
+    return spec.enable_virtual_env if spec.enable_virtual_env is not None else bool(spec.virtual_env_packages)
 
 
 class LaunchAnswer(Struct, kw_only=True):

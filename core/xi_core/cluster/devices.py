@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from msgspec import Struct
+
+FAKE = "fake"
+"""Kind of a device that XI_FAKE_DEVICES made up, and the beginning of its id."""
 
 
 class Device(Struct, kw_only=True):
@@ -18,6 +22,13 @@ class Device(Struct, kw_only=True):
     utilisation: float = 0.0
     domain: str = ""
     """Devices of one worker with the same domain are joined by its fastest link (NVLink, xGMI)."""
+    uuid: str = ""
+    """The driver's own name for it, where it has one."""
+
+
+def real(devices: Iterable[str]) -> list[str]:
+    """These devices' ids without those that are made up: no engine may see them."""
+    return [name for name in devices if not name.startswith(FAKE)]
 
 
 class DeviceProbe(ABC):
@@ -25,7 +36,7 @@ class DeviceProbe(ABC):
 
     @abstractmethod
     def devices(self) -> list[Device]:
-        """The devices of this kind on this machine; none is no error."""
+        """The devices of this kind on this machine; none is no error. May raise `ConfigError`, which stops the worker."""
 
 
 class DeviceProbeInfo(Struct, kw_only=True):

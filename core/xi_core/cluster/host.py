@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from xi_core.cluster.devices import Device, DeviceProbeInfo
+from xi_core.cluster.devices import FAKE, Device, DeviceProbeInfo
 from xi_core.engine.info import EngineInfo, HostInfo, Support
+from xi_core.errors import ConfigError
 from xi_core.importing import import_path
 from xi_core.models.family import ModelSpec
 from xi_core.models.inspect import inspect, local_path
@@ -19,22 +20,45 @@ log = logging.getLogger(__name__)
 
 
 def find_devices(probes: Iterable[DeviceProbeInfo], environ: Mapping[str, str]) -> list[Device]:
-    """All devices that the probes find and that CUDA_VISIBLE_DEVICES in `environ` leaves; a probe that fails is logged and finds none."""
+    """All devices that the probes find and that the settings of CUDA and HIP in `environ` leave; a probe that fails is logged.
+
+    Where devices are made up, no others are used. Raises `ConfigError` where the description of those can't be read.
+    """
     found: list[Device] = []
     for info in probes:
         try:
             found += import_path(info.probe)().devices()
+        except ConfigError:
+            raise
         except Exception:
             log.exception("device probe %s failed; its devices are not used", info.name)
-    return [device for device in found if _visible(device, environ.get("CUDA_VISIBLE_DEVICES"))]
+    made_up = [device for device in found if device.kind == FAKE]
+    return made_up or [device for device in found if _visible(device, environ)]
 
 
-def _visible(device: Device, setting: str | None) -> bool:
-    """Whether CUDA's own setting leaves this device. Names that aren't numbers (a UUID) leave all: they can't be compared."""
-    if device.kind != "cuda" or setting is None:
-        return True
-    names = [name.strip() for name in setting.split(",") if name.strip()]
-    return not all(name.isdecimal() for name in names) or device.id.partition(":")[2] in names
+VISIBLE = {"cuda": ("CUDA_VISIBLE_DEVICES",), "rocm": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")}
+"""Variables that hide devices of a kind. HIP heeds CUDA's too."""
+
+
+def _visible(device: Device, environ: Mapping[str, str]) -> bool:
+    """Whether the driver's own settings leave this device."""
+    return all(_left(device, environ[name]) for name in VISIBLE.get(device.kind, ()) if name in environ)
+
+
+def _left(device: Device, setting: str) -> bool:
+    """Numbers, and UUIDs or their beginnings; as in CUDA, what can't be read ends the list. What can't be compared (a slice of a GPU,
+    MIG, or a probe that tells no UUID) leaves the device in sight."""
+    for name in (name.strip() for name in setting.split(",")):
+        if name.isdecimal():
+            if name == device.id.partition(":")[2]:
+                return True
+        elif name.startswith("MIG-"):
+            return True
+        elif not name.startswith("GPU-"):
+            return False
+        elif not device.uuid or device.uuid.startswith(name):
+            return True
+    return False
 
 
 def host_info(devices: Iterable[Device]) -> HostInfo:

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from xi_core.api.control import LaunchSpec, LaunchState, ModelStatus
+from xi_core.api.control import LaunchSpec, LaunchState, ModelStatus, has_environment
 from xi_core.cluster.messages import ModelRoute, ReplicaRecord
 from xi_core.cluster.placement import Assignment, PlacementRequest
 from xi_core.cluster.replicas import ORDER, Action, Replica, rank_of
@@ -61,6 +61,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
             held=tuple(Assignment(r.worker, r.devices) for other in others for r in other.ranks if not r.gone),
             gpu_pool=spec.gpu_pool,
             exclusive=self.exclusive,
+            brings_engine=has_environment(spec),
         )
 
 

@@ -62,7 +62,11 @@ class Identity:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = _locked(folder / f"{role}-{name}.lock", f"{role} {name}")
-            self._kept = self._read() or self._write(_Kept(KeyPair.new()))
+            try:
+                self._kept = self._read() or self._write(_Kept(KeyPair.new()))
+            except (OSError, msgspec.DecodeError):
+                self.close()
+                raise
         except (OSError, msgspec.DecodeError) as error:
             raise ConfigError(f"the keys of this {role} in {self.path} can't be read or written: {error}") from None
 

@@ -9,6 +9,7 @@ from msgspec import Struct, field
 
 from xi_core.api.control import (
     EngineStatus,
+    EnvironmentStatus,
     LaunchSpec,
     LogPart,
     MemberRole,
@@ -78,6 +79,16 @@ class ReadLog(Struct, tag="read_log", kw_only=True):
     rank: int = 0
     start: int = -65536
     """Where to begin, in bytes; below 0: so many before the end."""
+
+
+class ListEnvironments(Struct, tag="list_environments"):
+    """The environments of models, on every worker or on the one that is asked."""
+
+
+class RemoveEnvironment(Struct, tag="remove_environment", kw_only=True):
+    """Delete an environment, on every worker that has it."""
+
+    name: str
 
 
 class StopCluster(Struct, tag="stop_cluster"):
@@ -291,6 +302,12 @@ class Explained(Struct):
     replicas: list[PlacementReport]
 
 
+class FoundEnvironments(Struct):
+    """Environments of models."""
+
+    environments: list[EnvironmentStatus]
+
+
 class Workers(Struct):
     """Workers."""
 
@@ -338,6 +355,8 @@ ANSWERS: dict[type[Struct], type[Struct]] = {
     Drain: Done,
     ListWorkers: Workers,
     ReadLog: LogPart,
+    ListEnvironments: FoundEnvironments,
+    RemoveEnvironment: Done,
     StopCluster: Done,
     FetchLog: LogPart,
     Shutdown: Done,
@@ -364,6 +383,8 @@ OF_GATEWAYS: tuple[type[Struct], ...] = (
     ListWorkers,
     Drain,
     ReadLog,
+    ListEnvironments,
+    RemoveEnvironment,
     StopCluster,
     ListEngines,
     GetCluster,

@@ -13,7 +13,7 @@ from xi_core.cluster.executor import Executor
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.members import Member, report
 from xi_core.cluster.replicas import Replica
-from xi_core.errors import InvalidRequest, ModelNotFound, Unavailable, XiError
+from xi_core.errors import InvalidRequest, ModelNotFound, NotFound, Unavailable, XiError
 from xi_core.models.catalog import normalised
 from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Calls
@@ -36,6 +36,8 @@ class Operations:
             m.Drain: self._drain,
             m.ListWorkers: self._list_workers,
             m.ReadLog: self._read_log,
+            m.ListEnvironments: self._list_environments,
+            m.RemoveEnvironment: self._remove_environment,
             m.StopCluster: self._stop_cluster,
         }
 
@@ -125,6 +127,22 @@ class Operations:
             known = ", ".join(replica.replica_id for replica in launch.replicas)
             raise InvalidRequest(f"replica: there is no {wanted}; replicas of {command.uid}: {known}", param="replica")
         return found
+
+    async def _list_environments(self, command: m.ListEnvironments) -> m.FoundEnvironments:
+        answers = [await worker.link.call(command) for worker in list(self._executor.workers.values())]
+        return m.FoundEnvironments([environment for answer in answers for environment in answer.environments])
+
+    async def _remove_environment(self, command: m.RemoveEnvironment) -> m.Done:
+        missing: list[NotFound] = []
+        workers = list(self._executor.workers.values())
+        for worker in workers:
+            try:
+                await worker.link.call(command)
+            except NotFound as error:
+                missing.append(error)
+        if missing and len(missing) == len(workers):
+            raise missing[0]
+        return m.Done()
 
     async def _stop_cluster(self, command: m.StopCluster) -> m.Done:
         log.info("the cluster is being stopped")

@@ -71,6 +71,8 @@ class PlacementRequest(Struct, kw_only=True, frozen=True):
     """Most devices that all replicas of the launch may hold together."""
     exclusive: bool = False
     """A device takes one replica only."""
+    brings_engine: bool = False
+    """It runs in an environment of its own, which holds the engine: the worker needn't have it."""
 
     def need(self, device: DeviceView) -> int:
         """Bytes of this device's memory that the replica takes."""
@@ -96,7 +98,7 @@ class PlacementRequest(Struct, kw_only=True, frozen=True):
         """Why the request rules this worker out; empty where it doesn't."""
         if self.workers is not None and not {worker.worker, worker.address} & set(self.workers):
             return f"not among the workers asked for ({', '.join(self.workers)})"
-        if worker.engines and self.engine not in worker.engines:  # none listed: the worker hasn't told
+        if not self.brings_engine and worker.engines and self.engine not in worker.engines:  # none listed: the worker hasn't told
             return f"has no engine {self.engine}"
         return ""
 

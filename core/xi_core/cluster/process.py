@@ -11,11 +11,13 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 import msgspec
 
 from xi_core.cluster import keeper
+from xi_core.cluster.devices import real
 from xi_core.wire import report as wire
 from xi_core.wire.plan import LaunchPlan
 
@@ -30,18 +32,33 @@ SECRETS = ("XI_API_KEY", "XI_JOIN_TOKEN")
 """Settings that are no business of a replica."""
 
 
-def environment(base: Mapping[str, str], plan: LaunchPlan, extra: Mapping[str, str]) -> dict[str, str]:
+def environment(base: Mapping[str, str], plan: LaunchPlan, extra: Mapping[str, str], python: Path | None = None) -> dict[str, str]:
     """The environment of a replica: the worker's, less its secrets, with the launch's own variables, its devices and the tag.
 
-    CUDA shows a replica its own devices only, numbered from 0; a CPU replica sees none.
+    With `python`, an interpreter with packages of its own, the programs beside that come first in the PATH.
+
+    CUDA and HIP show a replica its own devices only, numbered from 0; a CPU replica sees none.
     """
     found = {name: value for name, value in base.items() if name not in SECRETS}
     found.update(extra)
     found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver's own tools number them
-    found["CUDA_VISIBLE_DEVICES"] = ",".join(name.partition(":")[2] for name in plan.devices if name.startswith("cuda:"))
+    found["CUDA_VISIBLE_DEVICES"] = ",".join(name.partition(":")[2] for name in plan.devices if name.startswith(("cuda:", "rocm:")))
+    if any(name.startswith("rocm:") for name in plan.devices):
+        found["HIP_VISIBLE_DEVICES"] = found["CUDA_VISIBLE_DEVICES"]  # HIP heeds both, and both must say the same
     found["PYTHONUNBUFFERED"] = "1"
+    if python is not None:
+        found["PATH"] = os.pathsep.join([str(python.parent), found.get("PATH", os.defpath)])
     found[keeper.TAG] = tag(plan)
     return found
+
+
+def seen_by_engine(plan: LaunchPlan) -> LaunchPlan:
+    """The plan as a replica's process gets it: devices that are made up are none to an engine, which then runs on the CPU."""
+    rendezvous = plan.rendezvous
+    if rendezvous is not None:
+        world = tuple(msgspec.structs.replace(rank, devices=tuple(real(rank.devices))) for rank in rendezvous.world)
+        rendezvous = msgspec.structs.replace(rendezvous, world=world)
+    return msgspec.structs.replace(plan, devices=real(plan.devices), rendezvous=rendezvous)
 
 
 def tag(plan: LaunchPlan) -> str:

@@ -11,13 +11,15 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 import msgspec
 from msgspec import Struct
 
-from xi_core.api.control import MODEL_TYPES, EngineStatus, LaunchSpec, model_type_of
+from xi_core.api.control import MODEL_TYPES, EngineStatus, LaunchSpec, has_environment, model_type_of
 from xi_core.cluster import layout
 from xi_core.cluster.envrules import check_env
 from xi_core.cluster.launches import Wanted
 from xi_core.cluster.lora_choice import check_engine, check_lora, check_names, takes_lora
 from xi_core.cluster.messages import Inspect, MatchEngine, Register
 from xi_core.cluster.parser_choice import check_thinking, with_parsers
+from xi_core.cluster.requirement import check_environment
+from xi_core.cluster.reservation import reserved
 from xi_core.config import Settings
 from xi_core.engine.info import EngineInfo, Support
 from xi_core.errors import EngineNotInstalled, InvalidRequest, LaunchError, XiError
@@ -74,6 +76,7 @@ class Resolver:
             engine=choice.engine.name,
             n_gpu=n_gpu,
             created=int(time.time()),
+            memory=reserved(spec, model, choice.engine, n_gpu),
             memory_share=layout.memory_share(choice.engine, spec.options) if n_gpu else 0.0,
             exclusive=not self._settings.allow_multi_replica_per_gpu,
         )
@@ -99,7 +102,7 @@ class Resolver:
         found = _of_type(spec, await self._candidates(spec))
         workers = await self._workers()
         if given is not None:
-            self._check_given(given, found, workers)
+            self._check_given(spec, given, found, workers)
         installed = [engine for engine in self._hub.engines if _installed(engine, workers)]
         engines = [given] if given else sorted(installed, key=lambda e: -e.priority)
         matches = [(model, await self._match(model)) for model in found]
@@ -114,9 +117,9 @@ class Resolver:
             raise LaunchError(f"engine {given.name} can't run '{spec.model_name}': {refusals[given.name]}", param="model_engine")
         raise self._none_takes(spec, found, refusals, workers)
 
-    def _check_given(self, engine: EngineInfo, found: list[ModelSpec], workers: Mapping[str, WorkerLink]) -> None:
+    def _check_given(self, spec: LaunchSpec, engine: EngineInfo, found: list[ModelSpec], workers: Mapping[str, WorkerLink]) -> None:
         probes = [w.register.engines.get(engine.name, Support(ok=False, reason="unknown there")) for w in workers.values()]
-        if not _installed(engine, workers):
+        if not _installed(engine, workers) and not has_environment(spec):
             raise EngineNotInstalled(
                 f"engine {engine.name} can't run here: {self._with_pip(engine, probes[0].reason)}", param="model_engine"
             )
@@ -179,6 +182,7 @@ class Resolver:
         if isinstance(spec.n_gpu, int) and spec.n_gpu < 0:
             raise InvalidRequest(f"n_gpu is {spec.n_gpu}; it is 'auto', a number from 0 on, or null for CPU", param="n_gpu")
         check_env(spec.env)
+        check_environment(spec, self._settings.allow_virtual_env)
         check_names(spec)
 
     async def _n_gpu(self, spec: LaunchSpec) -> int:

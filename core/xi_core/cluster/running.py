@@ -19,7 +19,7 @@ from xi_core.api.control import LaunchState, ReplicaStatus
 from xi_core.cluster import keeper, logs
 from xi_core.cluster.guard import Guard
 from xi_core.cluster.messages import ReplicaRecord, StartReplica
-from xi_core.cluster.process import REPLICA_COMMAND, ReplicaProcess, environment, tag
+from xi_core.cluster.process import REPLICA_COMMAND, ReplicaProcess, environment, seen_by_engine, tag
 from xi_core.cluster.replicas import rank_of
 from xi_core.errors import ArtifactError, LaunchCancelled, LaunchError, LaunchFailed, XiError
 from xi_core.models.adapter import read_adapter
@@ -45,6 +45,8 @@ UNHEALTHY = 1.0
 """Seconds of unhealthy reports after which a replica is killed; it has waited for its own `hang_timeout` before the first."""
 
 Fetch = Callable[[SourceRef, Progress], Path]
+Build = Callable[[StartReplica, Progress], Path | None]
+"""Makes the interpreter of the replica's own environment; None: the worker's own will do."""
 T = TypeVar("T")
 
 
@@ -58,6 +60,7 @@ class RunningReplica:
         worker: str,
         home: Path,
         fetch: Fetch,
+        build: Build = lambda start, progress: None,
         guard: Guard,
         on_change: Callable[[RunningReplica], None],
         command: Sequence[str] = REPLICA_COMMAND,
@@ -77,6 +80,9 @@ class RunningReplica:
         """The error's code, where the replica or its artifact named one."""
         self.final = False
         self._home, self._fetch, self._guard, self._on_change, self._command = home, fetch, guard, on_change, command
+        self._start, self._build = start, build
+        self.python: Path | None = None
+        """The interpreter of its own environment, once that is built."""
         self._secret = secret
         self._process: ReplicaProcess | None = None
         self._deadline = time.monotonic() + start.deadline
@@ -143,6 +149,7 @@ class RunningReplica:
         """In a thread: the artifact on disk. The LoRA modules are looked at first: they are there already, or never."""
         for module in self.plan.lora_modules:
             read_adapter(module)
+        self.python = self._build(self._start, self._progress)
         try:
             return self._fetch(self.record.model.source, self._progress)
         except OSError as error:
@@ -183,9 +190,9 @@ class RunningReplica:
             raise LaunchFailed(f"the log file {path} can't be written: {error.strerror or error}; XI_HOME says where logs go") from error
         try:
             with log_to:
-                self._process = ReplicaProcess(
-                    self._command, self._with_secret(plan), environment(os.environ, plan, self.record.spec.env), log_to
-                )
+                env = environment(os.environ, plan, self.record.spec.env, self.python)
+                command = [str(self.python or self._command[0]), *self._command[1:]]
+                self._process = ReplicaProcess(command, seen_by_engine(self._with_secret(plan)), env, log_to)
         except OSError as error:
             raise LaunchFailed(f"the process of {plan.replica_id} could not be started: {error.strerror or error}") from error
         self._guard.add(self._process.pid, tag(plan))

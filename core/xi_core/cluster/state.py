@@ -89,7 +89,10 @@ class ClusterState:
             launch.open_until(now + self.launch_timeout)
             if not all(rank.gone for rank in replica.ranks):
                 return replica.stops(0.0)
-        return self._concluded(now, launch, replica) if all(rank.gone for rank in replica.ranks) else []
+        if all(rank.gone for rank in replica.ranks):
+            return self._concluded(now, launch, replica)
+        served = replica.ending is None and any(rank is replica.ranks[0] for rank in ranks)
+        return replica.stops(0.0) if served else []  # whatever grace the other ranks were given: rank 0 has finished what it ran
 
     def _concluded(self, now: float, launch: LaunchEntry, replica: Replica) -> list[Action]:
         """Nothing is left of this life."""

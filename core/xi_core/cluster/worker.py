@@ -20,32 +20,40 @@ from pathlib import Path
 import msgspec
 
 from xi_core import __version__
-from xi_core.api.control import LogPart
+from xi_core.api.control import EnvironmentStatus, LogPart, has_environment
 from xi_core.cluster import addresses, host, joining, logs
+from xi_core.cluster.device_watch import DeviceWatch
+from xi_core.cluster.devices import Device
+from xi_core.cluster.environments import Environments
 from xi_core.cluster.guard import Guard
 from xi_core.cluster.linking import SupervisorLink
 from xi_core.cluster.membership import Identity, enter, token_of
 from xi_core.cluster.messages import (
     Done,
     FetchLog,
+    FoundEnvironments,
     Inspect,
     Inspected,
     Leaving,
+    ListEnvironments,
     MatchEngine,
     Matches,
     Prepare,
     Prepared,
     Register,
+    RemoveEnvironment,
     ReplicaGone,
     ReplicaRecord,
     ReplicaUpdate,
     Shutdown,
     StartReplica,
     StopReplica,
+    WorkerBeat,
 )
 from xi_core.cluster.ports import PortBlock, PortRange, interface_of
 from xi_core.cluster.process import REPLICA_COMMAND
 from xi_core.cluster.replicas import rank_of
+from xi_core.cluster.requirement import check_environment, joined, needed
 from xi_core.cluster.running import RunningReplica, in_thread
 from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event, unless
 from xi_core.config import Settings, settings
@@ -92,7 +100,7 @@ class Worker:
         self._hub, self._settings, self._runtime, self._supervisor, self._command = hub, config, runtime, supervisor, command
         self._home = config.home_dir
         self._incarnation = secrets.token_hex(4)
-        self._devices = host.find_devices(hub.devices, os.environ)
+        self._devices = self._find_devices()
         self._host = host.host_info(self._devices)
         self._engines = host.probe_engines(hub.engines, self._host)
         self._guard = Guard()
@@ -103,6 +111,8 @@ class Worker:
             StartReplica: self._start,
             StopReplica: self._stop,
             FetchLog: self._fetch_log,
+            ListEnvironments: self._list_environments,
+            RemoveEnvironment: self._remove_environment,
             Shutdown: self._shutdown,
         }
         transport = by_scheme(hub.transports, supervisor)
@@ -110,6 +120,7 @@ class Worker:
         self._link = SupervisorLink(transport, supervisor, security, calls, self._introduce, self._drop_waiting)
         self._stopping = False
         self._running: dict[str, RunningReplica] = {}
+        self._environments = Environments(self._home, os.environ)
         self._ports = PortRange.parse(config.port_range)
         self._blocks: dict[str, PortBlock] = {}
         """Ports kept for ranks that wait for others, by incarnation."""
@@ -125,7 +136,8 @@ class Worker:
     async def serve(self, stop: asyncio.Event) -> None:
         """Stay registered until `stop`, then end every replica and the keeper. Raises the supervisor's error if it isn't let in at all."""
         try:
-            keeping = [asyncio.ensure_future(self._link.keep()), asyncio.ensure_future(self._watch_keeper())]
+            lasting = (self._link.keep(), self._watch_keeper(), DeviceWatch(self._devices, self._find_devices, self._beat).run())
+            keeping = [asyncio.ensure_future(work) for work in lasting]
             await first_of(stop, self.stop_asked, self._link.refused)
             if self.stop_asked.is_set():
                 announce_stop("worker")
@@ -138,6 +150,9 @@ class Worker:
             self._guard.close()
         if self._link.refusal is not None:
             raise self._link.refusal
+
+    def _find_devices(self) -> list[Device]:
+        return host.find_devices(self._hub.devices, os.environ)
 
     # ---- the link -------------------------------------------------------------------------------
 
@@ -177,6 +192,10 @@ class Worker:
             if self._guard.restart_if_dead() and self._link.registered.is_set():
                 with contextlib.suppress(XiError):  # the next registration tells it
                     await self._link.register()
+
+    def _beat(self, devices: list[Device]) -> bool:
+        self._devices = devices
+        return self._link.notify(WorkerBeat(worker=self.name, devices=devices))
 
     # ---- what the supervisor asks ---------------------------------------------------------------
 
@@ -243,6 +262,7 @@ class Worker:
             worker=self.name,
             home=self._home,
             fetch=self._fetch,
+            build=self._build,
             guard=self._guard,
             on_change=self._changed,
             command=self._command,
@@ -315,6 +335,30 @@ class Worker:
         if not isinstance(source, Source):
             raise PluginError(f"model source '{info.name}': {info.source} is not a subclass of xi_core.models.source.Source")
         return source.fetch(ref, self._home, progress)
+
+    def _build(self, start: StartReplica, progress: Progress) -> Path | None:
+        """In a thread: the interpreter of the replica's own environment, where it is to have one."""
+        spec = start.spec
+        if not has_environment(spec):
+            return None
+        check_environment(spec, self._settings.allow_virtual_env)
+        engine = self._hub.engines.get(start.plan.engine.name)
+        packages = joined(needed(engine.requirements), start.model.packages, spec.virtual_env_packages)
+        overlay = [path.partition(":")[0].partition(".")[0] for path in (start.plan.engine.path, *start.plan.parsers.values())]
+        return self._environments.build(packages, spec.virtual_env_find_links, overlay, progress)
+
+    async def _list_environments(self, command: ListEnvironments) -> FoundEnvironments:
+        found = await in_thread(self._environments.found)
+        return FoundEnvironments(
+            [EnvironmentStatus(worker=self.name, name=one.name, packages=one.packages, used=one.used, size=one.size) for one in found]
+        )
+
+    async def _remove_environment(self, command: RemoveEnvironment) -> Done:
+        users = [r.plan.replica_id for r in self._running.values() if r.python is not None and command.name in r.python.parts]
+        if users:
+            raise Conflict(f"environment {command.name} is used by {', '.join(users)}; terminate what uses it first", param="name")
+        await in_thread(lambda: self._environments.remove(command.name))
+        return Done()
 
     async def _stop_all(self) -> None:
         self._stopping = True

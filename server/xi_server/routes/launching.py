@@ -21,9 +21,6 @@ RENAMED = {"model_size_in_billions": "size_in_billions", "envs": "env", "peft_mo
 
 NOT_YET: Mapping[str, tuple[Any, ...]] = {
     "request_limits": (),
-    "enable_virtual_env": (False,),
-    "virtual_env_packages": ([],),
-    "virtual_env_find_links": ([],),
     "download_hub": (),
 }
 """Fields of Xinference that xi can't honour yet, with the values besides null that ask for nothing."""

@@ -7,7 +7,17 @@ from fastapi import APIRouter, Request, Response
 
 from xi_core.api.body import decode_body
 from xi_core.api.control import DrainOrder
-from xi_core.cluster.messages import Drain, Explain, Explained, ListWorkers, StopCluster, Workers
+from xi_core.cluster.messages import (
+    Drain,
+    Explain,
+    Explained,
+    FoundEnvironments,
+    ListEnvironments,
+    ListWorkers,
+    RemoveEnvironment,
+    StopCluster,
+    Workers,
+)
 from xi_server.asgi import read_body
 from xi_server.routes.answers import gateway_of, json_response
 from xi_server.routes.launching import launch_spec
@@ -41,6 +51,20 @@ async def explain_placement(request: Request) -> Response:
     body = await read_body(request.scope, request.receive, gateway.settings.max_body)
     answer: Explained = await gateway.supervisor.call(Explain(launch_spec(body)))
     return json_response(answer.replicas)
+
+
+@router.get("/v1/virtualenvs")
+async def list_environments(request: Request) -> Response:
+    """The environments of models, on all workers."""
+    answer: FoundEnvironments = await gateway_of(request).supervisor.call(ListEnvironments())
+    return json_response(answer.environments)
+
+
+@router.delete("/v1/virtualenvs/{name}")
+async def remove_environment(request: Request, name: str) -> Response:
+    """Delete an environment from every worker that has it. One that is used is a 409."""
+    await gateway_of(request).supervisor.call(RemoveEnvironment(name=name))
+    return json_response({"name": name, "deleted": True})
 
 
 @router.post("/v1/cluster/stop")

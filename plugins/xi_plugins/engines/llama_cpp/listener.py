@@ -35,7 +35,11 @@ class Listener:
     def apply(self, params: Any) -> None:
         """Fill in the fields of a `CommonParams` that concern the listener."""
         params.api_keys = [self._key]
-        params.hostnames = [str(self._folder / "s.sock")] if self._folder else ["127.0.0.1"]
+        host = str(self._folder / "s.sock") if self._folder else "127.0.0.1"
+        if hasattr(params, "hostnames"):
+            params.hostnames = [host]
+        else:  # xllamacpp before October 2026
+            params.hostname = host
         params.port = 0
         params.n_threads_http = 1
         params.cors_origins = ""
