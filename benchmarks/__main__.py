@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.processes import stop_on_sigterm
 
-NAMES = ("relay", "engines", "joining", "embeddings", "footprint")
+NAMES = ("relay", "engines", "joining", "embeddings", "footprint", "routing")
 APART = ("vllm", "xinference")
 """Those that need an environment of their own."""
 
@@ -64,6 +64,10 @@ def _runner(name: str, arguments: argparse.Namespace) -> Callable[[], bool]:
             from benchmarks import vllm
 
             return vllm.run(quick=quick, save=save)
+        if name == "routing":
+            from benchmarks import routing
+
+            return routing.run(quick=quick, save=save)
         from benchmarks import footprint
 
         return footprint.run(quick=quick, save=save, install=arguments.install)

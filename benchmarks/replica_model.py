@@ -10,14 +10,12 @@ from __future__ import annotations
 import heapq
 import random
 from abc import ABC, abstractmethod
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from xi_core.cluster.routing import ReplicaView, RouteRequest
+from xi_core.cluster.routing import COARSE_BLOCK, COARSE_BLOCKS, FINE_BLOCK, FINE_BLOCKS, ReplicaView, RouteRequest
 from xi_server.expected import Expected
-from xi_server.prefix import COARSE, COARSE_BLOCKS, FINE, FINE_BLOCKS
 
 BLOCK = 64
 """Tokens per block of the cache: 256 bytes at four bytes per token, as in the chain that the gateway makes."""
@@ -178,8 +176,8 @@ def simulate(workload: Workload, make: Callable[[], Policy], seed: int, count: i
 
 def _request(expected: Expected, arrival: Arrival) -> RouteRequest:
     """What the gateway would tell a router."""
-    size = len(arrival.chain) * FINE
-    step = COARSE // FINE
+    size = len(arrival.chain) * FINE_BLOCK
+    step = COARSE_BLOCK // FINE_BLOCK
     prefix = arrival.chain[:FINE_BLOCKS] + arrival.chain[FINE_BLOCKS + step - 1 :: step][:COARSE_BLOCKS]
     return RouteRequest("m", ROUTE, size, arrival.max_tokens, expected.tokens(ROUTE, size, arrival.max_tokens), prefix)
 

@@ -6,8 +6,10 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from benchmarks.replica_model import Arrival, Policy, SimulatedReplica
-from xi_core.cluster.routing import ReplicaView, Router, RouteRequest
+from xi_core.cluster.routing import Router, RouteRequest
 from xi_plugins.routers.least_loaded import LeastLoaded
 from xi_plugins.routers.prefix_affinity import PrefixAffinity
 
@@ -19,7 +21,7 @@ class ByRouter(Policy):
         self.router = router
 
     def choose(self, arrival: Arrival, request: RouteRequest, replicas: Sequence[SimulatedReplica]) -> int:
-        seen = request if self.router.wants_prefix else RouteRequest(request.uid, request.route, request.size, request.max_tokens, request.tokens)
+        seen = request if self.router.wants_prefix else msgspec.structs.replace(request, prefix=())
         chosen = self.router.choose(seen, [replica.view for replica in replicas])
         self.router.on_start(seen, chosen)
         return next(n for n, replica in enumerate(replicas) if replica.view.replica_id == chosen)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import ClassVar
 
-from xi_core.cluster.routing import ReplicaView, Router, RouteRequest
+from xi_core.cluster.routing import PROMPT_COST, ReplicaView, Router, RouteRequest, prefix_bytes
 
 BLOCKS = 16_384
 """Blocks remembered per replica: 4 MiB of text in blocks of 256 bytes, about a million tokens."""
@@ -67,11 +67,16 @@ class PrefixAffinity(Router):
         self._chosen: dict[str, int] = {}
 
     def choose(self, request: RouteRequest, replicas: Sequence[ReplicaView]) -> str:
+        least = min(replicas, key=self._load)
         most = _most_tokens(request, replicas)
-        best = min(replicas, key=lambda view: (-self._depth(request, view, most), *self._load(view))).replica_id
+        best, rank = least, (-self._depth(request, least), *self._load(least))
+        for view in replicas:
+            depth = self._depth(request, view)
+            if (-depth, *self._load(view)) < rank and view.tokens <= most and _worth_waiting(view, least, depth):
+                best, rank = view, (-depth, *self._load(view))
         self._turn += 1
-        self._chosen[best] = self._turn
-        return best
+        self._chosen[best.replica_id] = self._turn
+        return best.replica_id
 
     def on_start(self, request: RouteRequest, replica_id: str) -> None:
         if request.prefix:
@@ -81,13 +86,23 @@ class PrefixAffinity(Router):
         self._seen.pop(replica_id, None)
         self._chosen.pop(replica_id, None)
 
-    def _depth(self, request: RouteRequest, view: ReplicaView, most: float) -> int:
-        """What a replica's cache is worth for this request; nothing where the replica has too much to do."""
+    def _depth(self, request: RouteRequest, view: ReplicaView) -> int:
         seen = self._seen.get(view.replica_id)
-        return seen.depth(request.prefix) if seen is not None and view.tokens <= most else 0
+        return seen.depth(request.prefix) if seen is not None else 0
 
     def _load(self, view: ReplicaView) -> tuple[int, int, int, str]:
         return view.tokens, view.outstanding, self._chosen.get(view.replica_id, 0), view.replica_id
+
+
+def _worth_waiting(view: ReplicaView, least: ReplicaView, depth: int) -> bool:
+    """Whether `depth` cached blocks save more than a replica's other requests cost, where another has a free slot.
+
+    A replica works off its tokens in all its slots at once, so a saved token is worth as many outstanding ones as there are slots.
+    Where no slot is free, each token saved anywhere shortens all queues, and the bound of the load alone decides.
+    """
+    if least.outstanding >= least.slots:
+        return True
+    return view.tokens - least.tokens <= view.slots * PROMPT_COST * prefix_bytes(depth)
 
 
 def _most_tokens(request: RouteRequest, replicas: Sequence[ReplicaView]) -> float:

@@ -8,14 +8,14 @@ import pytest
 
 from xi_core.engine.base import ApiRequest
 from xi_core.engine.child_address import Address
-from xi_core.engine.info import HostInfo
+from xi_core.engine.info import HostInfo, ShardRequest
 from xi_core.errors import ArtifactError, EngineError, EngineNotInstalled, UnknownOption
 from xi_core.importing import import_path
 from xi_core.models.family import ModelSpec, SourceRef
 from xi_core.serving.pooling_request import EMBEDDINGS, RERANK
 from xi_core.serving.request import CHAT, COMPLETIONS
 from xi_core.testing.harness import plan_for
-from xi_core.wire.plan import LoraModule
+from xi_core.wire.plan import LoraModule, RankAddress, Rendezvous
 from xi_plugins.engines.sglang import plugin as sglang
 from xi_plugins.engines.vllm import plugin as vllm
 
@@ -200,6 +200,147 @@ def test_template_of_the_family_goes_by_a_file(plugin, model, address):
     given.chat_template = "{{ other }}"
     word = next(word for word in engine(plugin).command(given, address(plugin)).argv if word.startswith("--chat-template="))
     assert Path(word.partition("=")[2]).read_text() == "{{ other }}"
+
+
+# ---- over several workers ---------------------------------------------------------------------------
+
+
+def shard(plugin, n_worker, n_gpu, **options):
+    model = ModelSpec(name="m", format="pytorch", source=SourceRef(source="local", id="/m"))
+    request = ShardRequest(model=model, options=info(plugin).check_options(options), n_worker=n_worker, n_gpu=n_gpu)
+    return info(plugin).shard(request)
+
+
+def one_of_two(plugin, path, rank, devices=0, host="10.0.0.1", interface="eth1", **options):
+    made = plan(plugin, path, devices, **options)
+    world = tuple(
+        RankAddress(
+            rank=number,
+            worker=f"w{number}",
+            host=host if number == 0 else "10.0.0.2",
+            ports=tuple(range(20000 + 8 * number, 20008 + 8 * number)),
+            devices=tuple(made.devices),
+            interface=interface,
+        )
+        for number in (0, 1)
+    )
+    made.rendezvous = Rendezvous(rank=rank, world=world, link="ethernet")
+    return made
+
+
+@PLUGINS
+@pytest.mark.parametrize(
+    ("n_worker", "n_gpu", "options"),
+    [
+        (2, 0, {}),
+        (2, 4, {}),
+        (2, 0, {"tp": 2}),
+        (2, 0, {"pp": 2}),
+        (2, 2, {"tp": 2, "pp": "2"}),
+        (2, 2, {"pp": 4}),
+        (4, 1, {"dp": 1, "pp": 2}),
+    ],
+)
+def test_shares_that_come_to_the_devices(plugin, n_worker, n_gpu, options):
+    found = shard(plugin, n_worker, n_gpu, **options)
+    assert found.ok, found.reason
+
+
+@PLUGINS
+@pytest.mark.parametrize(
+    ("n_gpu", "options", "words"),
+    [
+        (0, {"tp": 4}, ["tensor_parallel_size 4 × pipeline_parallel_size 1 is 4", "n_worker 2 × a CPU each is 2", "--n-worker 4"]),
+        (1, {"tp": 2, "pp": 2}, ["2 × pipeline_parallel_size 2 is 4", "n_worker 2 × n_gpu 1 is 2", "--n-gpu 2"]),
+        (4, {"tp": 2}, ["is 2, and n_worker 2 × n_gpu 4 is 8", "over all 8", "--n-gpu 1"]),
+        (1, {"pp": 3}, ["tensor_parallel_size 1 × pipeline_parallel_size 3 is 3", "--n-worker 3"]),
+        (1, {"tp": 1}, ["is 1, and", "over all 2"]),
+        (1, {"tp": "two"}, ["'tensor_parallel_size'", "'two'", "whole number"]),
+        (1, {"dp": 2}, ["data_parallel_size is 2", "--replica"]),
+    ],
+)
+def test_shares_that_do_not_are_refused_with_the_numbers(plugin, n_gpu, options, words):
+    found = shard(plugin, 2, n_gpu, **options)
+    assert not found.ok
+    for word in words:
+        assert word in found.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"distributed_executor_backend": "ray"}, "distributed_executor_backend is ray"),
+        ({"data_parallel_hybrid_lb": True}, "data_parallel_hybrid_lb is True"),
+        ({"data_parallel_rank": 0}, "data_parallel_rank is 0"),
+        ({"prefill_context_parallel_size": 2}, "only tensor and pipeline"),
+        ({"pp": 2, "enforce_eager": True}, "enforce_eager"),
+    ],
+)
+def test_what_vllm_has_not_over_workers(options, words):
+    assert words in shard(vllm, 2, 0, **options).reason
+
+
+def test_stages_that_sglang_can_not_lay_out():
+    assert "a multiple of the other" in shard(sglang, 4, 3, pp=6).reason
+    assert shard(sglang, 3, 2, pp=6).ok
+    assert shard(sglang, 2, 2, tp=4, dp=2, enable_dp_attention=True).ok
+
+
+@PLUGINS
+@pytest.mark.parametrize("name", ["nnodes", "node-rank"])
+def test_where_the_ranks_meet_is_not_for_the_user(plugin, name):
+    with pytest.raises(UnknownOption, match=r"--n-worker"):
+        info(plugin).check_options({name: 1})
+
+
+def test_ranks_of_vllm(model, address):
+    head = engine(vllm).command(one_of_two(vllm, model, 0), address(vllm))
+    other = engine(vllm).command(one_of_two(vllm, model, 1), address(vllm))
+    common = {"--nnodes=2", "--master-addr=10.0.0.1", "--master-port=20000", "--tensor-parallel-size=2", "--enforce-eager"}
+    assert common | {"--node-rank=0", "--uds=/run/s.sock", f"--model={model}"} <= set(head.argv)
+    assert common | {"--node-rank=1", "--headless", "--served-model-name=uid"} <= set(other.argv)
+    assert other.argv[1] == "-P"
+    assert Path(other.argv[2]).name == "headless.py"
+    assert other.argv[3] == str(model)
+    assert "--headless" not in head.argv
+    assert not any(word.startswith(("--uds", "--host", "--port", "--model=")) for word in other.argv)
+    assert (head.defaults["VLLM_HOST_IP"], other.defaults["VLLM_HOST_IP"]) == ("10.0.0.1", "10.0.0.2")
+    assert (head.defaults["VLLM_PORT"], other.defaults["VLLM_PORT"]) == ("20001", "20009")
+    for command in (head, other):
+        assert command.defaults["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+        assert (command.defaults["GLOO_SOCKET_IFNAME"], command.defaults["NCCL_SOCKET_IFNAME"]) == ("eth1", "=eth1")
+        assert set(command.env) == {"VLLM_API_KEY"}, "all else can be said otherwise by --env"
+
+
+def test_ranks_of_vllm_with_gpus_and_stages(model, address):
+    command = engine(vllm).command(one_of_two(vllm, model, 1, 2, pp=2, interface=""), address(vllm))
+    assert {"--tensor-parallel-size=2", "--pipeline-parallel-size=2"} <= set(command.argv)
+    assert "--enforce-eager" not in command.argv
+    assert not {"VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME"} & set(command.defaults)
+    assert "--enforce-eager" not in engine(vllm).command(one_of_two(vllm, model, 1, pp=2), address(vllm)).argv
+    assert "--no-enforce-eager" in engine(vllm).command(one_of_two(vllm, model, 1, enforce_eager=False), address(vllm)).argv
+
+
+def test_cpu_threads_of_ranks_on_one_machine(model, address, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    apart, beside = (engine(vllm).command(one_of_two(vllm, model, 0, host=host), address(vllm)) for host in ("10.0.0.1", "10.0.0.2"))
+    assert (apart.defaults["OMP_NUM_THREADS"], beside.defaults["OMP_NUM_THREADS"]) == ("8", "4")
+
+
+def test_ranks_of_sglang(model, address):
+    for rank in (0, 1):
+        command = engine(sglang).command(one_of_two(sglang, model, rank, 2), address(sglang))
+        wanted = {"--nnodes=2", f"--node-rank={rank}", "--dist-init-addr=10.0.0.1:20000", "--tensor-parallel-size=4", "--port=4711"}
+        assert wanted | {f"--nccl-port={20007 + 8 * rank}"} <= set(command.argv)
+        assert command.defaults["SGLANG_HOST_IP"] == f"10.0.0.{rank + 1}"
+        assert command.defaults["GLOO_SOCKET_IFNAME"] == "eth1"
+    six = engine(sglang).command(one_of_two(sglang, model, 0, host="fd00::1"), address(sglang))
+    assert "--dist-init-addr=[fd00::1]:20000" in six.argv
+
+
+def test_sign_of_a_headless_rank():
+    assert engine(vllm).joined("(MainProcess pid=7) INFO [serve.py:224] Launching vLLM (v0.32.0) headless multiproc executor, with head …")
+    assert not engine(vllm).joined("INFO Starting to load model")
 
 
 # ---- the manifest -----------------------------------------------------------------------------------

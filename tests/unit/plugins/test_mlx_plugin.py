@@ -80,13 +80,17 @@ def test_wrong_options_are_refused(name: str, value: object) -> None:
 
 
 def test_first_choice_only_on_apple_silicon() -> None:
-    apple, others = plugin.priority("Darwin", "arm64"), [plugin.priority("Linux", "x86_64"), plugin.priority("Darwin", "x86_64")]
+    def on(system: str, machine: str) -> HostInfo:
+        return HostInfo(system=system, machine=machine, python="3.12.0", cpus=8, memory=0)
+
     from xi_plugins.engines.llama_cpp import plugin as llama_cpp
     from xi_plugins.engines.transformers import plugin as transformers
 
-    theirs = [module.xi_engines()[0].priority for module in (llama_cpp, transformers)]
-    assert apple > max(theirs)
-    assert max(others) < min(theirs)
+    apple, *others = on("darwin", "arm64"), on("linux", "x86_64"), on("darwin", "x86_64")
+    rest = [module.xi_engines()[0] for module in (llama_cpp, transformers)]
+    assert plugin.priority(apple) > max(engine.priority_on(apple) for engine in rest)
+    for host in others:
+        assert plugin.priority(host) < min(engine.priority_on(host) for engine in rest)
 
 
 def test_manifest_promises_every_sampling_field() -> None:

@@ -102,7 +102,9 @@ async def test_router_sees_the_request_and_live_counters(stage: Any, replica: An
     router = kit.FirstRouter.made[0]
     assert (router.request.uid, router.request.route, router.request.max_tokens) == ("m", "/v1/chat/completions", 11)
     view = router.views[0]
-    assert (view.outstanding, view.tokens, view.running, view.waiting, view.slots) == (1, 11, 2, 1, 7)
+    assert (view.outstanding, view.tokens, view.running, view.waiting, view.slots) == (1, router.request.tokens, 2, 1, 7)
+    assert router.request.tokens == 11 + round(len(one.submitted[0].body) / 32)
+    assert router.request.prefix == ()
     one.answer(one.submitted[0])
     await call.task
     assert (view.outstanding, view.tokens) == (0, 0)
@@ -179,6 +181,7 @@ async def test_queue_of_a_model_is_bounded(make_stage: Any, replica: Any, kit: A
     await kit.until(lambda: len(one.submitted) == 6)
     refused = await stage.ask()
     assert (refused.status, refused.error["code"], refused.answer_headers["retry-after"]) == (429, "overloaded", "1")
+    assert b'xi_requests_refused_total{model="m"} 1' in (await stage.control("GET", "/metrics")).body_text
     assert (await stage.ask(kit.chat("n"))).status == 200
     one.answer(one.submitted[0])
     await calls[0].task
