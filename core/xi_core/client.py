@@ -35,6 +35,9 @@ from xi_core.api.control import (
     MemberRole,
     ModelStatus,
     PlacementReport,
+    RegisterAnswer,
+    RegisterOrder,
+    Registration,
     ReplicaCount,
     WorkerStatus,
 )
@@ -172,10 +175,31 @@ class Client:
         """Stop every worker with what it runs, and the servers."""
         self._call(msgspec.Raw, "POST", "/v1/cluster/stop")
 
-    def engines(self, model: str | None = None) -> list[EngineStatus]:
-        """The engines, and whether they run on the server's workers; with `model`, also whether they take it."""
-        query = f"?{urlencode({'model': model})}" if model else ""
-        return self._call(list[EngineStatus], "GET", f"/v1/engines{query}")
+    def engines(self, model: str | None = None, **filters: str | None) -> list[EngineStatus]:
+        """The engines, and whether they run on the server's workers; with `model`, also which of its specs each takes.
+
+        `filters`: `model_engine`, `model_format`, `size_in_billions`, `quantization`, `model_type`.
+        """
+        given = {name: value for name, value in {"model": model, **filters}.items() if value}
+        return self._call(list[EngineStatus], "GET", f"/v1/engines{_query(given)}")
+
+    def registrations(self, model_type: str | None = None, *, engine: str | None = None) -> list[Registration]:
+        """The models that can be launched by name, of one type or all; with `engine`, those that it runs where it is installed."""
+        of_type = f"/{quote(model_type, safe='')}" if model_type else ""
+        return self._call(list[Registration], "GET", f"/v1/model_registrations{of_type}{_query({'engine': engine} if engine else {})}")
+
+    def registration(self, model_type: str, name: str) -> Registration:
+        """One of them with all of its specs. Raises `NotFound`."""
+        return self._call(Registration, "GET", f"/v1/model_registrations/{quote(model_type, safe='')}/{quote(name, safe='')}")
+
+    def register(self, model_type: str, text: str, *, persist: bool = True) -> RegisterAnswer:
+        """Register the model in `text`, a family file. Raises `InvalidRequest` (line and field named), `Conflict`."""
+        path = f"/v1/model_registrations/{quote(model_type, safe='')}"
+        return self._call(RegisterAnswer, "POST", path, RegisterOrder(model=text, persist=persist))
+
+    def unregister(self, model_type: str, name: str) -> None:
+        """Take a registered model out again. Raises `NotFound`, `Conflict` for a built-in one."""
+        self._call(msgspec.Raw, "DELETE", f"/v1/model_registrations/{quote(model_type, safe='')}/{quote(name, safe='')}")
 
     def cluster(self) -> ClusterInfo:
         """The server's version and processes."""
@@ -228,6 +252,10 @@ class Client:
         if stream:
             return _deltas(self._server.stream(_Event, "/v1/completions", body, self.timeout))
         return self._server.call(Completion, "POST", "/v1/completions", body, self.timeout)
+
+
+def _query(given: dict[str, str]) -> str:
+    return f"?{urlencode(given)}" if given else ""
 
 
 def _spec(name: str, fields: dict[str, Any]) -> LaunchSpec:

@@ -22,6 +22,7 @@ from xi_core.testing.server import free_port
 from xi_core.testing.waiting import until
 from xi_core.transport.base import Channel, Listener, Transport
 from xi_core.transport.schemes import by_scheme
+from xi_core.transport.security import ClientSecurity, KeyPair, ServerSecurity
 from xi_plugins.transports.inproc import InprocTransport
 from xi_plugins.transports.zmq import ZmqTransport
 
@@ -31,25 +32,31 @@ MiB = 1024 * 1024
 class Wire:
     """A transport under test with all that was opened on it, so that all is closed."""
 
-    def __init__(self, transport: Transport, endpoint: str) -> None:
+    def __init__(self, transport: Transport, endpoint: str, secure: bool = False) -> None:
+        server, client = KeyPair.new(), KeyPair.new()
+        self.server = ServerSecurity(server, lambda key: "member" if key == client.public else None) if secure else None
+        self.client = ClientSecurity(client, server.public) if secure else None
         self.transport = transport
         self.endpoint = endpoint
         self.received: list[tuple[bytes, bytes]] = []
         self.opened: list[Channel | Listener] = []
 
     def listen(self, endpoint: str | None = None, on_message: Callable[[bytes, bytes], None] | None = None) -> Listener:
-        listener = self.transport.listen(
-            endpoint or self.endpoint, on_message or (lambda peer, message: self.received.append((peer, message)))
-        )
+        take = on_message or (lambda peer, message: self.received.append((peer, message)))
+        listener = self.transport.listen(endpoint or self.endpoint, take, self.server)
         self.opened.append(listener)
         self.endpoint = listener.endpoint
         return listener
 
     def connect(self, endpoint: str | None = None, on_message: Callable[[bytes], None] | None = None) -> Dialled:
         dialled = Dialled()
-        dialled.channel = self.transport.connect(endpoint or self.endpoint, on_message or dialled.received.append, dialled.lose)
-        self.opened.append(dialled.channel)
+        dialled.channel = self.dial(on_message or dialled.received.append, dialled.lose, endpoint)
         return dialled
+
+    def dial(self, on_message: Callable[[bytes], None], on_lost: Callable[[], None], endpoint: str | None = None) -> Channel:
+        channel = self.transport.connect(endpoint or self.endpoint, on_message, on_lost, self.client)
+        self.opened.append(channel)
+        return channel
 
     def name_port(self) -> None:
         """For tests in which nobody listens (yet): an address that can be dialled."""
@@ -81,11 +88,11 @@ class Dialled:
         self.lost += 1
 
 
-KINDS = ["zmq-ipc", "zmq-tcp", "inproc"]
+KINDS = ["zmq-ipc", "zmq-tcp", "zmq-tcp-curve", "inproc"]
 
 
 def endpoint_of(kind: str, folder: Path) -> str:
-    return {"zmq-ipc": f"ipc://{folder}/x.sock", "zmq-tcp": "tcp://127.0.0.1:0", "inproc": f"inproc://{folder.name}"}[kind]
+    return {"zmq-ipc": f"ipc://{folder}/x.sock", "inproc": f"inproc://{folder.name}"}.get(kind, "tcp://127.0.0.1:0")
 
 
 @pytest.fixture
@@ -96,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=KINDS)
 async def wire(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Wire]:
     transport = InprocTransport() if request.param == "inproc" else ZmqTransport()
-    wire = Wire(transport, endpoint_of(request.param, folder))
+    wire = Wire(transport, endpoint_of(request.param, folder), secure="curve" in request.param)
     yield wire
     await wire.close()
 
@@ -218,8 +225,7 @@ async def test_listener_closed_is_a_loss_once(wire: Wire) -> None:
 async def test_last_messages_come_before_the_loss(wire: Wire) -> None:
     listener = wire.listen()
     log: list[bytes] = []
-    channel = wire.transport.connect(wire.endpoint, log.append, lambda: log.append(b"lost"))
-    wire.opened.append(channel)
+    channel = wire.dial(log.append, lambda: log.append(b"lost"))
     channel.send(b"hello")
     await until(lambda: wire.received)
     for i in range(700):
@@ -270,8 +276,7 @@ async def test_closing_from_within_a_callback(wire: Wire) -> None:
         got.append(message)
         dialled.channel.abort()
 
-    dialled.channel = wire.transport.connect(wire.endpoint, take, dialled.lose)
-    wire.opened.append(dialled.channel)
+    dialled.channel = wire.dial(take, dialled.lose)
     dialled.channel.send(b"hello")
     await until(lambda: wire.received)
     for _ in range(3):

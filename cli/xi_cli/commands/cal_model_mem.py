@@ -18,9 +18,10 @@ MIB = 2**20
 @json_option
 @verbose_option
 def cal_model_mem(kv_cache_dtype: str, as_json: bool, **model: Any) -> None:
-    """Estimate the memory that a model takes on one device: weights, cache of one whole context, overhead, activations.
+    """Estimate the memory that a model takes.
 
-    With a size alone (-s), the figures of a well-known model of about that size stand in.
+    On one device: weights, the cache of one whole context, overhead, activations. With a size alone (-s), the figures of a well-known
+    model of about that size stand in.
 
     \b
     Examples:

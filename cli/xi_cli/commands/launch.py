@@ -120,8 +120,17 @@ def launch(
         return
     status = _watch(ctx, client, uid)
     hint = f" Talk with it: xi chat {uid}" if status.spec.model_type == "LLM" else ""
-    say(f"{uid}: READY{f' on {status.engine}' if status.engine else ''}.{hint}")
+    say(f"{uid}: READY{_where(status)}.{hint}")
     print_json(status) if as_json else click.echo(f"Model uid: {uid}")
+
+
+def _where(status: ModelStatus) -> str:
+    """The engine, and where the launch named none, what xi has chosen."""
+    if not status.engine:
+        return ""
+    size = f"{status.size_in_billions}B" if status.size_in_billions else ""
+    chosen = ", ".join(part for part in (status.model_format, size, status.quantization or "") if part)
+    return f" on {status.engine}" + (f" ({chosen}; xi's choice)" if chosen and status.spec.model_engine is None else "")
 
 
 def _explain(client: Client, spec: LaunchSpec, as_json: bool) -> None:

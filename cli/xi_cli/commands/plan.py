@@ -41,9 +41,10 @@ def plan(
     as_json: bool,
     **model: Any,
 ) -> None:
-    """Tell the smallest layout that a model fits in: machines, devices, tensor and pipeline parallelism, with reasons.
+    """Tell which machines and layout a model needs.
 
-    A request must be able to have the whole context (-c). Exits with status 1 where nothing fits.
+    The smallest layout that it fits in: machines, devices, tensor and pipeline parallelism, with reasons. A request must be able to have
+    the whole context (-c). Exits with status 1 where nothing fits.
 
     \b
     Examples:

@@ -45,8 +45,8 @@ def supervisor(
 ) -> None:
     """Start the head of a cluster: supervisor and gateway.
 
-    Models run on the machines that join it. Prints the line with which another machine joins; it holds a token that is good for one machine and one hour. Traffic between the
-    machines is encrypted, and only who has joined is let in.
+    Models run on the machines that join it. Prints the line with which another machine joins; it holds a token that is good for one
+    machine and one hour. Traffic between the machines is encrypted, and only who has joined is let in.
 
     \b
     Examples:

@@ -26,8 +26,8 @@ def worker(
 ) -> None:
     """Let this machine run models for a cluster.
 
-    `xi supervisor` prints the whole line. The first time it shows a join token; then its key, under XI_HOME/cluster, is known. It runs until Ctrl-C, which ends its models too,
-    and goes on dialling while the supervisor is away.
+    `xi supervisor` prints the whole line. The first time it shows a join token; then its key, under XI_HOME/cluster, is known. It runs
+    until Ctrl-C, which ends its models too, and goes on dialling while the supervisor is away.
 
     \b
     Examples:

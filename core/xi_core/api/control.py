@@ -259,6 +259,70 @@ class JoinTokenAnswer(Struct, kw_only=True):
     command: str
 
 
+class SpecVerdict(Struct, kw_only=True):
+    """Whether an engine runs one spec of a model here."""
+
+    model_format: str
+    model_size_in_billions: str | None
+    quantization: str | None
+    runs: bool
+    reason: str = ""
+    """Why not, or what there is to say."""
+
+
+class SpecInfo(Struct, kw_only=True, omit_defaults=True):
+    """One spec of a registered model, in Xinference's words."""
+
+    model_format: str
+    model_size_in_billions: str | None = None
+    quantization: str | None = None
+    model_hub: str = ""
+    model_id: str = ""
+    model_revision: str | None = None
+    files: list[str] = msgspec.field(default_factory=list)
+    """Those of the repository that are the model; empty: all."""
+    mirrors: dict[str, str] = msgspec.field(default_factory=dict)
+    """Its id at other hubs."""
+
+
+class Registration(Struct, kw_only=True):
+    """A model family that can be launched by name: an entry of `GET /v1/model_registrations/{type}`."""
+
+    model_name: str
+    model_type: str
+    is_builtin: bool
+    model_description: str = ""
+    model_ability: list[str] = msgspec.field(default_factory=list)
+    context_length: int | None = None
+    formats: list[str] = msgspec.field(default_factory=list)
+    sizes: list[str] = msgspec.field(default_factory=list)
+    """Billions of weights."""
+    aliases: list[str] = msgspec.field(default_factory=list)
+    persistent: bool = True
+    """False for one that ends with its supervisor."""
+    model_path: str | None = None
+    model_specs: list[SpecInfo] = msgspec.field(default_factory=list)
+    """Empty in lists, unless they are asked for (`detailed=true`)."""
+
+
+class RegisterOrder(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /v1/model_registrations/{type}`. `model` is the text of a family file."""
+
+    model: Annotated[str, Meta(min_length=2, max_length=1024 * 1024)]
+    persist: bool = True
+    """Keep it over restarts of the supervisor."""
+    worker_ip: None = None
+    """For Xinference's client: families are known to the whole cluster, so that it can only be null."""
+
+
+class RegisterAnswer(Struct, kw_only=True):
+    """What was registered, and what of the file xi does another way."""
+
+    model_name: str
+    model_type: str
+    notes: list[str] = msgspec.field(default_factory=list)
+
+
 class EngineStatus(Struct, kw_only=True):
     """One engine as `xi engines` shows it."""
 
@@ -270,6 +334,8 @@ class EngineStatus(Struct, kw_only=True):
     plugin: str
     model: str | None = None
     """When asked for one model: whether this engine takes it (`yes`, or the reason why not)."""
+    specs: list[SpecVerdict] = msgspec.field(default_factory=list)
+    """When asked for one model: each of its specs."""
 
 
 class ClusterInfo(Struct, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
+from xi_core.access import is_loopback
 from xi_core.errors import ConfigError
 
 EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
@@ -36,6 +37,24 @@ def resolved(host: str) -> str:
 def reachable(host: str) -> str:
     """What others should dial to reach a listener at `host`: itself, or where that is everywhere, this machine's own address."""
     return host if host not in EVERYWHERE else own_address()
+
+
+def of_member(given: str, supervisor: str) -> str:
+    """The numeric address at which gateways reach this machine: `given`, or that by which it reaches the supervisor's endpoint.
+
+    Raises `ConfigError`, naming `host`, for one that can't be dialled from elsewhere.
+    """
+    head = split(supervisor)
+    address = resolved(given) if given else own_address(*head)
+    if address in EVERYWHERE:
+        raise ConfigError(f"host '{given}' is no address that others can dial; name this machine's own with --host", param="host")
+    if is_loopback(address) and not is_loopback(head[0]):
+        raise ConfigError(
+            f"host '{given or address}' leads to this machine itself ({address}), while the supervisor is at {head[0]}: gateways could not "
+            f"reach the models here; name an address of this machine with --host",
+            param="host",
+        )
+    return address
 
 
 def own_address(toward: str = "", port: int = 9) -> str:

@@ -38,6 +38,8 @@ class RankedScheduler(Scheduler):
         best = sorted(offers, key=lambda name: (self._rank_offer(request, by_name[name], offers[name]), name))[: request.n_worker]
         enough = len(best) == request.n_worker
         chosen = [Assignment(name, tuple(d.device for d in offers[name])) for name in best] if enough else []
+        if enough and not request.explain:
+            return Placement(assignments=tuple(chosen))
         verdicts = tuple(v for w in cluster.workers for v in self._verdicts(request, w, chosen, offers))
         if not enough:
             return Rejection(reason=_why_not(request, len(offers)), verdicts=verdicts)

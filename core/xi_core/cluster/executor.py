@@ -11,11 +11,12 @@ from typing import Any
 from xi_core.api.control import ProcessInfo
 from xi_core.cluster import rendezvous
 from xi_core.cluster.desired import Desired
-from xi_core.cluster.launches import Wanted
+from xi_core.cluster.launches import LaunchEntry, Wanted
 from xi_core.cluster.lifecycle import Lifecycle
+from xi_core.cluster.matching import WorkerLink
 from xi_core.cluster.messages import StartReplica, StopReplica
 from xi_core.cluster.replicas import Action, Start, Stop
-from xi_core.cluster.resolve import Resolver, WorkerLink
+from xi_core.cluster.resolve import Resolver
 from xi_core.cluster.table import RoutingTable
 from xi_core.config import Settings
 from xi_core.errors import DeadlineExceeded, LaunchError, TransportError, Unavailable, XiError
@@ -54,9 +55,10 @@ class Executor:
                 self._spawn(self._start_replica(action))
             else:
                 self._spawn(self._stop_replica(action))
-        if self.desired is not None:
+        changes = self._lifecycle.changes()
+        if changes and self.desired is not None:
             self.desired.keep(self._lifecycle.wanted())
-        self._publish()
+        self._publish(changes)
         self._moved.set()
         self._moved = asyncio.Event()
         if self._timer is not None:
@@ -68,8 +70,8 @@ class Executor:
     def _tick(self) -> None:
         self.do(self._lifecycle.tick(time.monotonic()))
 
-    def _publish(self) -> None:
-        update = self.table.change(launch.route() for launch in self._lifecycle.listed())
+    def _publish(self, changes: Mapping[str, LaunchEntry | None]) -> None:
+        update = self.table.change({uid: launch.route() if launch is not None else None for uid, launch in changes.items()})
         if update is None:
             return
         for link in list(self.gateways):

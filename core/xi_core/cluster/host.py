@@ -63,13 +63,15 @@ def _left(device: Device, setting: str) -> bool:
 
 def host_info(devices: Iterable[Device]) -> HostInfo:
     """The facts of this machine."""
+    found = list(devices)
     return HostInfo(
         system=platform.system().lower(),
         machine=platform.machine(),
         python=platform.python_version(),
         cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory=_memory(),
-        device_kinds=tuple(dict.fromkeys(d.kind for d in devices)),
+        device_kinds=tuple(dict.fromkeys(d.kind for d in found)),
+        device_memory=max((d.memory for d in found), default=0),
     )
 
 

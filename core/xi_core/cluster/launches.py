@@ -43,7 +43,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
     exclusive: bool = False
     """It shares no device with another replica."""
 
-    def request(self, number: int, others: list[Replica]) -> PlacementRequest:
+    def request(self, number: int, others: list[Replica], *, explain: bool = True) -> PlacementRequest:
         """What to ask a scheduler for its replica of this number, beside `others` of the launch."""
         spec, configs = self.spec, self.spec.replica_config or []
         own = configs[number] if number < len(configs) else None
@@ -62,6 +62,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
             gpu_pool=spec.gpu_pool,
             exclusive=self.exclusive,
             brings_engine=has_environment(spec),
+            explain=explain,
         )
 
 
@@ -78,6 +79,8 @@ class LaunchEntry:
     error: str | None = None
     error_code: str | None = None
     was_ready: bool = False
+    number: int = 0
+    """Which launch of its supervisor it is."""
 
     @property
     def uid(self) -> str:
@@ -113,6 +116,26 @@ class LaunchEntry:
         """Whether a replica that was started for `spec` may serve it: all but the number of replicas must be the same."""
         return msgspec.structs.replace(spec, replica=self.wanted.spec.replica) == self.wanted.spec
 
+    def heir(self, replica: Replica) -> Replica | None:
+        """What is to take the place of a replica."""
+        return next((r for r in self.replicas if r.replaces == replica.replica_id), None)
+
+    def succeed(self, heir: Replica) -> Replica:
+        """Let a replica take the place that it is meant for, which may have a configuration of its own. Answers whose place it was."""
+        here = self.replicas.index(heir)
+        there = next(n for n, r in enumerate(self.replicas) if r.replica_id == heir.replaces)
+        self.replicas[here], self.replicas[there] = self.replicas[there], heir
+        heir.replaces = ""
+        return self.replicas[here]
+
+    def vacancy(self, replica_id: str) -> Replica | None:
+        """The replica of this name; a new name where one has never begun a life: a former supervisor called it otherwise."""
+        named = next((r for r in self.replicas if r.replica_id == replica_id), None)
+        free = next((r for r in self.replicas if r.wanted and not r.live and not r.starts), None) if named is None else None
+        if free is not None:
+            free.replica_id = replica_id
+        return named or free
+
     def free_ids(self, count: int) -> list[str]:
         """Names for so many more replicas."""
         taken = {replica.replica_id for replica in self.replicas}
@@ -143,6 +166,11 @@ class LaunchEntry:
             replica.state = "STOPPING" if replica.live else self.state
             replica.stage = replica.stage if replica.live else ""
         return [stop for replica in self.live for stop in replica.stops(grace)]
+
+    def hindrance(self) -> str:
+        """What its replicas that aren't READY are doing or waiting for."""
+        late = [r for r in self.replicas if r.state != "READY" or r.lost_at is not None]
+        return "; ".join(f"{r.replica_id}: {r.error or r.stage or r.state}" for r in late)
 
     def status(self) -> ModelStatus:
         """As the control API shows it."""

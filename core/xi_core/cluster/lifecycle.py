@@ -18,7 +18,7 @@ from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
 from xi_core.cluster.placement import Placement, Rejection, Scheduler
 from xi_core.cluster.replicas import Action, Ending, Rank, Replica, rank_of
-from xi_core.cluster.state import BACKOFF, RESTARTS, WINDOW, ClusterState, adopt_life, adopted, refused
+from xi_core.cluster.state import BACKOFF, RESTARTS, WINDOW, ClusterState, adopt_life, adopted
 from xi_core.errors import Conflict, InvalidRequest, ModelNotFound, NoPlacement, WorkerNotFound
 
 __all__ = ["BACKOFF", "KEPT", "LEASE", "RESTARTS", "WINDOW", "Lifecycle"]
@@ -55,7 +55,7 @@ class Lifecycle:
     @property
     def members(self) -> dict[str, Member]:
         """The workers that have joined, by name."""
-        return self._state.members
+        return self._state.ledger.members
 
     def find(self, uid: str) -> LaunchEntry | None:
         """The launch of this uid that users can see."""
@@ -70,6 +70,10 @@ class Lifecycle:
         """All launches that are to run, oldest first."""
         return [launch.wanted for launch in self._state.launches.values() if not launch.end]
 
+    def changes(self) -> dict[str, LaunchEntry | None]:
+        """By uid, the launches that have changed since this was asked last; None for what users can't see any more."""
+        return {uid: self.find(uid) for uid in self._state.touched.routes()}
+
     def has_live(self, uid: str) -> bool:
         """Whether any process of this launch may still exist."""
         launch = self._state.launches.get(uid)
@@ -77,28 +81,29 @@ class Lifecycle:
 
     def holds(self, worker: str) -> list[str]:
         """The replicas of which a process may exist on this worker."""
-        return [r.replica_id for _, r in self._state.replicas() if any(k.worker == worker and not k.gone for k in r.ranks)]
+        return [replica.replica_id for _, _, replica, _ in self._state.ledger.on(worker)]
 
     def devices_held(self, worker: str) -> list[str]:
         """The devices of this worker that live replicas hold, each as often as it is held."""
-        ranks = [rank for _, replica in self._state.replicas() for rank in replica.ranks if rank.worker == worker and not rank.gone]
-        return [device for rank in ranks for device in rank.devices]
+        return [device for _, _, _, rank in self._state.ledger.on(worker) for device in rank.devices]
 
     def next_wake(self) -> float | None:
         """When `tick` has something to do next."""
-        times: list[float] = []
-        for launch, replica in self._state.replicas():
+        return self._state.touched.next_wake(self._wake_of)
+
+    def _wake_of(self, uid: str) -> float | None:
+        """When this launch has something to do next."""
+        launch = self._state.launches.get(uid)
+        if launch is None:
+            return None
+        times = [launch.ended_at + KEPT] if launch.end else [launch.deadline] if launch.deadline is not None else []
+        for replica in launch.replicas:
             if replica.lost_at is not None:
                 times.append(replica.lost_at + 2 * LEASE)
-            if replica.move_by is not None and not replica.leaving:
+            if replica.move_by is not None and not replica.leaving and not launch.end:
                 times.append(replica.move_by)
             if not launch.end and not replica.live and replica.start_at is not None:
                 times.append(max(replica.start_at, self._state.settled_at))
-        for launch in self._state.launches.values():
-            if launch.end:
-                times.append(launch.ended_at + KEPT)
-            elif launch.deadline is not None:
-                times.append(launch.deadline)
         return min(times, default=None)
 
     def explain(self, wanted: Wanted) -> list[Placement | Rejection]:
@@ -107,12 +112,17 @@ class Lifecycle:
             wanted=wanted, replicas=[Replica(replica_id=f"{wanted.uid}-{n}") for n in range(wanted.spec.replica)], deadline=0
         )
         decisions: list[Placement | Rejection] = []
-        for replica in launch.replicas:
-            decision = self._state.place(launch, replica)
-            decisions.append(decision)
-            if isinstance(decision, Rejection):
-                break
-            replica.begin("explained", decision.assignments)
+        try:
+            for number, replica in enumerate(launch.replicas):
+                decision = self._state.place(launch, replica, explain=True)
+                decisions.append(decision)
+                if isinstance(decision, Rejection):
+                    break
+                replica.begin(f"explained-{number}", decision.assignments)
+                self._state.ledger.begin(launch, replica)
+        finally:
+            for replica in launch.live:
+                self._state.ledger.end(replica)
         return decisions
 
     # ---- what users ask for ---------------------------------------------------------------------
@@ -141,7 +151,9 @@ class Lifecycle:
         try:
             return self._start_all(now, launch, launch.replicas)
         except NoPlacement:
-            del self._state.launches[wanted.uid]
+            self._state.forget(launch)
+            if before is not None:  # its reason is still of interest
+                self._state.enter(before)
             raise
 
     def restore(self, now: float, wanted: Wanted) -> None:
@@ -152,6 +164,7 @@ class Lifecycle:
     def terminate(self, now: float, uid: str) -> list[Action]:
         """A launch is not wanted any more; `has_live` tells when it is gone. Raises `ModelNotFound`."""
         launch = self._known(uid)
+        self._state.touched.touch(launch)
         if launch.end:
             launch.end = "STOPPED"
             return []
@@ -178,6 +191,7 @@ class Lifecycle:
         if count > len(kept):
             new = [Replica(replica_id=i, start_at=now) for i in launch.free_ids(count - len(kept))]
             launch.replicas += new
+            self._state.touched.touch(launch)
             launch.open_until(now + self._state.launch_timeout)
             try:
                 actions += self._start_all(now, launch, new) if now >= self._state.settled_at else []
@@ -201,9 +215,8 @@ class Lifecycle:
         if member is None:
             raise WorkerNotFound(f"there is no worker '{worker}'; workers: {', '.join(sorted(self.members)) or 'none'}", param="worker")
         member.draining = True
-        for launch, replica in list(self._state.replicas()):
-            here = any(rank.worker == worker and not rank.gone for rank in replica.ranks)
-            if here and replica.wanted and replica.move_by is None and not launch.end:
+        for _, launch, replica, _ in self._state.ledger.on(worker):
+            if replica.wanted and replica.move_by is None and not launch.end:
                 self._state.move(launch, replica, now + seconds)
         return self._state.start_due(now)
 
@@ -220,21 +233,16 @@ class Lifecycle:
         """A worker registered, for the first time or again, and told all replicas that it runs, or that failed while it was alone."""
         before = self.members.get(member.name)
         member.draining = before is not None and before.draining
-        self.members[member.name] = member
+        self._state.ledger.join(member)
         actions: list[Action] = []
         reported: set[tuple[str, int]] = set()
         for record in records:
             reported.add((record.plan.incarnation, rank_of(record)))
             actions += self._adopt(now, member, record)
-        for launch, replica in list(self._state.replicas()):
-            missing = [
-                rank
-                for number, rank in enumerate(replica.ranks)
-                if rank.worker == member.name and not rank.gone and (replica.incarnation, number) not in reported
-            ]
-            if missing:
+        for number, launch, replica, rank in self._state.ledger.on(member.name):
+            if (replica.incarnation, number) not in reported:
                 why = Ending(f"worker {member.name} started anew", fault=False)
-                actions += self._state.lose(now, launch, replica, missing, why)
+                actions += self._state.lose(now, launch, replica, [rank], why)
         return actions + self._state.start_due(now)
 
     def worker_beat(self, now: float, worker: str, devices: list[Device]) -> list[Action]:
@@ -242,19 +250,20 @@ class Lifecycle:
         member = self.members.get(worker)
         if member is None or member.devices == devices:
             return []
-        member.devices = devices
-        return self._state.start_due(now)
+        roomier = member.gains(devices)
+        self._state.ledger.devices_changed(member, devices)
+        return self._state.start_due(now) if roomier else []
 
     def worker_left(self, now: float, worker: str) -> list[Action]:
         """A worker's link went down. What it runs goes on; it has two leases to come back."""
         member = self.members.get(worker)
         if member is not None:
             member.present = False
-        for launch, replica in self._state.replicas():
-            for rank in replica.ranks:
-                if rank.worker == worker and not rank.gone and rank.lost_at is None:
-                    rank.lost_at = now
-                    launch.open_until(now + self._state.launch_timeout)
+        for _, launch, _, rank in self._state.ledger.on(worker):
+            if rank.lost_at is None:
+                rank.lost_at = now
+                launch.open_until(now + self._state.launch_timeout)
+                self._state.touched.touch(launch)
         return []
 
     def worker_leaving(self, worker: str) -> list[Action]:
@@ -268,9 +277,11 @@ class Lifecycle:
         """A worker told how one of its replicas is."""
         found = self._state.by_life(record.plan.incarnation)
         if found is None or rank_of(record) >= len(found[1].ranks) or found[1].ranks[rank_of(record)].gone:
-            return refused(worker, record)
-        found[0].take(found[1], record, now + self._state.launch_timeout)
-        return self._state.moved(found[0])
+            return self._state.refuse(worker, record)
+        before = found[1].state
+        actions = self._took(now, *found, record)
+        loaded = found[1].state == "READY" != before  # what it was promised beyond what it takes is free again
+        return actions + self._state.start_due(now) if loaded else actions
 
     def replica_gone(
         self, now: float, incarnation: str, error: str | None = None, final: bool = False, code: str | None = None, rank: int = 0
@@ -278,31 +289,24 @@ class Lifecycle:
         """A rank of a life has ended. `final`: it could not be loaded and said why, so that trying again is of no use."""
         found = self._state.by_life(incarnation)
         if found is None or rank >= len(found[1].ranks) or found[1].ranks[rank].gone:
-            return []
-        launch, replica = found
-        ended = replica.ranks[rank]
-        host = self.members.get(ended.worker)
-        where = f"rank {rank} on {ended.worker}: " if len(replica.ranks) > 1 else ""
-        if host is not None and host.leaving:
-            why = Ending(f"worker {host.name} was stopped", fault=False)
-        else:
-            why = Ending(f"{where}{error or 'it ended without a word'}", final, code)
-        return self._state.lose(now, launch, replica, [ended], why) + self._state.start_due(now)
+            return self._state.room_made(now, incarnation, rank)
+        return self._state.ended(now, *found, rank, error, final, code) + self._state.start_due(now)
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed."""
         actions: list[Action] = []
-        for launch in list(self._state.launches.values()):
+        due = self._state.touched.due(now, self._wake_of, self._state.launches)
+        for launch in due:
             if launch.end:
                 if now >= launch.ended_at + KEPT and not launch.live:
-                    del self._state.launches[launch.uid]
+                    self._state.forget(launch)
             elif launch.deadline is not None and now >= launch.deadline:
-                actions += self._state.fail(now, launch, f"not ready within its time; {_hindrance(launch)}")
-        for launch, replica in list(self._state.replicas()):
+                actions += self._state.fail(now, launch, f"not ready within its time; {launch.hindrance()}")
+        for launch, replica in [(one, replica) for one in due for replica in one.replicas]:
             if replica.lost_at is not None and now >= replica.lost_at + 2 * LEASE:
                 actions += self._expire(now, launch, replica)
             if replica.move_by is not None and now >= replica.move_by and replica.live and not replica.leaving and not launch.end:
-                actions += self._overdue_move(launch, replica)
+                actions += self._state.overdue(now, launch, replica)
         return actions + self._state.start_due(now)
 
     # ---- inside ---------------------------------------------------------------------------------
@@ -317,9 +321,7 @@ class Lifecycle:
     def _enter(self, now: float, wanted: Wanted) -> LaunchEntry:
         replicas = [Replica(replica_id=f"{wanted.uid}-{n}", start_at=now) for n in range(wanted.spec.replica)]
         launch = LaunchEntry(wanted=wanted, replicas=replicas, deadline=now + self._state.launch_timeout)
-        # A dict keeps the place of a key that is set again; this launch is new, so it goes to the end.
-        self._state.launches.pop(wanted.uid, None)
-        self._state.launches[wanted.uid] = launch
+        self._state.enter(launch)
         return launch
 
     def _start_all(self, now: float, launch: LaunchEntry, replicas: list[Replica]) -> list[Action]:
@@ -329,6 +331,7 @@ class Lifecycle:
             started = self._state.start(now, launch, replica)
             if isinstance(started, Rejection):
                 for begun in replicas:
+                    self._state.ledger.end(begun)
                     begun.clear()
                 where = f"replica {len(actions) + 1} of {len(replicas)} of " if len(replicas) > 1 else ""
                 away = "".join(
@@ -349,39 +352,41 @@ class Lifecycle:
         replica.stage = f"worker {where} is away"
         return []
 
-    def _overdue_move(self, launch: LaunchEntry, replica: Replica) -> list[Action]:
-        """The time of a drain is over, and nothing has taken this replica's place: what was to take it waits as any replica does."""
-        for heir in launch.replicas:
-            if heir.replaces == replica.replica_id:
-                heir.replaces = ""
-        return self._state.dismiss(launch, replica)
+    def _took(self, now: float, launch: LaunchEntry, replica: Replica, record: ReplicaRecord) -> list[Action]:
+        """Take over what a worker tells of a rank."""
+        launch.take(replica, record, now + self._state.launch_timeout)
+        self._state.ledger.changed(replica)
+        self._state.touched.touch(launch)
+        return self._state.moved(now, launch)
 
     def _adopt(self, now: float, member: Member, record: ReplicaRecord) -> list[Action]:
         """Take over a rank that a worker reports, unless it isn't wanted (any more), or another copy took its place."""
         plan, number = record.plan, rank_of(record)
         launch = self._state.launches.get(plan.uid)
         if launch is None and record.status.state != "STOPPING":
-            launch = self._state.launches[plan.uid] = adopted(now, now + self._state.launch_timeout, record)
-        replica = next((r for r in launch.replicas if r.replica_id == plan.replica_id), None) if launch else None
-        if launch is None or replica is None or not launch.takes(record.spec):
-            return refused(member.name, record)
-        if replica.incarnation != plan.incarnation:
-            if launch.end or replica.live:
-                return refused(member.name, record)
+            launch = adopted(now, now + self._state.launch_timeout, record)
+            self._state.enter(launch)
+        if launch is None or not launch.takes(record.spec):
+            return self._state.refuse(member.name, record)
+        found = self._state.by_life(plan.incarnation)
+        replica = found[1] if found is not None else launch.vacancy(plan.replica_id)
+        if replica is None:
+            return self._state.refuse(member.name, record)
+        if found is None:
+            if launch.end or replica.live or replica.leaving:
+                return self._state.refuse(member.name, record)
             adopt_life(now, replica, member.name, record)
+            self._state.ledger.begin(launch, replica)
         rank = replica.ranks[number] if number < len(replica.ranks) else Rank("", gone=True)
         if rank.gone or rank.worker != member.name:
-            return refused(member.name, record)
+            return self._state.refuse(member.name, record)
         if record.status.state == "FAILED":
-            return self.replica_gone(now, plan.incarnation, record.status.error, rank=number)
+            return self._state.ended(now, launch, replica, number, record.status.error)
         if replica.ending is not None:
             rank.lost_at = None
-            return refused(member.name, record)
-        launch.take(replica, record, now + self._state.launch_timeout)
-        return refused(member.name, record) if launch.end else self._state.moved(launch)
-
-
-def _hindrance(launch: LaunchEntry) -> str:
-    """What the replicas that aren't ready were doing or waiting for."""
-    parts = [f"{r.replica_id}: {r.error or r.stage or r.state}" for r in launch.replicas if r.state != "READY" or r.lost_at is not None]
-    return "; ".join(parts)
+            self._state.touched.touch(launch)
+            return self._state.refuse(member.name, record)
+        actions = self._took(now, launch, replica, record)
+        if launch.end or replica.leaving:  # the word to end may have been lost
+            return self._state.refuse(member.name, record, self._state.grace if launch.was_ready else 0.0)
+        return actions

@@ -1,15 +1,12 @@
-"""The workers that a supervisor knows, the view of them that a scheduler gets, and the check of its decision. Pure: see `lifecycle`."""
+"""The workers that a supervisor knows, and the check of a scheduler's decision. Pure: see `lifecycle`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xi_core.api.control import DeviceVerdict, PlacementReport, RankStatus
 from xi_core.cluster.devices import Device
-from xi_core.cluster.launches import LaunchEntry, Wanted
-from xi_core.cluster.placement import ClusterView, DeviceView, Placement, PlacementRequest, Rejection, Scheduler, WorkerView
-from xi_core.cluster.replicas import Replica
+from xi_core.cluster.placement import ClusterView, Placement, PlacementRequest, Rejection, Scheduler, WorkerView
 
 
 @dataclass
@@ -29,55 +26,10 @@ class Member:
     address: str = ""
     """The host under which other machines reach it."""
 
-
-def view(members: Iterable[Member], launches: Iterable[LaunchEntry], without: Replica | None = None) -> ClusterView:
-    """The workers that may take replicas, with what the live replicas hold of each, those of `without` left out."""
-    held = [_Held(launch.wanted, replica) for launch in launches for replica in launch.replicas if replica.live and replica is not without]
-    able = sorted((m for m in members if m.present and not m.draining), key=lambda m: m.name)
-    return ClusterView(workers=tuple(_worker_view(member, held) for member in able))
-
-
-@dataclass
-class _Held:
-    """A live replica and what its launch takes of each device."""
-
-    wanted: Wanted
-    replica: Replica
-
-    def holds(self, worker: str, device: str = "") -> bool:
-        """Whether a rank of it is on this worker, or holds this device of it."""
-        return any(r.worker == worker and (not device or device in r.devices) for r in self.replica.ranks if not r.gone)
-
-    def need(self, device: Device) -> int:
-        """Bytes of the device's memory that are promised to it."""
-        return max(self.wanted.memory, round(self.wanted.memory_share * device.memory))
-
-
-def _worker_view(member: Member, held: list[_Held]) -> WorkerView:
-    here = [one for one in held if one.holds(member.name)]
-    return WorkerView(
-        worker=member.name,
-        devices=tuple(_device_view(member.name, device, [h for h in here if h.holds(member.name, device.id)]) for device in member.devices),
-        replicas=len(here),
-        engines=member.engines,
-        address=member.address,
-    )
-
-
-def _device_view(worker: str, device: Device, held: list[_Held]) -> DeviceView:
-    """A probe sees the memory of replicas that have loaded; what others were promised comes off what it says is free."""
-    loading = sum(h.need(device) for h in held if h.replica.state != "READY")
-    promised = sum(h.need(device) for h in held)
-    return DeviceView(
-        worker=worker,
-        device=device.id,
-        kind=device.kind,
-        memory=device.memory,
-        memory_free=min(device.memory_free - loading, device.memory - promised),
-        utilisation=device.utilisation,
-        replicas=len(held),
-        domain=device.domain,
-    )
+    def gains(self, devices: list[Device]) -> bool:
+        """Whether it has room, if its devices are like this now, for something that found none before."""
+        same = [d.id for d in devices] == [d.id for d in self.devices]
+        return not same or any(new.memory_free > old.memory_free for new, old in zip(devices, self.devices, strict=True))
 
 
 def place(scheduler: Scheduler, request: PlacementRequest, cluster: ClusterView) -> Placement | Rejection:

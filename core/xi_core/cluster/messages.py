@@ -16,11 +16,13 @@ from xi_core.api.control import (
     ModelStatus,
     PlacementReport,
     ProcessInfo,
+    RegisterAnswer,
+    Registration,
     ReplicaStatus,
     WorkerStatus,
 )
 from xi_core.cluster.devices import Device
-from xi_core.engine.info import Support
+from xi_core.engine.info import HostInfo, Support
 from xi_core.models.family import ModelSpec
 from xi_core.transport.security import KeyPair
 from xi_core.wire.manifest import Manifest
@@ -102,9 +104,43 @@ class Terminate(Struct, tag="terminate"):
 
 
 class ListEngines(Struct, tag="list_engines"):
-    """The engines and whether they run on some worker; with `model`, whether they take it."""
+    """The engines and whether they run on some worker; with `model`, a launch of it, which of the specs it can mean each takes."""
 
-    model: str | None = None
+    model: LaunchSpec | None = None
+    model_type: str | None = None
+    """The type that the model must have."""
+
+
+class ListFamilies(Struct, tag="list_families", kw_only=True):
+    """The model families of a type (None: of all), built-in ones and registered ones."""
+
+    model_type: str | None = None
+    engine: str | None = None
+    """Those alone that this engine knows how to run, on Linux with a GPU, whether it is installed here or not."""
+    detailed: bool = False
+    """With all of their specs."""
+
+
+class GetFamily(Struct, tag="get_family", kw_only=True):
+    """One family with all of its specs."""
+
+    name: str
+    model_type: str | None = None
+
+
+class RegisterFamily(Struct, tag="register_family", kw_only=True):
+    """Add a family, of which `text` is the file. `persist`: keep it beyond this supervisor's life."""
+
+    text: str
+    model_type: str | None = None
+    persist: bool = True
+
+
+class UnregisterFamily(Struct, tag="unregister_family", kw_only=True):
+    """Take a registered family out again. What runs of it runs on."""
+
+    name: str
+    model_type: str | None = None
 
 
 class Subscribe(Struct, tag="subscribe"):
@@ -161,6 +197,8 @@ class Register(Struct, tag="register", kw_only=True):
     cpus: int = 0
     memory: int = 0
     """Bytes of main memory."""
+    host: HostInfo | None = None
+    """What engines were asked with; None from a worker that is older than this field."""
 
 
 class WorkerBeat(Struct, tag="worker_beat", kw_only=True):
@@ -252,10 +290,10 @@ class StopReplica(Struct, tag="stop_replica"):
     rank: int = 0
 
 
-class MatchEngine(Struct, tag="match_engine", kw_only=True):
-    """Which engines take this model on this worker."""
+class MatchEngines(Struct, tag="match_engines", kw_only=True):
+    """Which engines take each of these models on this worker."""
 
-    model: ModelSpec
+    models: list[ModelSpec]
 
 
 # ---- answers ------------------------------------------------------------------------------------
@@ -320,6 +358,12 @@ class Engines(Struct):
     engines: list[EngineStatus]
 
 
+class Families(Struct):
+    """Model families."""
+
+    families: list[Registration]
+
+
 class Cluster(Struct):
     """Processes, and where other machines join (empty where they can't)."""
 
@@ -340,9 +384,9 @@ class Inspected(Struct):
 
 
 class Matches(Struct):
-    """Per engine, whether it takes the model."""
+    """For each model, per engine whether it takes it."""
 
-    engines: dict[str, Support]
+    models: list[dict[str, Support]]
 
 
 ANSWERS: dict[type[Struct], type[Struct]] = {
@@ -361,6 +405,10 @@ ANSWERS: dict[type[Struct], type[Struct]] = {
     FetchLog: LogPart,
     Shutdown: Done,
     ListEngines: Engines,
+    ListFamilies: Families,
+    GetFamily: Registration,
+    RegisterFamily: RegisterAnswer,
+    UnregisterFamily: Done,
     Subscribe: Subscribed,
     GetCluster: Cluster,
     NewJoinToken: JoinTokenMade,
@@ -370,7 +418,7 @@ ANSWERS: dict[type[Struct], type[Struct]] = {
     StartReplica: Done,
     Prepare: Prepared,
     StopReplica: Done,
-    MatchEngine: Matches,
+    MatchEngines: Matches,
 }
 
 OF_GATEWAYS: tuple[type[Struct], ...] = (
@@ -387,6 +435,10 @@ OF_GATEWAYS: tuple[type[Struct], ...] = (
     RemoveEnvironment,
     StopCluster,
     ListEngines,
+    ListFamilies,
+    GetFamily,
+    RegisterFamily,
+    UnregisterFamily,
     GetCluster,
     NewJoinToken,
     Subscribe,

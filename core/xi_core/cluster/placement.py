@@ -22,6 +22,8 @@ class DeviceView(Struct, kw_only=True, frozen=True):
     replicas: int = 0
     domain: str = ""
     """Devices of one worker with the same domain are joined by its fastest link."""
+    exclusive: bool = False
+    """A replica holds it that shares it with no other."""
 
 
 class WorkerView(Struct, kw_only=True, frozen=True):
@@ -73,6 +75,8 @@ class PlacementRequest(Struct, kw_only=True, frozen=True):
     """A device takes one replica only."""
     brings_engine: bool = False
     """It runs in an environment of its own, which holds the engine: the worker needn't have it."""
+    explain: bool = True
+    """Verdicts are wanted even if there is a place. A `Rejection` has them always."""
 
     def need(self, device: DeviceView) -> int:
         """Bytes of this device's memory that the replica takes."""
@@ -80,13 +84,14 @@ class PlacementRequest(Struct, kw_only=True, frozen=True):
 
     def objection(self, worker: WorkerView, device: DeviceView, place: int) -> str:
         """Why the request rules this device out, whatever a scheduler prefers; empty where it doesn't. `place`: its index on its worker."""
-        held = {(a.worker, name) for a in self.held for name in a.devices}
         if self.gpu_idx is not None and device_number(device.device, place) not in self.gpu_idx:
             return f"not in the pool {','.join(str(number) for number in self.gpu_idx)}"
-        if self.exclusive and device.replicas:
+        if device.replicas and (self.exclusive or device.exclusive):
             return f"holds {device.replicas} replica(s), and XI_ALLOW_MULTI_REPLICA_PER_GPU=0 allows one per device"
-        if self.gpu_pool is not None and len(held) + self.n_gpu > self.gpu_pool and (worker.worker, device.device) not in held:
-            return f"the pool of {self.gpu_pool} device(s) is used up by others"
+        if self.gpu_pool is not None:
+            held = {(a.worker, name) for a in self.held for name in a.devices}
+            if len(held) + self.n_gpu > self.gpu_pool and (worker.worker, device.device) not in held:
+                return f"the pool of {self.gpu_pool} device(s) is used up by others"
         need = self.need(device)
         if device.memory and need > device.memory_free:
             return (

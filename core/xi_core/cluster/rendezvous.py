@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from xi_core.cluster.matching import WorkerLink
 from xi_core.cluster.messages import Prepare, Prepared, StartReplica
 from xi_core.cluster.placement import Assignment
-from xi_core.cluster.resolve import WorkerLink
 from xi_core.errors import Unavailable, XiError
 from xi_core.wire.plan import RankAddress, Rendezvous
 

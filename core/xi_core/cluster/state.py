@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 from xi_core.cluster import members as placing
 from xi_core.cluster.launches import LaunchEntry, Wanted
-from xi_core.cluster.members import Member
+from xi_core.cluster.ledger import Ledger
 from xi_core.cluster.messages import ReplicaRecord
 from xi_core.cluster.placement import Placement, Rejection, Scheduler
 from xi_core.cluster.replicas import Action, Ending, Rank, Replica, Start, Stop, rank_of
+from xi_core.cluster.touched import Touched
 
 RESTARTS, WINDOW, BACKOFF = 3, 60.0, 0.5
 """A replica is restarted so many times within the window, in seconds; before the first restart comes this pause, doubled each time."""
@@ -22,11 +24,13 @@ class ClusterState:
         self, schedulers: Mapping[str, Scheduler], epoch: str, *, launch_timeout: float, grace: float, settled_at: float = 0.0
     ) -> None:
         """`schedulers` by name; the one named "" places launches that name none."""
-        self.members: dict[str, Member] = {}
+        self.ledger = Ledger()
+        self.touched = Touched()
         self.launches: dict[str, LaunchEntry] = {}
         self.launch_timeout, self.grace, self.settled_at = launch_timeout, grace, settled_at
         self._schedulers = schedulers
         self._epoch, self._lives = epoch, 0
+        self._numbers = itertools.count(1)
 
     # ---- finding --------------------------------------------------------------------------------
 
@@ -38,16 +42,28 @@ class ClusterState:
 
     def by_life(self, incarnation: str) -> tuple[LaunchEntry, Replica] | None:
         """The replica whose present life this is."""
-        return next(((launch, r) for launch, r in self.replicas() if incarnation and r.incarnation == incarnation), None)
+        return self.ledger.life(incarnation)
 
-    def place(self, launch: LaunchEntry, replica: Replica) -> Placement | Rejection:
-        """Where a new life of this replica would go now; what its present one holds counts as free."""
+    def enter(self, launch: LaunchEntry) -> None:
+        """A launch begins. Its uid may have been another's before."""
+        # A dict keeps the place of a key that is set again; this launch is new, so it goes to the end.
+        self.launches.pop(launch.uid, None)
+        self.launches[launch.uid] = launch
+        launch.number = next(self._numbers)
+        self.touched.touch(launch)
+
+    def forget(self, launch: LaunchEntry) -> None:
+        """Nothing is to be known of a launch any more."""
+        del self.launches[launch.uid]
+        self.touched.touch(launch)
+
+    def place(self, launch: LaunchEntry, replica: Replica, *, explain: bool = False) -> Placement | Rejection:
+        """Where a new life of this replica would go now; what its present one holds counts as free. `explain`: with every verdict."""
         others = [r for r in launch.replicas if r is not replica]
         place_of = next((r for r in others if r.replica_id == replica.replaces), replica)
-        request = launch.wanted.request(launch.replicas.index(place_of), others)
+        request = launch.wanted.request(launch.replicas.index(place_of), others, explain=explain)
         scheduler = self._schedulers[launch.wanted.spec.scheduler or ""]
-        launches = self.launches.values() if launch.uid in self.launches else [*self.launches.values(), launch]
-        return placing.place(scheduler, request, placing.view(self.members.values(), launches, without=replica))
+        return placing.place(scheduler, request, self.ledger.view(without=replica))
 
     # ---- starting -------------------------------------------------------------------------------
 
@@ -58,31 +74,57 @@ class ClusterState:
             return decision
         self._lives += 1
         replica.begin(f"{self._epoch}-{self._lives}", decision.assignments)
+        self.ledger.begin(launch, replica)
+        self.touched.touch(launch)
         left = self.launch_timeout if launch.deadline is None else launch.deadline - now
         return Start(launch.uid, replica.replica_id, replica.incarnation, decision.assignments, max(0.0, left))
 
     def start_due(self, now: float) -> list[Action]:
         """Start what waits, as far as there is room; what finds none waits for the next event."""
         actions: list[Action] = []
-        for launch, replica in list(self.replicas()):
-            if launch.end or replica.live or replica.leaving or (replica.start_at is not None and replica.start_at > now):
-                continue
-            if now < self.settled_at:
-                replica.start_at = self.settled_at
-                continue
-            started = self.start(now, launch, replica)
-            if isinstance(started, Start):
-                actions.append(started)
-            else:
-                replica.start_at, replica.stage = None, f"waiting: {placing.explain(started)}"
+        for launch in self.touched.waiting(self.launches):
+            refused = ""
+            for replica in list(launch.replicas):
+                if replica.live or replica.leaving or (replica.start_at is not None and replica.start_at > now):
+                    continue
+                if now < self.settled_at:
+                    replica.start_at = self.settled_at
+                elif refused:  # what is asked for is the same
+                    replica.start_at, replica.stage = None, refused
+                elif isinstance(started := self.start(now, launch, replica), Start):
+                    actions.append(started)
+                else:
+                    replica.start_at, replica.stage = None, f"waiting: {placing.explain(started)}"
+                    refused = "" if launch.wanted.spec.replica_config else replica.stage
+                    self.touched.touch(launch)
         return actions
 
+    def room_made(self, now: float, incarnation: str, rank: int) -> list[Action]:
+        """A process has ended that no launch wanted: others may take its place."""
+        return self.start_due(now) if self.ledger.stray_gone(incarnation, rank) else []
+
     # ---- ending ---------------------------------------------------------------------------------
+
+    def ended(
+        self, now: float, launch: LaunchEntry, replica: Replica, rank: int, error: str | None, final: bool = False, code: str | None = None
+    ) -> list[Action]:
+        """A rank has ended, by the word of its worker."""
+        ended = replica.ranks[rank]
+        host = self.ledger.members.get(ended.worker)
+        where = f"rank {rank} on {ended.worker}: " if len(replica.ranks) > 1 else ""
+        if host is not None and host.leaving:
+            why = Ending(f"worker {host.name} was stopped", fault=False)
+        else:
+            why = Ending(f"{where}{error or 'it ended without a word'}", final, code)
+        return self.lose(now, launch, replica, [ended], why)
 
     def lose(self, now: float, launch: LaunchEntry, replica: Replica, ranks: list[Rank], why: Ending) -> list[Action]:
         """These ranks are gone. The rest of the life ends with them, and when nothing is left of it, the replica goes on as is due."""
         for rank in ranks:
+            self.ledger.drop(replica, rank)
             rank.gone, rank.pid, rank.lost_at = True, None, None
+        self.ledger.changed(replica)
+        self.touched.touch(launch)
         if replica.ending is None and not launch.end and not replica.leaving:
             replica.ending = why
             replica.state, replica.stage = "PENDING", f"ending its other ranks: {why.error}"
@@ -97,13 +139,14 @@ class ClusterState:
     def _concluded(self, now: float, launch: LaunchEntry, replica: Replica) -> list[Action]:
         """Nothing is left of this life."""
         why, moving = replica.ending, replica.move_by is not None
+        self.ledger.end(replica)
         replica.clear()
-        if launch.end:
-            replica.state = launch.state
-            return []
         if replica.leaving:
             launch.replicas.remove(replica)
             launch.look(now + self.launch_timeout)
+            return []
+        if launch.end:
+            replica.state = launch.end if launch.end != "STOPPED" else "STOPPING"
             return []
         if moving and self._hand_over(launch, replica):
             launch.look(now + self.launch_timeout)
@@ -122,6 +165,7 @@ class ClusterState:
         if len(replica.deaths) > RESTARTS:
             if replica.replaces:
                 launch.replicas.remove(replica)  # what it was to replace serves on
+                launch.look(now + self.launch_timeout)
                 return []
             return self.fail(
                 now,
@@ -134,16 +178,20 @@ class ClusterState:
     def fail(self, now: float, launch: LaunchEntry, error: str) -> list[Action]:
         """The launch can't be had."""
         launch.end, launch.ended_at, launch.error = "FAILED", now, error
+        self.touched.touch(launch)
         return launch.stops(0.0)
 
     def dismiss(self, launch: LaunchEntry, replica: Replica) -> list[Action]:
-        """This replica isn't wanted any more: it finishes what it runs, and takes nothing new."""
+        """This replica isn't wanted any more: it finishes what it runs, and takes nothing new. Nor is what was to take its place."""
+        heir = launch.heir(replica)
+        actions = self.dismiss(launch, heir) if heir is not None else []
         replica.leaving = True
+        self.touched.touch(launch)
         if not replica.live:
             launch.replicas.remove(replica)
-            return []
+            return actions
         replica.state = "STOPPING"
-        return replica.stops(self.grace)
+        return actions + replica.stops(self.grace)
 
     # ---- moving ---------------------------------------------------------------------------------
 
@@ -151,32 +199,46 @@ class ClusterState:
         """Have another replica take the place of this one, whose worker is being drained, before this one ends; at the latest at `by`."""
         replica.move_by = by
         launch.replicas.append(Replica(replica_id=launch.free_id(), replaces=replica.replica_id, start_at=0.0))
+        self.touched.touch(launch)
 
-    def moved(self, launch: LaunchEntry) -> list[Action]:
+    def moved(self, now: float, launch: LaunchEntry) -> list[Action]:
         """Let those go whose replacement is READY."""
         actions: list[Action] = []
         for replica in list(launch.replicas):
             if replica.replaces and replica.state == "READY" and not launch.end:
-                old = next((r for r in launch.replicas if r.replica_id == replica.replaces), None)
-                replica.replaces = ""
-                actions += self.dismiss(launch, old) if old is not None else []
+                old = launch.succeed(replica)
+                actions += self.dismiss(launch, old)
+                launch.look(now + self.launch_timeout)
+        return actions
+
+    def overdue(self, now: float, launch: LaunchEntry, replica: Replica) -> list[Action]:
+        """The time of a drain is over, and nothing has taken this replica's place: what was to take it waits as any replica does."""
+        heir = launch.heir(replica)
+        if heir is not None:
+            launch.succeed(heir)
+        actions = self.dismiss(launch, replica)
+        launch.look(now + self.launch_timeout)
         return actions
 
     def _hand_over(self, launch: LaunchEntry, replica: Replica) -> bool:
         """This replica has ended before its replacement was READY, which takes its place now. False where it has none."""
-        heir = next((r for r in launch.replicas if r.replaces == replica.replica_id), None)
+        heir = launch.heir(replica)
         if heir is None:
             return False
-        heir.replaces = ""
-        launch.replicas.remove(replica)
+        launch.replicas.remove(launch.succeed(heir))
         return True
 
+    # ---- what isn't wanted ----------------------------------------------------------------------
 
-def refused(worker: str, record: ReplicaRecord) -> list[Action]:
-    """End a copy that isn't wanted."""
-    if record.status.state == "FAILED":
-        return []
-    return [Stop(worker, record.plan.replica_id, record.plan.incarnation, 0.0, rank_of(record))]
+    def refuse(self, worker: str, record: ReplicaRecord, grace: float = 0.0) -> list[Action]:
+        """End a process that isn't wanted."""
+        number = rank_of(record)
+        if record.status.state == "FAILED":
+            return []
+        found = self.by_life(record.plan.incarnation)
+        if found is None or number >= len(found[1].ranks) or found[1].ranks[number].gone:
+            self.ledger.stray(worker, record)
+        return [Stop(worker, record.plan.replica_id, record.plan.incarnation, grace, number)]
 
 
 def adopted(now: float, deadline: float, record: ReplicaRecord) -> LaunchEntry:

@@ -21,10 +21,11 @@ from xi_core.cluster.admission import Admission
 from xi_core.cluster.desired import Desired
 from xi_core.cluster.executor import Executor
 from xi_core.cluster.lifecycle import LEASE, Lifecycle
+from xi_core.cluster.matching import WorkerLink
 from xi_core.cluster.members import Member
 from xi_core.cluster.operations import Operations
 from xi_core.cluster.placement import Scheduler
-from xi_core.cluster.resolve import WorkerLink
+from xi_core.cluster.registrations import Registrations
 from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event
 from xi_core.cluster.store import Entry, Store
 from xi_core.cluster.table import RoutingTable
@@ -98,6 +99,7 @@ class Supervisor:
         self._executor = Executor(hub, config, self._lifecycle, RoutingTable(epoch), replica_transport)
         self.stop_asked = asyncio.Event()
         """Set when somebody has asked to stop the cluster."""
+        self._registrations = Registrations(hub, config)
         self._operations = Operations(hub, self._executor, self._lifecycle, self.stop_asked.set)
         self._resolving: dict[str, tuple[LaunchSpec, asyncio.Task[None]]] = {}
         if store is not None:
@@ -173,6 +175,7 @@ class Supervisor:
             m.GetCluster: self._get_cluster,
             m.NewJoinToken: self._new_join_token,
             **self._operations.calls(),
+            **self._registrations.calls(),
         }
 
     def _closed(self, link: Link) -> None:
@@ -298,7 +301,7 @@ class Supervisor:
         return found.status()
 
     async def _list_engines(self, command: m.ListEngines) -> m.Engines:
-        return m.Engines(await self._executor.resolver.engines(command.model))
+        return m.Engines(await self._executor.resolver.matching.report(command.model, command.model_type))
 
     async def _get_cluster(self, command: m.GetCluster) -> m.Cluster:
         processes = [ProcessInfo(role="supervisor", pid=os.getpid()), *self._executor.gateways.values()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import msgspec
 
@@ -21,13 +21,14 @@ class RoutingTable:
         """The whole table."""
         return TableUpdate(epoch=self._epoch, version=self._version, full=True, models=list(self._models.values()))
 
-    def change(self, models: Iterable[ModelRoute]) -> TableUpdate | None:
-        """Make `models` the table. Answers the step from the last version to this one; None if nothing changed."""
-        new = {model.uid: msgspec.structs.replace(model) for model in models}
-        changed = [model for uid, model in new.items() if self._models.get(uid) != model]
-        removed = [uid for uid in self._models if uid not in new]
+    def change(self, models: Mapping[str, ModelRoute | None]) -> TableUpdate | None:
+        """Set these models, by uid; None removes one. Answers the step from the last version to this one; None if nothing changed."""
+        removed = [uid for uid, model in models.items() if model is None and uid in self._models]
+        changed = {uid: msgspec.structs.replace(new) for uid, new in models.items() if new is not None and self._models.get(uid) != new}
         if not changed and not removed:
             return None
-        self._models = new
+        for uid in removed:
+            del self._models[uid]
+        self._models.update(changed)
         self._version += 1
-        return TableUpdate(epoch=self._epoch, version=self._version, full=False, models=changed, removed=removed)
+        return TableUpdate(epoch=self._epoch, version=self._version, full=False, models=list(changed.values()), removed=removed)

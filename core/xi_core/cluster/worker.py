@@ -15,6 +15,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,9 +23,11 @@ import msgspec
 from xi_core import __version__
 from xi_core.api.control import EnvironmentStatus, LogPart, has_environment
 from xi_core.cluster import addresses, host, joining, logs
+from xi_core.cluster.data_plane import placed
 from xi_core.cluster.device_watch import DeviceWatch
 from xi_core.cluster.devices import Device
 from xi_core.cluster.environments import Environments
+from xi_core.cluster.fetching import fetch
 from xi_core.cluster.guard import Guard
 from xi_core.cluster.linking import SupervisorLink
 from xi_core.cluster.membership import Identity, enter, token_of
@@ -36,7 +39,7 @@ from xi_core.cluster.messages import (
     Inspected,
     Leaving,
     ListEnvironments,
-    MatchEngine,
+    MatchEngines,
     Matches,
     Prepare,
     Prepared,
@@ -57,16 +60,14 @@ from xi_core.cluster.requirement import check_environment, joined, needed
 from xi_core.cluster.running import RunningReplica, in_thread
 from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event, unless
 from xi_core.config import Settings, settings
-from xi_core.errors import ArtifactError, Conflict, PluginError, Unavailable, XiError
-from xi_core.importing import import_path
-from xi_core.models.family import SourceRef
-from xi_core.models.source import Progress, Source
+from xi_core.errors import Conflict, Unavailable, XiError
+from xi_core.models.source import Progress
 from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Calls
 from xi_core.transport.schemes import by_scheme
 from xi_core.transport.security import ClientSecurity, KeyPair
 from xi_core.wire import PROTOCOL
-from xi_core.wire.plan import LaunchPlan, RankAddress, Rendezvous
+from xi_core.wire.plan import RankAddress, Rendezvous
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class Worker:
         self._guard = Guard()
         calls: Calls = {
             Inspect: self._inspect,
-            MatchEngine: self._match,
+            MatchEngines: self._match,
             Prepare: self._prepare,
             StartReplica: self._start,
             StopReplica: self._stop,
@@ -116,7 +117,7 @@ class Worker:
             Shutdown: self._shutdown,
         }
         transport = by_scheme(hub.transports, supervisor)
-        self._secure = security is not None
+        self._secure, self._local = security is not None, supervisor.startswith("ipc:")
         self._link = SupervisorLink(transport, supervisor, security, calls, self._introduce, self._drop_waiting)
         self._stopping = False
         self._running: dict[str, RunningReplica] = {}
@@ -178,6 +179,7 @@ class Worker:
             plugins={record.name: record.version for record in self._hub.records if record.state == "loaded"},
             cpus=self._host.cpus,
             memory=self._host.memory,
+            host=self._host,
             replicas=[*(r.record for r in self._running.values() if not r.waits), *told],
         )
 
@@ -211,8 +213,8 @@ class Worker:
         self.stop_asked.set()
         return Done()
 
-    async def _match(self, command: MatchEngine) -> Matches:
-        return Matches(host.match_engines(self._hub.engines, command.model, self._host))
+    async def _match(self, command: MatchEngines) -> Matches:
+        return Matches([host.match_engines(self._hub.engines, model, self._host) for model in command.models])
 
     async def _prepare(self, command: Prepare) -> Prepared:
         """Get one rank of several ready, and keep ports for it until it starts."""
@@ -256,12 +258,12 @@ class Worker:
         if plan.replica_id in self._running:
             raise Conflict(f"replica {plan.replica_id} runs on worker {self.name} already")
         keys = KeyPair.new() if self._secure else None
-        command.plan = self._placed(plan, keys)
+        command.plan = placed(plan, keys, self._address, self._settings.port_range, self._runtime if self._local else None)
         replica = RunningReplica(
             command,
             worker=self.name,
             home=self._home,
-            fetch=self._fetch,
+            fetch=partial(fetch, self._hub.sources, self._home),
             build=self._build,
             guard=self._guard,
             on_change=self._changed,
@@ -283,20 +285,6 @@ class Worker:
             gone = ReplicaGone(replica_id=command.replica_id, uid="", incarnation=command.incarnation, rank=command.rank)
             self._link.notify(gone, introduced=False)
         return Done()
-
-    def _placed(self, plan: LaunchPlan, keys: KeyPair | None) -> LaunchPlan:
-        """The plan with the place where its replica listens: by incarnation or at a new port, so that no other life of it answers there."""
-        security = None
-        if plan.rendezvous is not None and plan.rendezvous.rank:
-            endpoint = ""
-        elif keys is not None and plan.security is not None:
-            endpoint = f"{addresses.endpoint(self._address, 0)[:-1]}{self._settings.port_range}"
-            security = msgspec.structs.replace(plan.security, public=keys.public)
-        elif self._supervisor.startswith("ipc:"):
-            endpoint = f"ipc://{self._runtime / plan.incarnation}.sock"
-        else:
-            endpoint = "tcp://127.0.0.1:0"
-        return msgspec.structs.replace(plan, endpoint=endpoint, security=security)
 
     # ---- replicas -------------------------------------------------------------------------------
 
@@ -323,18 +311,6 @@ class Worker:
 
     def _changed(self, replica: RunningReplica) -> None:
         self._link.notify(ReplicaUpdate(replica.record))
-
-    def _fetch(self, ref: SourceRef, progress: Progress) -> Path:
-        """In a thread: the artifact that `ref` names."""
-        info = self._hub.sources.find(ref.source)
-        if info is None:
-            raise ArtifactError(
-                f"no plugin offers the model source '{ref.source}'; known: {', '.join(self._hub.sources.names()) or 'none'}"
-            )
-        source = import_path(info.source)()
-        if not isinstance(source, Source):
-            raise PluginError(f"model source '{info.name}': {info.source} is not a subclass of xi_core.models.source.Source")
-        return source.fetch(ref, self._home, progress)
 
     def _build(self, start: StartReplica, progress: Progress) -> Path | None:
         """In a thread: the interpreter of the replica's own environment, where it is to have one."""
@@ -385,7 +361,7 @@ async def run(arguments: argparse.Namespace) -> None:
         if found is None:
             return
         supervisor, security = found.endpoint, found.security
-        address = addresses.resolved(arguments.host) if arguments.host else addresses.own_address(*addresses.split(supervisor))
+        address = addresses.of_member(arguments.host, supervisor)
     runtime = Path(arguments.runtime)
     worker = Worker(hub, config, name=name, runtime=runtime, supervisor=supervisor, address=address, security=security)
     serving = asyncio.ensure_future(worker.serve(stop))

@@ -9,7 +9,7 @@ from xi_core.config import settings
 
 MODEL = {
     "id": "xi-tiny", "object": "model", "created": 1, "owned_by": "xi", "model_name": "xi-tiny", "model_engine": "llama.cpp",
-    "model_format": "ggufv2", "size_in_billions": "0.001", "quantization": "f16", "context_length": 512, "replica": 2, "state": "READY",
+    "model_format": "ggufv2", "size_in_billions": "0.001", "quantization": "f16", "context_length": 512, "replica": 2, "ready_replicas": 2, "state": "READY",
 }  # fmt: skip
 ENGINE = {"name": "vllm", "available": False, "reason": "pip install 'xi-inference[vllm]'", "formats": ["pytorch"], "plugin": "engine-vllm"}
 MODELS = ("GET", "/v1/models")
@@ -24,7 +24,7 @@ def models(server):
 def test_list_draws_a_table_that_is_not_cut(xi, models):
     lines = xi("list").stdout.splitlines()
     assert lines[0].split() == ["UID", "STATE", "MODEL", "ENGINE", "FORMAT", "SIZE", "(B)", "QUANTIZATION", "REPLICAS", "CONTEXT"]
-    assert lines[1].split() == ["xi-tiny", "READY", "xi-tiny", "llama.cpp", "ggufv2", "0.001", "f16", "2", "512"]
+    assert lines[1].split() == ["xi-tiny", "READY", "xi-tiny", "llama.cpp", "ggufv2", "0.001", "f16", "2/2", "512"]
 
 
 def test_list_json(xi, models):

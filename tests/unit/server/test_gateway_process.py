@@ -316,8 +316,8 @@ async def test_xinference_client_is_content(running: Running, kit: Any) -> None:
             assert type(model).__name__ == "RESTfulChatModelHandle"
             assert model.chat([{"role": "user", "content": "Hi"}]) == {"ok": True}
             model.close()
-            with pytest.raises(RuntimeError, match="n_worker is not supported yet"):
-                client.launch_model("xi-tiny", n_worker=2)
+            with pytest.raises(RuntimeError, match="request_limits is not supported yet"):
+                client.launch_model("xi-tiny", request_limits=2)
             client.terminate_model("u")
             with pytest.raises(RuntimeError, match="no model 'u'"):
                 client.get_model("u")

@@ -113,7 +113,7 @@ def test_fields_that_can_not_be_honoured_yet_are_refused_by_name(field: str) -> 
 
 
 def test_values_that_ask_for_nothing_are_fine() -> None:
-    assert spec(n_worker=1, enable_virtual_env=False, virtual_env_packages=[]) == LaunchSpec(model_name="xi-tiny")
+    assert spec(n_worker=1, virtual_env_packages=[], request_limits=None) == LaunchSpec(model_name="xi-tiny")
 
 
 def test_one_field_under_two_names_is_refused() -> None:

@@ -1,0 +1,156 @@
+"""`xi cal-model-mem` and `xi plan`: models by name, path and size, and what is said where something is missing."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from xi_core.config import settings
+
+DATA = Path(__file__).parents[2] / "data" / "architectures"
+FAMILY = Path(__file__).parents[3] / "plugins" / "xi_plugins" / "families" / "xi_tiny"
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A directory with the configuration of Llama 3.1 70B and no weights."""
+    (tmp_path / "config.json").write_text((DATA / "llama-3.1-70b.json").read_text())
+    return tmp_path
+
+
+def table(text):
+    return {name: int(size) for name, size in re.findall(r"^  ([\w ]+): (\d+) MB", text, re.MULTILINE)}
+
+
+def test_the_table_is_xinferences(xi):
+    result = xi("cal-model-mem", "-s", "7", "-f", "gptq", "-q", "Int4", "-c", "16384", "-k", "16")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[:6] == [
+        "model_name: a model",
+        "kv_cache_dtype: 16",
+        "model size: 7.0 B",
+        "quant: Int4",
+        "context: 16384",
+        "gpu mem usage:",
+    ]
+    found = table(result.stdout)
+    assert list(found) == ["model mem", "kv_cache", "overhead", "active", "total"]
+    assert found["kv_cache"] == 16384 * 2 * 28 * 4 * 128 * 2 / 2**20
+    assert 0 <= sum(found.values()) - 2 * found["total"] <= 4
+    assert 3500 < found["model mem"] < 6000
+    assert "Qwen2.5-7B, the well-known model nearest to 7 B" in result.stderr
+
+
+def test_weights_are_of_the_size_that_is_asked_for(xi):
+    small, large = (table(xi("cal-model-mem", "-s", size, "-f", "pytorch").stdout)["model mem"] for size in ("1_8", "1.6"))
+    assert small == pytest.approx(1.8e9 * 2 / 2**20, rel=0.01)
+    assert large == pytest.approx(1.6e9 * 2 / 2**20, rel=0.01)
+
+
+@pytest.mark.parametrize("arguments", [["xi-tiny"], ["-n", "xi-tiny"], [str(FAMILY / "hf")], ["--path", str(FAMILY / "xi-tiny-f16.gguf")]])
+def test_by_name_and_by_path(xi, arguments):
+    result = xi("cal-model-mem", *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["context_length"] == 1024
+    assert found["model_mem"] == pytest.approx(2_060_000, rel=0.08)
+    assert found["kv_cache"] == 1024 * 4 * 2 * 64 * 2
+    assert found["total"] == sum(found[part] for part in ("model_mem", "kv_cache", "overhead", "active"))
+
+
+def test_a_directory_without_its_weights(xi, directory):
+    found = json.loads(xi("cal-model-mem", str(directory), "-c", "8192", "-k", "8", "--json").stdout)
+    assert found["model_mem"] == 2 * 70_553_706_496
+    assert found["kv_cache"] == 8192 * 163_840
+    quantized = json.loads(xi("cal-model-mem", str(directory), "-f", "gguf", "-q", "q4_k_m", "--json").stdout)
+    assert quantized["model_mem"] == pytest.approx(43.1e9, rel=0.01)
+
+
+def test_a_layout_with_its_reasons(xi, directory):
+    result = xi("plan", str(directory), "--gpus-per-worker", "4", "--gpu-memory", "80")
+    assert result.exit_code == 0
+    assert "fits: yes\nlayout: 1 machine x 4 devices, tensor parallel 4, pipeline parallel 1\n" in result.stdout
+    assert "largest batch at context 131072: 3\nlongest context of one request: 131072\n" in result.stdout
+    assert "2 device(s) would have to take" in result.stdout
+    assert f"launch: xi launch {directory.name} --n-gpu 4 --tensor-parallel-size 4" in result.stdout
+
+
+def test_over_machines(xi):
+    result = xi("plan", "-s", "405", "-f", "fp8", "--workers", "2", "--gpus-per-worker", "4", "--gpu-memory", "80GiB", "--json")
+    found = json.loads(result.stdout)
+    assert (found["workers"], found["tensor_parallel_size"], found["pipeline_parallel_size"]) == (2, 8, 1)
+    slow = json.loads(
+        xi(
+            "plan",
+            "-s",
+            "405",
+            "-f",
+            "fp8",
+            "--workers",
+            "2",
+            "--gpus-per-worker",
+            "4",
+            "--gpu-memory",
+            "80GiB",
+            "--network",
+            "slow",
+            "--json",
+        ).stdout
+    )
+    assert (slow["tensor_parallel_size"], slow["pipeline_parallel_size"]) == (4, 2)
+    shown = xi("plan", "-s", "405", "-f", "fp8", "--workers", "2", "--gpus-per-worker", "4", "--gpu-memory", "80", "--network", "slow")
+    assert "launch: xi launch MODEL --n-gpu 4 --n-worker 2 --tensor-parallel-size 4 --pipeline-parallel-size 2" in shown.stdout
+
+
+def test_what_does_not_fit_ends_with_a_status(xi):
+    result = xi("plan", "-s", "70", "--gpu-memory", "24GiB")
+    assert result.exit_code == 1
+    assert "fits: no" in result.stdout
+    assert "nothing fits" in result.stdout
+    assert "launch:" not in result.stdout
+
+
+def test_the_devices_of_this_machine(xi, monkeypatch):
+    monkeypatch.setenv("XI_FAKE_DEVICES", "2x1GiB")
+    settings.cache_clear()
+    try:
+        found = xi("plan", "xi-tiny")
+    finally:
+        settings.cache_clear()
+    assert found.exit_code == 0
+    assert "machines: up to 1 x 2 devices of 1.0 GiB" in found.stdout
+    assert "layout: 1 machine x 1 device" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["cal-model-mem"], 2, "name a model (MODEL or -n), a path (--path) or a size (-s)"),
+        (["cal-model-mem", "-s", "huge"], 2, "'huge' is no number of billions"),
+        (["cal-model-mem", "-s", "0"], 2, "'0' is no number of billions"),
+        (["cal-model-mem", "-s", "7", "-c", "0"], 2, "--context-length"),
+        (["cal-model-mem", "-s", "7", "-k", "4"], 2, "--kv-cache-dtype"),
+        (["cal-model-mem", "-s", "7", "-f", "ggufv2", "-q", "q99"], 1, "quantization 'q99' of format ggufv2 isn't known; known: iq1_s"),
+        (["cal-model-mem", "no-such-model"], 1, "unknown model 'no-such-model'"),
+        (["cal-model-mem", "--path", "no/such/folder"], 1, "no/such/folder"),
+        (["cal-model-mem", "xi-tiny", "-n", "other"], 2, "two models"),
+        (["plan", "xi-tiny", "--gpu-memory", "lots"], 1, "--gpu-memory: 'lots' is no size"),
+        (["plan", "xi-tiny", "--workers", "0"], 2, "--workers"),
+        (["plan", "xi-tiny", "--gpu-memory", "8", "--network", "string"], 2, "--network"),
+    ],
+)
+def test_bad_input_is_told(xi, arguments, status, words):
+    result = xi(*arguments)
+    assert result.exit_code == status
+    assert words in result.stderr
+
+
+def test_a_configuration_without_figures(xi, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "diffusion"}')
+    result = xi("cal-model-mem", str(tmp_path))
+    assert result.exit_code == 1
+    assert "doesn't tell the sizes of its layers" in result.stderr
+    (tmp_path / "config.json").write_text("[1]")
+    assert "is damaged" in xi("plan", str(tmp_path), "--gpu-memory", "8").stderr
