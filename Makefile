@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ENGINES := .venv-engines
 
-.PHONY: demo test test-engines test-engine-mlx test-engine-llama-cpp-python test-engine-vllm test-engine-transformers-quantization test-engine-sglang check bench docs clean
+.PHONY: demo test test-engines test-engine-transformers test-engine-llama-cpp test-engine-mlx test-engine-llama-cpp-python test-engine-vllm test-engine-transformers-quantization test-engine-sglang check bench docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,11 +25,23 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-# Engines whose libraries are not in .venv: each in an environment of its own.
-test-engines: test-engine-mlx test-engine-llama-cpp-python test-engine-transformers-quantization test-engine-vllm
+# The parity suite on every engine; those whose libraries are not in .venv each in an environment of its own (MLX's takes a minute and a
+# half to install, the others more, so that only the first two run in `make test` too). One that fails stops none of the others; a table
+# ends it. What is proven is written to tests/data/parity, which docs/reference/capabilities.md is made from: then `make docs`.
+test-engines: $(VENV)/.dev
+	$(BIN)/python tests/engines/table.py $(ENGINES)/results \
+		transformers llama-cpp mlx llama-cpp-python transformers-quantization vllm sglang
+
+REPORT = --parity tests/data/parity --junitxml $(ENGINES)/results/$(@:test-engine-%=%).xml
+
+test-engine-transformers: $(VENV)/.dev
+	$(BIN)/pytest $(REPORT) tests/conformance/test_transformers.py tests/integration/test_transformers_pooling.py
+
+test-engine-llama-cpp: $(VENV)/.dev
+	$(BIN)/pytest $(REPORT) tests/conformance/test_llama_cpp.py tests/conformance/test_llama_cpp_pooling.py
 
 test-engine-mlx: $(ENGINES)/mlx/.ready
-	$(ENGINES)/mlx/bin/pytest tests/conformance/test_mlx.py tests/integration/test_mlx_engine.py
+	$(ENGINES)/mlx/bin/pytest $(REPORT) tests/conformance/test_mlx.py tests/integration/test_mlx_engine.py tests/integration/test_mlx_sharded.py
 
 $(ENGINES)/mlx/.ready: pyproject.toml constraints.txt
 	@test -x $(ENGINES)/mlx/bin/python || $(PYTHON) -m venv $(ENGINES)/mlx
@@ -38,7 +50,7 @@ $(ENGINES)/mlx/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 test-engine-llama-cpp-python: $(ENGINES)/llama-cpp-python/.ready
-	$(ENGINES)/llama-cpp-python/bin/pytest tests/conformance/test_llama_cpp_python.py tests/integration/test_llama_cpp_python_engine.py
+	$(ENGINES)/llama-cpp-python/bin/pytest $(REPORT) tests/conformance/test_llama_cpp_python.py tests/integration/test_llama_cpp_python_engine.py
 
 # Compiled here, which takes ten minutes of a processor and a C++ compiler: the library has no wheel in PyPI.
 $(ENGINES)/llama-cpp-python/.ready: pyproject.toml constraints.txt
@@ -48,7 +60,7 @@ $(ENGINES)/llama-cpp-python/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 test-engine-transformers-quantization: $(ENGINES)/transformers-quantization/.ready
-	$(ENGINES)/transformers-quantization/bin/pytest tests/integration/test_transformers_quantization.py
+	$(ENGINES)/transformers-quantization/bin/pytest $(REPORT) tests/integration/test_transformers_quantization.py
 
 $(ENGINES)/transformers-quantization/.ready: pyproject.toml constraints.txt
 	@test -x $(ENGINES)/transformers-quantization/bin/python || $(PYTHON) -m venv $(ENGINES)/transformers-quantization
@@ -59,7 +71,7 @@ $(ENGINES)/transformers-quantization/.ready: pyproject.toml constraints.txt
 
 # Slow: 3.5 GB to install, and each start of vLLM takes half a minute. The build for CPUs comes with libraries that don't load here.
 test-engine-vllm: $(ENGINES)/vllm/.ready
-	$(ENGINES)/vllm/bin/pytest tests/engines/test_vllm.py tests/engines/test_vllm_pooling.py
+	$(ENGINES)/vllm/bin/pytest $(REPORT) tests/engines/test_vllm.py tests/engines/test_vllm_pooling.py tests/engines/test_vllm_sharded.py
 
 $(ENGINES)/vllm/.ready: pyproject.toml constraints.txt
 	@test -x $(ENGINES)/vllm/bin/python || $(PYTHON) -m venv $(ENGINES)/vllm
@@ -70,9 +82,9 @@ $(ENGINES)/vllm/.ready: pyproject.toml constraints.txt
 		--editable . pytest pytest-asyncio pytest-timeout psutil
 	@touch $@
 
-# SGLang on a CPU, in an environment made by hand: its declared dependencies want CUDA. Minutes; not among test-engines.
+# SGLang on a CPU, in an environment made by hand: its declared dependencies want CUDA. Minutes.
 test-engine-sglang: $(ENGINES)/sglang/.ready
-	$(ENGINES)/sglang/bin/pytest tests/engines/test_sglang.py
+	$(ENGINES)/sglang/bin/pytest $(REPORT) tests/engines/test_sglang.py
 
 $(ENGINES)/sglang/.ready: pyproject.toml constraints.txt tests/engines/sglang_environment.sh tests/engines/sglang_stubs/sglang_stubs.py
 	PYTHON=$(PYTHON) tests/engines/sglang_environment.sh $(ENGINES)/sglang

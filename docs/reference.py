@@ -14,6 +14,7 @@ from capability_page import capabilities
 
 from xi_cli import reference as commands
 from xi_core import config, hookspecs
+from xi_core.models import family_file
 from xi_server import openapi
 
 FOLDER = Path(__file__).parent / "reference"
@@ -98,12 +99,19 @@ def _type(field: dict[str, Any]) -> str:
 
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
+
+def family_schema() -> str:
+    """The JSON schema of family files."""
+    return msgspec.json.format(msgspec.json.encode(family_file.schema()), indent=2).decode() + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "capabilities.md": capabilities,
     "cli.md": commands.render,
     "hooks.md": hooks,
     "settings.md": settings,
     "http.md": http,
+    "family.schema.json": family_schema,
 }
 
 

@@ -16,7 +16,7 @@ from xi_core.api.control import LaunchSpec, ModelStatus
 from xi_core.errors import LaunchError, LaunchFailed
 from xi_core.testing.cluster import LocalCluster, alive, pids, rank
 from xi_core.testing.fakes import TEXT
-from xi_core.testing.sharded_plugin import MODEL, WEIGHTS
+from xi_core.testing.sharded_plugin import HOLD, MODEL, WEIGHTS
 from xi_core.testing.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -25,7 +25,7 @@ PLUGIN = "xi_core.testing.sharded_plugin"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    settings = {"XI_GRACE": "5", "XI_HANG_TIMEOUT": "1.5", "XI_LAUNCH_TIMEOUT": "30"}
+    settings = {"XI_GRACE": "20", "XI_HANG_TIMEOUT": "1.5", "XI_LAUNCH_TIMEOUT": "30"}
     with LocalCluster(tmp_path_factory.mktemp("cluster"), plugins=[PLUGIN], env=settings) as made:
         for name in made.workers:
             (made.home(name) / WEIGHTS).mkdir()
@@ -42,7 +42,7 @@ def cluster(shared: LocalCluster) -> Iterator[LocalCluster]:
     shared.wait_workers()
     for model in shared.client.models():
         shared.client.terminate(model.id)
-    assert not [pid for pid in shared.replicas("") if alive(pid)]
+    assert not shared.replicas()
     assert not shared.ports_held()
 
 
@@ -183,6 +183,47 @@ def test_another_supervisor_adopts_both_ranks(cluster: LocalCluster) -> None:
     assert text(cluster, temperature=0, max_tokens=10) == TEXT[:10]
     os.kill(before[1], signal.SIGKILL)
     cluster.wait_ready("m", unlike=before)
+
+
+@pytest.fixture
+def held(cluster: LocalCluster) -> Iterator[Path]:
+    """A launch of which w2 is still preparing its rank, while w1 waits."""
+    hold = cluster.home("w2") / HOLD
+    hold.touch()
+    try:
+        cluster.client.start(LaunchSpec(model_name=MODEL, model_uid="m", n_worker=2, n_gpu=None))
+        wait_until(lambda: {r.stage for r in cluster.client.model("m").replicas[0].ranks} == {"waiting for the other ranks", "held"}, 10.0)
+        assert cluster.ports_held()
+        yield hold
+    finally:
+        hold.unlink(missing_ok=True)
+
+
+def test_terminated_while_it_is_prepared(cluster: LocalCluster, held: Path) -> None:
+    cluster.client.terminate("m")
+    assert cluster.client.model("m").state == "CANCELLED"
+    wait_until(lambda: not cluster.ports_held(), 5.0, "the ports to be free")
+    assert not cluster.replicas("m")
+
+
+def test_a_worker_that_dies_while_it_prepares_gives_nothing_to_wait_for(cluster: LocalCluster, held: Path) -> None:
+    cluster.kill("w2")
+    held.unlink()
+    cluster.start("w2")
+    ready = cluster.wait_ready("m")
+    assert [r.state for r in ready.replicas[0].ranks] == ["READY", "READY"]
+    assert len(cluster.replicas("m")) == 2
+
+
+def test_a_supervisor_that_dies_while_it_prepares_leaves_no_rank_waiting(cluster: LocalCluster, held: Path) -> None:
+    cluster.kill("supervisor")
+    wait_until(lambda: not cluster.ports_held(), 10.0, "the ports to be free")
+    held.unlink()
+    cluster.start("supervisor")
+    cluster.wait_workers()
+    if not any(model.id == "m" for model in cluster.client.models()):  # it may remember
+        launched(cluster)
+    cluster.wait_ready("m")
 
 
 @pytest.mark.parametrize("fault", ["slow", "deaf"])

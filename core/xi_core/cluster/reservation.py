@@ -40,6 +40,7 @@ def reserved(spec: LaunchSpec, model: ModelSpec, engine: EngineInfo, n_gpu: int)
         sequences=_whole(options, "slots") or _whole(options, "batch_size") or 1,
         cache_bits=CACHE_BITS.get(str(options.get("cache_type_k", "auto")), 16.0),
         sharding=memory.Sharding(pipeline=min(devices, figures.layers)),
+        cached=model.model_type == "LLM",
     )
     return each.total
 

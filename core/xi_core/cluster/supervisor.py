@@ -20,7 +20,7 @@ from xi_core.cluster import messages as m
 from xi_core.cluster.admission import Admission
 from xi_core.cluster.desired import Desired
 from xi_core.cluster.executor import Executor
-from xi_core.cluster.lifecycle import LEASE, Lifecycle
+from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.matching import WorkerLink
 from xi_core.cluster.members import Member
 from xi_core.cluster.operations import Operations
@@ -53,7 +53,8 @@ log = logging.getLogger(__name__)
 VOCABULARY = Vocabulary(m.ANSWERS, m.NOTICES)
 STOP_MARGIN = 10.0
 """Seconds beyond the grace in which the replicas of a terminated launch must be gone."""
-SETTLE = 2 * LEASE
+SETTLE = 3.0
+"""Seconds in which workers notice that the last supervisor is gone, and dial this one."""
 INVITATION_TTL = 3600.0
 """Seconds for which the token that is shown at the start is good."""
 

@@ -12,6 +12,9 @@
 
 What else a subclass may say is in `child_words.py`. All traffic runs on one loop in a thread of the engine's own. What the server sends
 goes to the sink as it came, unless `event` rewrites it.
+
+A model that is shared over several workers has a server on each. That of rank 0 answers, and is ready when all are; the others (followers)
+do their part of its work and get no requests, so that all there is to them is whether they live.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from xi_core.engine.child_process import Child
 from xi_core.engine.child_words import ServerCommand, ServerWords, last_lines
 from xi_core.errors import EngineError, Unavailable
 from xi_core.wire.frames import EngineCounters
+from xi_core.wire.manifest import Manifest
 from xi_core.wire.plan import LaunchPlan
 
 __all__ = ["ChildServerEngine", "ServerCommand"]
@@ -48,9 +52,13 @@ POLL = 0.1
 """Seconds between questions whether the server is ready."""
 ANSWER = 5.0
 """Longest wait for the answer to such a question."""
+FOLLOWING = 60.0
+"""Seconds after which a follower that has said nothing known counts as started: whether all goes well is rank 0's to tell."""
 LAUNCH_SHARE = 0.95
 """Part of the launch's time after which the engine gives up itself, and can tell the server's last words."""
 _CLOSED = "no model is loaded, or it was closed"
+_FOLLOWER = LoadedModel(context_length=0, slots=0, manifest=Manifest(endpoints={}))
+"""What a follower tells of its model: nothing, for nobody asks it for anything."""
 
 
 class ChildServerEngine(ServerWords, ApiEngine):
@@ -128,33 +136,38 @@ class ChildServerEngine(ServerWords, ApiEngine):
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _start(self, plan: LaunchPlan, command: ServerCommand, address: Address, progress: Progress) -> LoadedModel:
-        ready = False
+        ready, joined = False, threading.Event()
 
         def on_line(line: str) -> None:
             if not ready and (found := self.stage(line)) is not None:
                 progress(*found)
+            if self.joined(line):
+                joined.set()
 
         env = {**command.defaults, **os.environ, **command.env}
         try:
             child = self._child = Child(command.argv, env, address.key, on_line)
         except OSError as error:
             raise EngineError(f"the server of engine {self.name} can't be run: {error}") from None
-        await self._until_ready(child, address, plan.limits.launch_timeout * LAUNCH_SHARE)
-        model = self.loaded(plan, await self._card(address, plan.uid))
+        follows = plan.rendezvous is not None and plan.rendezvous.rank > 0
+        await self._until_ready(child, address, plan.limits.launch_timeout * LAUNCH_SHARE, joined if follows else None)
+        model = _FOLLOWER if follows else self.loaded(plan, await self._card(address, plan.uid))
         ready, calls = True, Calls(self, plan.uid, address)
         self._calls = calls
         self._tasks = [asyncio.ensure_future(self._until_dead(child, calls))]
-        if self.metrics:
+        if self.metrics and not follows:
             self._tasks.append(asyncio.ensure_future(self._follow_metrics(address)))
         return model
 
-    async def _until_ready(self, child: Child, address: Address, seconds: float) -> None:
-        """Raises `EngineError`, or what `failed_start` makes of it."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+    async def _until_ready(self, child: Child, address: Address, seconds: float, joined: threading.Event | None) -> None:
+        """Until it answers; a follower: until it has `joined`, too. Raises `EngineError`, or what `failed_start` makes of it."""
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < seconds:
             if child.exited.is_set():
                 await child.sweep()
                 raise self.failed_start(child.how(), child.lines)
+            if joined is not None and (joined.is_set() or waited > FOLLOWING):
+                return
             with contextlib.suppress(OSError, BadAnswer, TimeoutError):
                 if (await asyncio.wait_for(address.ask("GET", self.health_path), ANSWER)).status == 200:
                     return

@@ -46,7 +46,7 @@ class ServerWords(ABC):
     @abstractmethod
     def command(self, plan: LaunchPlan, address: Address) -> ServerCommand:
         """The server's command line and environment: to serve `plan.artifact` under the name `plan.uid`, and each of `plan.lora_modules`
-        under its own, at `address`, with its key.
+        under its own, at `address`, with its key. With `plan.rendezvous` it is that of one rank of several.
 
         The key goes by environment or by a file of `address.folder`, never by the command line. Raises `UnknownOption`.
         """
@@ -74,6 +74,10 @@ class ServerWords(ABC):
     def stage(self, line: str) -> tuple[str, float | None] | None:
         """The stage of loading that a line of the server's output tells of, and its share that is done."""
         return None
+
+    def joined(self, line: str) -> bool:
+        """Whether a line of a follower's output tells that it has begun its work. Not needed where it answers `health_path`."""
+        return False
 
     def failed_start(self, how: str, lines: list[str]) -> XiError:
         """Why the server ended before it was ready: `how` in words, `lines` its last output."""

@@ -30,6 +30,8 @@ class HostInfo(Struct, kw_only=True):
     cpus: int
     memory: int
     device_kinds: tuple[str, ...] = ()
+    device_memory: int = 0
+    """Bytes of the largest device; `memory` are those of the machine."""
 
 
 class ShardRequest(Struct, kw_only=True, frozen=True):
@@ -70,6 +72,8 @@ class EngineInfo(Struct, kw_only=True):
     description: str = ""
     priority: int = 0
     """When a launch names no engine, the highest priority among those that match wins."""
+    priority_by_host: Callable[[HostInfo], int] | None = None
+    """The priority on a worker's machine, where it isn't the same on all."""
     own_parsers: bool = False
     """It parses tool calls and reasoning itself, so that a launch can't choose parsers."""
     lora: bool = False
@@ -87,6 +91,10 @@ class EngineInfo(Struct, kw_only=True):
     def engine_for(self, model_type: str) -> str:
         """`module:Class` of the engine that serves models of this type."""
         return self.engines_by_type.get(model_type, self.engine)
+
+    def priority_on(self, host: HostInfo) -> int:
+        """The priority on this machine."""
+        return self.priority if self.priority_by_host is None else self.priority_by_host(host)
 
     def check_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """`options` with the defaults left out, names normalised and values converted.

@@ -7,8 +7,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
-from xi_core.engine.base import Engine, LoadedModel, TokenEngine
+from xi_core.engine.base import ApiEngine, Engine, LoadedModel, TokenEngine
 from xi_core.engine.rank_link import RankLink, follow
 from xi_core.errors import EngineError
 from xi_core.wire.report import Health, Ready, Report
@@ -31,6 +32,8 @@ async def serve_rank(engine: Engine, model: LoadedModel, report: Callable[[Repor
         await _stay(engine, following, report, stop)
         if following is not None:
             await following.wait(grace)
+        elif isinstance(engine, ApiEngine):
+            await _stay_behind(engine, grace)
     finally:
         engine.close(CLOSE_SECONDS)
 
@@ -46,12 +49,21 @@ async def _stay(engine: Engine, following: Following | None, report: Callable[[R
             if time.monotonic() - ended_at > LAST_WORD:
                 raise EngineError("rank 0 has ended, and this rank was not told to")
         report(Health(healthy=True, steps=engine.stats().steps, running=0, waiting=0))
-        waiting = {asyncio.ensure_future(stop.wait())}
+        waiting: set[asyncio.Future[Any]] = {asyncio.ensure_future(stop.wait())}
         if following is not None and not following.ended:
             waiting.add(asyncio.ensure_future(following.wait(INTERVAL)))
         _, rest = await asyncio.wait(waiting, timeout=INTERVAL, return_when=asyncio.FIRST_COMPLETED)
         for task in rest:
             task.cancel()
+
+
+async def _stay_behind(engine: Engine, grace: float) -> None:
+    """Of an engine whose ranks talk among themselves: nothing here tells when rank 0 is done, but the supervisor ends this rank then."""
+    with contextlib.suppress(EngineError, TimeoutError):
+        async with asyncio.timeout(grace):
+            while True:
+                engine.check()
+                await asyncio.sleep(INTERVAL)
 
 
 class Following:

@@ -17,13 +17,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from xi_core.api.control import ModelStatus, RankStatus
+from xi_core.api.control import ModelStatus, RankStatus, ReplicaStatus
 from xi_core.client import Client
-from xi_core.errors import XiError
+from xi_core.errors import DeadlineExceeded, XiError
 from xi_core.testing.server import free_port
 from xi_core.testing.waiting import wait_until
 
 WORKERS = ("w1", "w2")
+PORTS = 400
+"""Each cluster has so many ports of its own, from `FIRST_PORT` on: below those that systems give to outgoing connections."""
+FIRST_PORT = 12000
 
 
 class LocalCluster:
@@ -42,9 +45,9 @@ class LocalCluster:
         self.client = Client(f"http://127.0.0.1:{self._port}", timeout=60.0)
         _install(folder / "plugins", plugins)
         path = os.pathsep.join([str(folder / "plugins"), *filter(None, [os.environ.get("PYTHONPATH")])])
-        first = 20000 + 500 * (os.getpid() % 12)  # below the ports that Linux gives to outgoing connections, another part for each test run
-        self.ports = (first, first + 499)
-        self._env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "XI_PORT_RANGE": f"{first}-{first + 499}", **(env or {})}
+        self._lock, first = _own_ports()
+        self.ports = (first, first + PORTS - 2)
+        self._env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "XI_PORT_RANGE": f"{first}-{self.ports[1]}", **(env or {})}
 
     def __enter__(self) -> LocalCluster:
         self.start("supervisor")
@@ -116,7 +119,7 @@ class LocalCluster:
                     return found
             return None
 
-        found = wait_until(ready, timeout, f"{uid} to be READY")
+        found = _there(wait_until(ready, timeout, f"{uid} to be READY"))
         self.client.wait_ready(uid)  # and for the gateway to know it
         return found
 
@@ -127,11 +130,12 @@ class LocalCluster:
             found = self.client.model(uid)
             return found if found.state in ("FAILED", "CANCELLED") and not self.replicas(uid) else None
 
-        return wait_until(ended, timeout, f"{uid} to end")
+        return _there(wait_until(ended, timeout, f"{uid} to end"))
 
-    def replicas(self, uid: str) -> list[int]:
-        """Live processes of a launch, by the tag in their environment. Linux only."""
-        return [pid for pid, env in _environments() if env.get("XI_REPLICA_ID", "").startswith(f"{uid}-") and env.get("XI_HOME", "").startswith(str(self.folder))]
+    def replicas(self, uid: str = "") -> list[int]:
+        """Live processes of a launch, or of all, by what stands in their environment. Linux only."""
+        prefix = f"{uid}-" if uid else ""
+        return [pid for pid, env in _environments() if _is_of(env, self.folder) and env["XI_REPLICA_ID"].startswith(prefix)]
 
     def ports_held(self) -> list[int]:
         """Ports of this cluster's range that something listens on or keeps."""
@@ -152,12 +156,20 @@ class LocalCluster:
         for path in sorted(self._sockets.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         self._sockets.rmdir()
+        self._lock.close()
+
+
+def _there(status: ModelStatus | None) -> ModelStatus:
+    assert status is not None
+    return status
 
 
 def pids(status: ModelStatus) -> list[int]:
     """The processes of a launch: those of all ranks of all replicas."""
-    found = [part.pid for replica in status.replicas for part in (replica.ranks or [replica])]
-    return [pid for pid in found if pid]
+    parts: list[RankStatus | ReplicaStatus] = []
+    for replica in status.replicas:
+        parts += replica.ranks or [replica]
+    return [part.pid for part in parts if part.pid]
 
 
 def rank(status: ModelStatus, number: int) -> RankStatus:
@@ -171,6 +183,19 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def _own_ports() -> tuple[socket.socket, int]:
+    """The first of a run of ports that no other cluster of tests has, and what shows the others so while it is open."""
+    for first in range(FIRST_PORT, FIRST_PORT + 17 * PORTS, PORTS):
+        lock = socket.socket()
+        try:
+            lock.bind(("127.0.0.1", first))
+        except OSError:
+            lock.close()
+            continue
+        return lock, first + 1
+    raise DeadlineExceeded("all ports for clusters of tests are taken")
 
 
 def _install(folder: Path, modules: Sequence[str]) -> None:
@@ -188,6 +213,11 @@ def _environments() -> Iterator[tuple[int, dict[str, str]]]:
             if entry.name.isdigit() and alive(int(entry.name)):
                 words = (entry / "environ").read_bytes().decode("utf-8", "replace").split("\0")
                 yield int(entry.name), dict(word.partition("=")[::2] for word in words)
+
+
+def _is_of(env: dict[str, str], folder: Path) -> bool:
+    """Whether this is the environment of a replica of a cluster in `folder`."""
+    return bool(env.get("XI_REPLICA_ID")) and Path(env.get("XI_HOME", "")).parent == folder
 
 
 def _free(port: int) -> bool:

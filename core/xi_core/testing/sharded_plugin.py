@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ FORMAT = "shards"
 MODEL = "in-parts"
 WEIGHTS = "weights"
 """Folder of a worker's home that must exist where it is to load the model."""
+HOLD = "hold"
+"""While a worker's home has a file of this name, its preparation takes."""
 Fault = Literal["", "die", "hang", "deaf", "taken", "differ", "slow"]
 
 
@@ -34,6 +37,9 @@ class HomeSource(Source):
     """The id is a folder below the worker's own home."""
 
     def fetch(self, ref: SourceRef, home: Path, progress: Progress) -> Path:
+        while (home / HOLD).exists():
+            progress("held", None)
+            time.sleep(0.05)
         path = home / ref.id
         if not path.is_dir():
             raise ArtifactError(f"{ref.id} is missing in this worker's home")

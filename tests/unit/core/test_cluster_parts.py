@@ -32,11 +32,11 @@ def route(uid: str, state: str = "READY") -> ModelRoute:
 def test_table_publishes_what_changed() -> None:
     table = RoutingTable("e")
     assert (table.snapshot().version, table.snapshot().models) == (0, [])
-    first = table.change([route("a"), route("b")])
+    first = table.change({"a": route("a"), "b": route("b")})
     assert first is not None
     assert (first.version, first.full, [r.uid for r in first.models]) == (1, False, ["a", "b"])
-    assert table.change([route("a"), route("b")]) is None
-    second = table.change([route("b", "FAILED"), route("c")])
+    assert table.change({"a": route("a"), "x": None}) is None
+    second = table.change({"a": None, "b": route("b", "FAILED"), "c": route("c")})
     assert second is not None
     assert (second.version, [r.uid for r in second.models], second.removed) == (2, ["b", "c"], ["a"])
     whole = table.snapshot()
@@ -45,9 +45,9 @@ def test_table_publishes_what_changed() -> None:
 
 def test_table_keeps_its_own_copy() -> None:
     table, mine = RoutingTable("e"), route("a", "LOADING")
-    table.change([mine])
+    table.change({"a": mine})
     mine.state = "READY"
-    assert table.change([mine]) is not None
+    assert table.change({"a": mine}) is not None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from xi_core.errors import ArtifactError
 from xi_core.models import gguf
-from xi_core.models.inspect import inspect
+from xi_core.models.inspect import inspect, inspect_config
 
 CONFIG = {"architectures": ["Qwen2ForCausalLM"], "max_position_embeddings": 1024}
 
@@ -305,3 +305,34 @@ def test_the_type_of_a_directory(tmp_path: Path, architecture: str, files: tuple
     spec = inspect(tmp_path)
     assert spec.model_type == kind
     assert spec.abilities[0] == {"LLM": "generate", "embedding": "embed", "rerank": "rerank"}[kind]
+
+
+FIGURES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 50,
+}
+
+
+def test_what_memory_follows_from(tmp_path: Path) -> None:
+    spec = inspect(directory(tmp_path, FIGURES))
+    assert spec.architecture_figures is not None
+    assert (spec.architecture_figures.layers, spec.architecture_figures.head_dim, spec.architecture_figures.kv_heads) == (2, 16, 2)
+    assert spec.weight_bytes == (tmp_path / "model.safetensors").stat().st_size
+    (tmp_path / "model.safetensors").unlink()
+    planned = inspect_config(tmp_path)
+    assert (planned.architecture_figures, planned.weight_bytes) == (spec.architecture_figures, None)
+    assert (planned.context_length, planned.architecture, planned.model_type) == (1024, "Qwen2ForCausalLM", "LLM")
+    with pytest.raises(ArtifactError, match=r"config\.json can.t be read"):
+        inspect_config(tmp_path / "nowhere")
+
+
+def test_all_parts_of_a_split_file_count(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        (tmp_path / f"m[x]-0000{number}-of-00003.gguf").write_bytes(WHOLE + bytes(number))
+    (tmp_path / "m[x]-00001-of-00002.gguf").write_bytes(WHOLE)
+    assert inspect(tmp_path / "m[x]-00001-of-00003.gguf").weight_bytes == 3 * len(WHOLE) + 6
+    assert inspect(tmp_path / "m[x]-00001-of-00003.gguf").architecture_figures is None

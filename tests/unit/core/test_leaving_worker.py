@@ -9,8 +9,9 @@ import pytest
 from xi_core.api.control import LaunchSpec
 from xi_core.cluster.devices import Device
 from xi_core.cluster.launches import Wanted
+from xi_core.cluster.ledger import Ledger
 from xi_core.cluster.lifecycle import RESTARTS, Lifecycle
-from xi_core.cluster.members import Member, place, view
+from xi_core.cluster.members import Member, place
 from xi_core.cluster.placement import Assignment, ClusterView, Placement, PlacementRequest, Rejection, Scheduler
 from xi_core.cluster.replicas import Start
 from xi_core.errors import Conflict
@@ -115,7 +116,9 @@ def test_a_failed_launch_is_not_restarting() -> None:
 def test_devices_are_named_by_their_own_numbers() -> None:
     """A worker that may see only cuda:1 has it in the first place; `gpu_idx` still calls it 1."""
     request = PlacementRequest(uid="m", engine="e", n_gpu=1, gpu_idx=(1,))
-    seen = view([member("w1", "cuda:1")], [])
+    ledger = Ledger()
+    ledger.join(member("w1", "cuda:1"))
+    seen = ledger.view()
     assert isinstance(place(Anywhere(), request, seen), Placement)
     zero = PlacementRequest(uid="m", engine="e", n_gpu=1, gpu_idx=(0,))
     refused = place(Anywhere(), zero, seen)

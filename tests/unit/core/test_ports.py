@@ -24,9 +24,11 @@ def taken(port: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("text", ["", "20000", "a-b", "29999-20000", "20000-20006", "80-90", "1024-70000", "20000-29999-3", "-1-5", "20000 - 20100"])
+@pytest.mark.parametrize(
+    "text", ["", "20000", "a-b", "29999-20000", "20000-20006", "80-90", "1024-70000", "20000-29999-3", "-1-5", "20000 - 20100"]
+)
 def test_a_range_that_can_t_be_is_refused_by_name(text: str) -> None:
-    with pytest.raises(ConfigError, match="XI_PORT_RANGE=.*FIRST-LAST"):
+    with pytest.raises(ConfigError, match=r"XI_PORT_RANGE=.*FIRST-LAST"):
         PortRange.parse(text)
 
 
@@ -84,7 +86,7 @@ def test_a_block_with_a_port_of_somebody_else_is_left_alone() -> None:
 
 
 def test_an_address_that_is_not_this_machine_s_is_said() -> None:
-    with pytest.raises(LaunchFailed, match="192.0.2.1"):
+    with pytest.raises(LaunchFailed, match=r"192\.0\.2\.1"):
         PortRange(FIRST, FIRST + BLOCK).take("192.0.2.1")
 
 

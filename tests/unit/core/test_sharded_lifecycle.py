@@ -221,3 +221,16 @@ def test_terminating_ends_every_rank() -> None:
     assert core.has_live("m")
     core.replica_gone(2.0, start.incarnation, rank=0)
     assert not core.has_live("m")
+
+
+def test_the_others_are_ended_at_once_when_rank_0_has_finished_what_it_ran() -> None:
+    core = cluster("w1", "w2", "w3")
+    (start,) = starts(core.accept(0.0, wanted(n_worker=3)))
+    ready(core, start)
+    actions = core.terminate(1.0, "m")
+    assert [(a.rank, a.grace) for a in actions if isinstance(a, Stop)] == [(0, 5.0), (1, 5.0), (2, 5.0)]
+    assert core.replica_gone(2.0, start.incarnation, rank=2) == []
+    actions = core.replica_gone(3.0, start.incarnation, rank=0)
+    assert [(a.rank, a.grace) for a in actions if isinstance(a, Stop)] == [(1, 0.0)]
+    assert core.replica_gone(4.0, start.incarnation, rank=1) == []
+    assert core.find("m") is None

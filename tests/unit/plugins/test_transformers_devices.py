@@ -38,6 +38,9 @@ def names(layout: devices.Layout) -> list[str]:
         ("auto", ["cuda:6"], ["cuda:0"]),  # a replica's process sees its own devices only, numbered from 0
         ("auto", ["cuda:1", "cuda:3"], ["cuda:1", "cuda:3"]),
         ("auto", ["cuda:5", "cuda:7"], ["cuda:0", "cuda:1"]),
+        ("auto", ["rocm:1"], ["cuda:1"]),
+        ("auto", ["rocm:5", "rocm:7"], ["cuda:0", "cuda:1"]),
+        ("auto", ["mps:0"], ["cpu"]),
     ],
 )
 def test_the_devices_are_those_of_the_launch(option: str, given: list[str], wanted: list[str]) -> None:

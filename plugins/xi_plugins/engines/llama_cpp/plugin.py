@@ -37,6 +37,7 @@ _COMMON = dict.fromkeys(COMMON_FIELDS, YES) | {
     "presence_penalty": _COUNTS_PROMPT,
     "frequency_penalty": _COUNTS_PROMPT,
     "seed": _REPEATS_ALONE,
+    "logprobs": Ability(reason="tokens that make one character together are told as one"),
     "return_token_ids": no("its server tells no ids of tokens that end within a character, so that some would be missing"),
     "response_format": limited(reason=_SCHEMAS),
     "structured_outputs": limited("json", "regex", "choice", "grammar", reason=_STRUCTURED),

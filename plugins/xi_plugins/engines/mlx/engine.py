@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from xi_core.engine.base import (
     TokenOut,
 )
 from xi_core.engine.grammar import Grammar, GrammarCompiler
+from xi_core.engine.rank_link import RankLink
+from xi_core.engine.rank_socket import SocketLink
 from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, UnknownOption
 from xi_core.models import checkpoint
 from xi_core.wire.plan import LaunchPlan
-from xi_plugins.engines.mlx import loading
+from xi_plugins.engines.mlx import loading, ranks
 from xi_plugins.engines.mlx.plugin import MlxOptions, full_manifest
 from xi_plugins.engines.mlx.sampling import Row, Sampler, token_logprobs
 
@@ -54,6 +57,7 @@ class MlxEngine(TokenEngine):
         self._by_id: dict[int, _Running] = {}
         self._by_uid: dict[int, _Running] = {}
         self._stats = EngineStats()
+        self._link: SocketLink | None = None
 
     # ---- life ----
 
@@ -65,8 +69,15 @@ class MlxEngine(TokenEngine):
         config = loading.read_config(directory)
         self._context = loading.context_length(config, options.context_length)
         self._slots = options.batch_size or plan.limits.batch_size
+        ranks.check(plan, loading.text_part(config), options.pipeline)
+        part = None
+        if plan.rendezvous is not None:
+            progress("meeting the other ranks", None)
+            group = ranks.join(plan)
+            self._link = SocketLink(plan, ranks.LINK_PORT, plan.limits.launch_timeout)
+            part = partial(ranks.cut, group=group, pipeline=options.pipeline, name=config["model_type"])
         progress("loading the weights", None)
-        model = loading.load_model(directory, config)
+        model = loading.load_model(directory, config, part)
         self._size = loading.vocabulary_size(model)
         self._read_tokens(directory, config)
         self._generator = BatchGenerator(
@@ -93,6 +104,10 @@ class MlxEngine(TokenEngine):
 
     def stats(self) -> EngineStats:
         return msgspec.structs.replace(self._stats, running=len(self._by_id))
+
+    @property
+    def rank_link(self) -> RankLink | None:
+        return self._link
 
     @property
     def tokenizer(self) -> loading.MlxTokenizer:

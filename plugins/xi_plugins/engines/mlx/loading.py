@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,16 @@ def check_devices(devices: list[str]) -> None:
         raise UnknownOption(f"mlx {mx.__version__}, as it is installed here, computes on the CPU only: launch with --n-gpu none")
 
 
-def load_model(directory: Path, config: dict[str, Any]) -> Any:
-    """The model in memory. Raises `ArtifactError`, `EngineError`, `LaunchFailed`."""
+def load_model(directory: Path, config: dict[str, Any], part: Callable[[Any], None] | None = None) -> Any:
+    """The model in memory, or what `part` leaves of it. Raises `ArtifactError`, `EngineError`, `LaunchFailed`."""
     checkpoint.check_weights(directory)
     try:
-        model, _ = library_load(directory, model_config=_completed(config), trust_remote_code=False)
+        model, _ = library_load(directory, lazy=part is not None, model_config=_completed(config), trust_remote_code=False)
+        if part is not None:
+            part(model)
         mx.eval(model)  # all of it, tables outside the weights too: what is left lazy would be made on another thread
+    except LaunchFailed:
+        raise
     except XiError as error:
         raise ArtifactError(f"{directory}: {error.message}") from error
     except MemoryError as error:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Annotated
 
 from msgspec import Meta
 
-from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, Support
+from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, ShardRequest, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
 from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Ability, Manifest, limited, no, of_fields
 
 INSTALL = "pip install 'xi-inference[mlx]'"
+PIPELINED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeForCausalLM", "Qwen2ForCausalLM", "Qwen3MoeForCausalLM")
+"""Architectures that mlx-lm can cut between layers. DeepSeek R1 is a DeepseekV3ForCausalLM, Qwen 2.5 a Qwen2ForCausalLM."""
+SHARDED = (*PIPELINED, "GptOssForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
+"""Architectures whose layers mlx-lm can cut."""
 LOGPROBS = 20
 """Most alternatives per token."""
 OLDEST = (0, 32)
@@ -32,6 +35,8 @@ class MlxOptions(EngineOptions, kw_only=True, forbid_unknown_fields=True):
     """Most tokens per step of each new prompt: a longer one is read in chunks between the steps of the requests that already run."""
     prefill_batch: Annotated[int, Meta(ge=1, le=1024)] = 8
     """Most prompts that are read at once."""
+    pipeline: bool = False
+    """With n_worker above 1: cut the model between layers, for slow networks, instead of cutting each layer."""
 
 
 def full_manifest(ends: bool = True) -> Manifest:
@@ -76,9 +81,21 @@ def match(spec: ModelSpec, host: HostInfo) -> Support:
     return Support(ok=True)
 
 
-def priority(system: str, machine: str) -> int:
+def shard(request: ShardRequest) -> Support:
+    """Whether it can share a model over workers, on MLX's ring."""
+    named, pipeline = request.model.architecture, request.options.get("pipeline", False)
+    if request.n_gpu > 1:
+        return Support(ok=False, reason=f"each of its ranks has one device; n_gpu is {request.n_gpu}, for each worker: use 1 or none")
+    known = PIPELINED if pipeline else SHARDED
+    if named is not None and named not in known:
+        how = "between layers" if pipeline else "within layers"
+        return Support(ok=False, reason=f"mlx-lm cuts {', '.join(known)} {how}; this model is {named}")
+    return Support(ok=True)
+
+
+def priority(host: HostInfo) -> int:
     """First choice on Apple silicon, which MLX is made for; elsewhere the last of the built-in engines."""
-    return 60 if (system, machine) == ("Darwin", "arm64") else 5
+    return 60 if (host.system.lower(), host.machine) == ("darwin", "arm64") else 5
 
 
 @hookimpl
@@ -95,7 +112,9 @@ def xi_engines() -> list[EngineInfo]:
             match=match,
             requirements=("xi-inference[mlx]",),
             options=MlxOptions,
+            shard=shard,
             description="MLX models and Hugging Face directories on Apple silicon, or on a CPU, by mlx-lm's batch generator.",
-            priority=priority(platform.system(), platform.machine()),
+            priority=5,
+            priority_by_host=priority,
         )
     ]

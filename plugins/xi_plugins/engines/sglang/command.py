@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xi_core.engine.child_options import count, flags, parallelism
+from xi_core.engine.child_sharding import devices_of, network
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.sglang.plugin import NAME
 
@@ -43,7 +44,8 @@ def options_of(plan: LaunchPlan, *, port: int, template: str | None = None, embe
         **({"is_embedding": True} if embedding else {}),
         **_lora(plan),
         **plan.options,
-        **parallelism(NAME, plan.options, len(plan.devices), _spread_by(plan.options)),
+        **parallelism(NAME, plan.options, devices_of(plan), _spread_by(plan.options)),
+        **_rank(plan),
         **fixed,
     }
 
@@ -58,6 +60,26 @@ def _lora(plan: LaunchPlan) -> dict[str, Any]:
         return {}
     pairs = [f"{module.name}={module.path}" for module in plan.lora_modules]
     return {"enable_lora": True, "max_loras_per_batch": min(len(pairs) + 1, _MOST_LORAS), "lora_paths": pairs}
+
+
+def rank_environment(plan: LaunchPlan) -> dict[str, str]:
+    """Variables of one rank of several, where neither the worker nor the launch sets them."""
+    return {} if plan.rendezvous is None else {"SGLANG_HOST_IP": plan.rendezvous.own.host, **network(plan.rendezvous)}
+
+
+def _rank(plan: LaunchPlan) -> dict[str, Any]:
+    """Options of one rank of several. The ranks meet at the first port of rank 0, from which SGLang counts six further ones on."""
+    rendezvous = plan.rendezvous
+    if rendezvous is None:
+        return {}
+    head, port = rendezvous.head, rendezvous.own.ports[-1]
+    host = f"[{head.host}]" if ":" in head.host else head.host
+    return {
+        "nnodes": len(rendezvous.world),
+        "node_rank": rendezvous.rank,
+        "dist_init_addr": f"{host}:{head.ports[0]}",
+        "nccl_port": port,
+    }
 
 
 def _spread_by(options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from xi_core.errors import EngineError, EngineNotInstalled, XiError
 from xi_core.models.inspect import has_chat_template
 from xi_core.wire.manifest import STRUCTURED_FIELDS, TOOL_FIELDS, Ability, Manifest, no
 from xi_core.wire.plan import LaunchPlan
-from xi_plugins.engines.sglang.command import GRAMMARS, command_line, slots_of
+from xi_plugins.engines.sglang.command import GRAMMARS, command_line, rank_environment, slots_of
 from xi_plugins.engines.sglang.plugin import INSTALL, MANIFEST, NAME
 from xi_plugins.engines.sglang.start import KEY
 from xi_plugins.engines.sglang.structured import with_grammar
@@ -107,4 +107,4 @@ def _environment(address: Address) -> dict[str, str]:
 
 def _defaults(plan: LaunchPlan) -> dict[str, str]:
     """Nothing from hubs: the artifact is on the disk. Without devices, SGLang's platform is the CPU."""
-    return {"HF_HUB_OFFLINE": "1", **({} if plan.devices else {"SGLANG_USE_CPU_ENGINE": "1"})}
+    return {"HF_HUB_OFFLINE": "1", **({} if plan.devices else {"SGLANG_USE_CPU_ENGINE": "1"}), **rank_environment(plan)}

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from xi_core.engine.child_options import normalised, refuse
-from xi_core.engine.info import EngineInfo, HostInfo, Support
+from xi_core.engine.child_sharding import refused, shared_by
+from xi_core.engine.info import EngineInfo, HostInfo, ShardRequest, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
 from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Manifest, limited, no, of_fields, pooling_manifest
@@ -48,6 +49,10 @@ ALIASES = {
 }
 """SGLang's short names, and the names of the same options in xi's other engines."""
 
+MEMORY_SHARE = 0.9
+"""Part of a GPU's memory that SGLang takes where the launch doesn't say: what its own reckoning of `mem_fraction_static` comes to on large
+GPUs, with what it computes in besides."""
+
 _OURS = "xi connects to SGLang's server itself"
 RESERVED = {
     **dict.fromkeys(("host", "port", "api_key", "admin_api_key", "grpc_mode", "smg_grpc_mode", "config"), _OURS),
@@ -56,7 +61,10 @@ RESERVED = {
     "served_model_name": "it is the launch's uid (--model-uid)",
     "is_embedding": "it is the launch's model type (-t embedding)",
     **dict.fromkeys(("enable_lora", "lora_paths"), "name each adapter by --lora-modules NAME=DIRECTORY"),
+    **dict.fromkeys(("nnodes", "node_rank", "dist_init_addr", "nccl_init_addr", "nccl_port"), "xi joins the workers itself (--n-worker)"),
 }
+NOT_SHARED = {"data_parallel_size": "over workers it has attention in data parallel only (--attn-dp-size); copies are xi's own (--replica)"}
+"""Options that can't be had over several workers, and why."""
 
 
 class SglangInfo(EngineInfo, kw_only=True):
@@ -87,11 +95,31 @@ def probe(host: HostInfo) -> Support:
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
     """Whether `spec` is a Hugging Face directory of a language model or of an embedding model."""
+    if host.system.lower() != "linux":
+        return Support(ok=False, reason=f"SGLang runs on Linux, and this is {host.system}")
     if spec.format not in FORMATS:
         return Support(ok=False, reason=f"SGLang runs {', '.join(FORMATS)}, not format {spec.format}")
     if spec.model_type not in ("LLM", *POOLING):
         return Support(ok=False, reason=f"model type {spec.model_type} is none of LLM, {', '.join(POOLING)}")
     return Support(ok=True)
+
+
+def shard(request: ShardRequest) -> Support:
+    """Whether SGLang can share a model over workers so: tensor × pipeline parallel must come to their devices, or CPUs, evenly."""
+    options, workers = request.options, request.n_worker
+    if not options.get("enable_dp_attention") and (wrong := refused(options, NOT_SHARED)) is not None:
+        return wrong
+    found = shared_by(NAME, request)
+    stages = int(options.get("pipeline_parallel_size") or 1) if found.ok else 1
+    if stages % workers and workers % stages:
+        reason = f"pipeline_parallel_size is {stages}, and n_worker {workers}: SGLang wants one to be a multiple of the other"
+        return Support(ok=False, reason=reason)
+    return found
+
+
+def priority(host: HostInfo) -> int:
+    """Second choice where there is a GPU; on a CPU behind all others but MLX."""
+    return 70 if host.device_kinds else 10
 
 
 @hookimpl
@@ -110,7 +138,11 @@ def xi_engines() -> Iterable[EngineInfo]:
             requirements=("xi-inference[sglang]",),
             own_parsers=True,
             lora=True,
+            shard=shard,
+            memory_share=MEMORY_SHARE,
+            memory_share_option="mem_fraction_static",
             description="Hugging Face models by SGLang's own server. Tested on a CPU, not verified on a GPU.",
-            priority=20,
+            priority=10,
+            priority_by_host=priority,
         )
     ]

@@ -39,7 +39,7 @@ class Layout(Struct, kw_only=True, frozen=True):
 
 def choose_layout(option: str, devices: list[str], device_map: DeviceMap | None) -> Layout:
     """The devices to load on, by the options `device` and `device_map` and by what the launch was given. Raises `UnknownOption`."""
-    given = [name for name in devices if name.startswith("cuda")]
+    given = [name for name in devices if name.startswith(("cuda", "rocm"))]  # torch's ROCm build calls its devices cuda too
     if option != "auto" and len(given) > 1:
         raise UnknownOption(f"device {option} is one device, the launch was given {len(given)}: leave the option out", param="device")
     if device_map is not None and len(given) < 2:

@@ -85,6 +85,15 @@ def probe(host: HostInfo) -> Support:
     return Support(ok=True, reason=f"transformers {found}")
 
 
+OWN_CODE = ("BaichuanForCausalLM", "ChatGLMModel", "JinaBertForMaskedLM", "QWenLMHeadModel")
+"""Architectures whose code comes with the weights."""
+
+
+def priority(host: HostInfo) -> int:
+    """Without a GPU behind llama.cpp; with one before it, since llama.cpp is often built for the CPU alone."""
+    return 60 if "cuda" in host.device_kinds else 30
+
+
 def match(spec: ModelSpec, host: HostInfo) -> Support:
     """Whether `spec` is a Hugging Face directory of a language model, an embedding model or a reranker."""
     if spec.format != "pytorch":
@@ -93,6 +102,10 @@ def match(spec: ModelSpec, host: HostInfo) -> Support:
         return Support(ok=False, reason="a GGUF file; the engine llama.cpp runs those")
     if spec.model_type not in ("LLM", *POOLING):
         return Support(ok=False, reason=f"model type {spec.model_type} is none of LLM, {', '.join(POOLING)}")
+    if spec.architecture in OWN_CODE:
+        return Support(
+            ok=False, reason=f"models of the architecture {spec.architecture} bring Python code of their own, which xi doesn't run"
+        )
     return Support(ok=True)
 
 
@@ -127,7 +140,8 @@ def xi_engines() -> list[EngineInfo]:
             requirements=("xi-inference[transformers]",),
             options=TransformersOptions,
             description="Hugging Face models on CPU or GPU, with continuous batching of xi's own.",
-            priority=10,
+            priority=30,
+            priority_by_host=priority,
             lora=True,
             shard=shard,
         )

@@ -22,8 +22,8 @@ from xi_plugins.engines.transformers.plugin import INSTALL, SHARDED
 log = logging.getLogger(__name__)
 
 PATIENCE = 1800.0
-"""Least seconds that a rank waits for another one. An idle rank 0 asks the model for a token every half minute, so no link is idle for long;
-a rank that hangs is found by its worker."""
+"""Least seconds that a rank waits for another one. An idle rank 0 asks the model for a token every half minute, so that no link is idle
+for long; a rank that hangs is found by its worker."""
 _WIDTHS = ("num_key_value_heads", "num_attention_heads", "intermediate_size")
 """What is cut into as many parts as there are ranks."""
 
@@ -48,9 +48,10 @@ def join(plan: LaunchPlan, device: torch.device) -> None:
     """Meet the other ranks at rank 0's first port. Raises `EngineError` when they don't come."""
     where = _rendezvous(plan)
     own, head = where.own, where.head
-    interface = own.interface
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        interface = os.environ.setdefault(variable, own.interface) if own.interface else os.environ.get(variable, "")
+    if own.interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", own.interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", own.interface)
+    interface = os.environ.get("NCCL_SOCKET_IFNAME" if device.type == "cuda" else "GLOO_SOCKET_IFNAME", "any")
     # What transformers reads; a rank has one device, which is the first that its process sees.
     os.environ.update(RANK=str(where.rank), WORLD_SIZE=str(len(where.world)), LOCAL_RANK="0")
     address = f"[{head.host}]:{head.ports[0]}" if ":" in head.host else f"{head.host}:{head.ports[0]}"
@@ -75,7 +76,7 @@ def arguments(plan: LaunchPlan) -> dict[str, Any]:
     if plan.rendezvous is None:
         return {}
     try:
-        from transformers.distributed import DistributedConfig
+        from transformers.distributed.configuration_utils import DistributedConfig
 
         return {"distributed_config": DistributedConfig(tp_size=len(plan.rendezvous.world), tp_plan="auto")}
     except (ImportError, TypeError) as error:
@@ -85,6 +86,8 @@ def arguments(plan: LaunchPlan) -> dict[str, Any]:
 def check_parts(model: Any, world: int) -> None:
     """Raises `EngineError` where the library has loaded the whole model after all, as it does when it doesn't take the plan."""
     sizes = {name: (weight, getattr(weight, "to_local", None)) for name, weight in model.named_parameters()}
+    held = [weight if local is None else local() for weight, local in sizes.values()]
+    log.info("this rank holds %.2f MB of the weights", sum(weight.nbytes for weight in held) / 1e6)
     for end in ("self_attn.k_proj.weight", "self_attn.o_proj.weight", "mlp.gate_proj.weight", "mlp.down_proj.weight"):
         found = [(name, *pair) for name, pair in sizes.items() if name.endswith(end)]
         whole = [name for name, weight, local in found if local is None or local().numel() * world != weight.numel()]

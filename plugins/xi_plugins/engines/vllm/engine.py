@@ -14,12 +14,14 @@ from xi_core.engine.base import LoadedModel
 from xi_core.engine.child_address import Address
 from xi_core.engine.child_options import cause, complaint, count, flags, parallelism
 from xi_core.engine.child_server import ChildServerEngine, ServerCommand
+from xi_core.engine.child_sharding import devices_of
 from xi_core.errors import EngineError, EngineNotInstalled, UnknownOption, XiError
 from xi_core.models.adapter import read_adapter
 from xi_core.models.inspect import has_chat_template
 from xi_core.wire.manifest import TOOL_FIELDS, Manifest, no
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.vllm.plugin import INSTALL, MANIFEST, NAME
+from xi_plugins.engines.vllm.ranks import HEADLESS, JOINED, follows, rank_defaults, rank_environment, rank_options
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -71,16 +73,19 @@ class VllmEngine(ChildServerEngine):
     metrics = _METRICS
 
     def command(self, plan: LaunchPlan, address: Address) -> ServerCommand:
-        options = self._options(plan, address)
-        where = {"uds": address.socket} if address.socket else {"host": "127.0.0.1", "port": address.port}
-        argv = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
-        argv += flags({"model": plan.artifact.path, "served_model_name": plan.uid, **where, **options}, negated=True)
+        options = {"served_model_name": plan.uid, **self._options(plan, address)}
+        if follows(plan):
+            argv = [sys.executable, "-P", str(HEADLESS), plan.artifact.path]
+        else:
+            argv = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", f"--model={plan.artifact.path}"]
+            options |= {"uds": address.socket} if address.socket else {"host": "127.0.0.1", "port": address.port}
+        argv += flags(options, negated=True)
         return ServerCommand(argv=argv, env={"VLLM_API_KEY": address.key}, defaults=_environment(plan))
 
     def _options(self, plan: LaunchPlan, address: Address) -> dict[str, Any]:
         """vLLM's options, but for the model and the address. Raises `UnknownOption`, `ArtifactError`."""
-        options = {**_DEFAULTS, **lora_options(plan), "max_num_seqs": slots(plan), **plan.options}
-        options |= parallelism(NAME, plan.options, len(plan.devices), _PARALLEL)
+        options = {**_DEFAULTS, **lora_options(plan), **rank_defaults(plan), "max_num_seqs": slots(plan), **plan.options}
+        options |= parallelism(NAME, plan.options, devices_of(plan), _PARALLEL) | rank_options(plan)
         if plan.chat_template is not None:
             options.setdefault("chat_template", address.write("chat_template.jinja", plan.chat_template))
         return options
@@ -92,6 +97,9 @@ class VllmEngine(ChildServerEngine):
         if found := _SHARDS.search(line):
             return "loading weights", int(found[1]) / 100
         return next(((stage, None) for sign, stage in _STAGES.items() if sign in line), None)
+
+    def joined(self, line: str) -> bool:
+        return JOINED in line
 
     def failed_start(self, how: str, lines: list[str]) -> XiError:
         if (wrong := complaint(NAME, lines)) is not None:
@@ -162,4 +170,4 @@ def _environment(plan: LaunchPlan) -> dict[str, str]:
     if not plan.devices:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         found[_LIMIT] = str(min(16, max(1, memory // 8 // _GIB)))
-    return found
+    return found | rank_environment(plan)

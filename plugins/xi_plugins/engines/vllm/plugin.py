@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from xi_core.engine.child_options import normalised, refuse
-from xi_core.engine.info import EngineInfo, HostInfo, Support
+from xi_core.engine.child_sharding import refused, shared_by
+from xi_core.engine.info import EngineInfo, HostInfo, ShardRequest, Support
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
 from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Manifest, limited, no, of_fields, pooling_manifest
@@ -29,6 +30,19 @@ MANIFEST = of_fields(
     completions=_COMMON | {"echo": no("vLLM is not asked for the prompt's text")},
 )
 """What a model with a chat template and a tool parser honours."""
+
+_ARCHITECTURES = """
+    BaichuanForCausalLM BertForSequenceClassification BertModel ChatGLMModel CohereForCausalLM DeepseekV2ForCausalLM
+    DeepseekV3ForCausalLM FalconForCausalLM GPT2LMHeadModel GPTNeoXForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM
+    Gemma3ForConditionalGeneration GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM GlmForCausalLM GptOssForCausalLM
+    GraniteForCausalLM GteNewModel InternLM2ForCausalLM InternLM3ForCausalLM LlamaForCausalLM LlamaModel MiniCPM3ForCausalLM
+    MistralForCausalLM MistralModel MixtralForCausalLM ModernBertModel NemotronForCausalLM OPTForCausalLM Olmo2ForCausalLM
+    OlmoForCausalLM Phi3ForCausalLM PhiForCausalLM PhiMoEForCausalLM QWenLMHeadModel Qwen2ForCausalLM Qwen2Model Qwen2MoeForCausalLM
+    Qwen3ForCausalLM Qwen3ForSequenceClassification Qwen3MoeForCausalLM Qwen3NextForCausalLM RobertaModel StableLmForCausalLM
+    Starcoder2ForCausalLM XLMRobertaForSequenceClassification XLMRobertaModel
+"""
+ARCHITECTURES = frozenset(_ARCHITECTURES.split())
+"""Of the architectures that vLLM has code for (docs.vllm.ai, List of Supported Models) those of well-known text models."""
 
 POOLING = {
     "embedding": "xi_plugins.engines.vllm.pooling:VllmEmbedder",
@@ -57,7 +71,18 @@ RESERVED = {
     "config": "give the options themselves",
     "lora_modules": "it is a field of the launch itself (--lora-modules NAME=PATH)",
     "runner": "it is the launch's model type (-t embedding, -t rerank)",
+    **dict.fromkeys(("nnodes", "node_rank", "master_addr", "master_port"), "xi joins the workers itself (--n-worker)"),
 }
+
+_COPIES = "copies that share the requests are xi's own (--replica), each over its own workers"
+_PARTS = "only tensor and pipeline parallelism go over several workers"
+NOT_SHARED = {
+    **dict.fromkeys(("data_parallel_size", "data_parallel_size_local", "data_parallel_rank", "data_parallel_start_rank"), _COPIES),
+    **dict.fromkeys(("data_parallel_address", "data_parallel_rpc_port", "data_parallel_backend"), _COPIES),
+    **dict.fromkeys(("data_parallel_hybrid_lb", "data_parallel_external_lb", "data_parallel_multi_port_external_lb"), _COPIES),
+    "prefill_context_parallel_size": _PARTS,
+}
+"""Options that can't be had over several workers, and why."""
 
 
 class VllmInfo(EngineInfo, kw_only=True):
@@ -97,12 +122,36 @@ def probe(host: HostInfo) -> Support:
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
-    """Whether `spec` is a Hugging Face directory of a language model, an embedding model or a reranker."""
+    """Whether `spec` is a Hugging Face directory of a language model, an embedding model or a reranker. A reason with a yes is a doubt."""
+    if host.system.lower() != "linux":
+        return Support(ok=False, reason=f"vLLM runs on Linux, and this is {host.system}")
     if spec.format not in FORMATS:
         return Support(ok=False, reason=f"vLLM runs {', '.join(FORMATS)}, not format {spec.format}")
     if spec.model_type not in ("LLM", *POOLING):
         return Support(ok=False, reason=f"model type {spec.model_type} is none of LLM, {', '.join(POOLING)}")
+    if spec.architecture is not None and spec.architecture not in ARCHITECTURES:
+        return Support(ok=True, reason=f"{spec.architecture} is not in xi's list of what vLLM has; its Transformers backend may run it")
     return Support(ok=True)
+
+
+def priority(host: HostInfo) -> int:
+    """First choice where there is a GPU; on a CPU behind llama.cpp and transformers."""
+    return 80 if host.device_kinds else 20
+
+
+def shard(request: ShardRequest) -> Support:
+    """Whether vLLM can share a model over workers so: tensor × pipeline parallel must come to their devices, or CPUs."""
+    options = request.options
+    backend = options.get("distributed_executor_backend", "mp")
+    if backend != "mp":
+        reason = f"over workers it runs by its own multiprocessing (mp), not {backend}, which finds machines by itself: take --n-worker 1"
+        return Support(ok=False, reason=f"distributed_executor_backend is {backend}: {reason}")
+    if (wrong := refused(options, NOT_SHARED)) is not None:
+        return wrong
+    found = shared_by(NAME, request)
+    if found.ok and not request.n_gpu and options.get("enforce_eager") and options.get("pipeline_parallel_size") not in (None, 1, "1"):
+        return Support(ok=False, reason="on a CPU its pipelines die with enforce_eager: leave it out")
+    return found
 
 
 @hookimpl
@@ -117,6 +166,7 @@ def xi_engines() -> Iterable[EngineInfo]:
             manifest=Manifest(endpoints=MANIFEST.endpoints | pooling_manifest("embeddings", "rerank").endpoints),
             engines_by_type=POOLING,
             lora=True,
+            shard=shard,
             memory_share=MEMORY_SHARE,
             memory_share_option="gpu_memory_utilization",
             probe=probe,
@@ -124,6 +174,7 @@ def xi_engines() -> Iterable[EngineInfo]:
             requirements=("xi-inference[vllm]",),
             own_parsers=True,
             description="Hugging Face models by vLLM's own server, on one GPU or several, or on a CPU.",
-            priority=30,
+            priority=20,
+            priority_by_host=priority,
         )
     ]

@@ -1,0 +1,86 @@
+"""Every built-in family file: valid, named after its family, and of names that xi knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import xi_plugins.families
+from xi_core.cluster.engine_choice import weights_of
+from xi_core.models.family_file import HUB_ID, FamilyFile, expanded, read_family, schema
+from xi_core.models.weight_bits import bits_of
+from xi_plugins import parsers
+
+FOLDER = Path(xi_plugins.families.__file__).parent
+FILES = sorted(FOLDER.glob("*.json"))
+SCHEMA = Path(__file__).parents[3] / "docs" / "reference" / "family.schema.json"
+WANTED = """
+qwen-chat qwen1.5-chat qwen2.5-instruct qwen2.5-coder-instruct qwen3 llama-3.1-instruct llama-3.2-instruct llama-3.3-instruct deepseek-v3
+deepseek-r1 deepseek-r1-0528 deepseek-r1-distill-qwen deepseek-r1-distill-llama gemma-3-it mistral-instruct mixtral-instruct phi-4 glm-4
+gpt-oss smollm2 opt xi-tiny bge-m3 bge-small-en-v1.5 bge-large-en-v1.5 qwen3-embedding gte-large jina-embeddings-v2-base-en
+bge-reranker-v2-m3 qwen3-reranker
+"""
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def family(request: pytest.FixtureRequest) -> FamilyFile:
+    path: Path = request.param
+    found = read_family(path.read_bytes(), path.name)
+    assert found.name == path.stem
+    return found
+
+
+def test_the_families_that_were_promised_are_there() -> None:
+    assert set(WANTED.split()) <= {path.stem for path in FILES}
+
+
+def test_names_are_free(family: FamilyFile) -> None:
+    others = {
+        name for other in xi_plugins.families.xi_model_families() if other.name != family.name for name in (other.name, *other.aliases)
+    }
+    assert not others & {family.name, *family.aliases}
+
+
+def test_parsers_are_xis_own(family: FamilyFile) -> None:
+    known = {(info.kind, info.name) for info in parsers.xi_parsers()}
+    named = {("tool", family.tool_parser), ("reasoning", family.reasoning_parser)}
+    assert {pair for pair in named if pair[1] is not None} <= known
+    assert (family.tool_parser is not None) == ("tools" in family.abilities)
+    assert (family.reasoning_parser is not None) == ("reasoning" in family.abilities)
+
+
+def test_specs_are_whole(family: FamilyFile) -> None:
+    specs = expanded(family).specs
+    keys = [(spec.format, spec.size_in_billions, spec.quantization) for spec in specs]
+    assert specs
+    assert len(set(keys)) == len(keys), "two specs that no launch can tell apart"
+    for spec in specs:
+        assert spec.architecture, spec.describe()
+        assert spec.context_length, spec.describe()
+        for ref in (spec.source, *spec.mirrors):
+            assert "{" not in ref.id + "".join(ref.files)
+            assert ref.source == "builtin" or HUB_ID.fullmatch(ref.id)
+            assert ref.source == "builtin" or bool(ref.files) == (spec.format == "ggufv2"), spec.describe()
+
+
+def test_the_size_of_weights_is_known_and_like_the_name(family: FamilyFile) -> None:
+    """Figures that were mistyped would give another number of weights than the size tells."""
+    for spec in expanded(family).specs:
+        bits = bits_of(spec.format, spec.quantization)
+        weights, billions = weights_of(spec), float(spec.size_in_billions or 0)
+        assert weights, spec.describe()
+        # Embeddings are sometimes kept in 16 bits, and a name rounds: gpt-oss-120b has 117, Qwen1.5-4B 3.95, Llama-3.2-1B 1.24.
+        assert 0.75 * billions * bits.matrices / 8 < weights / 1e9 < 1.3 * billions * max(bits.matrices, bits.rest) / 8, spec.describe()
+
+
+def test_a_split_quantization_names_all_of_its_files() -> None:
+    specs = expanded(read_family((FOLDER / "qwen2.5-instruct.json").read_bytes())).specs
+    found = {s.quantization: s.source.files for s in specs if s.format == "ggufv2" and s.size_in_billions == "7"}
+    assert found["q2_k"] == ("qwen2.5-7b-instruct-q2_k.gguf",)
+    assert found["q4_k_m"] == ("qwen2.5-7b-instruct-q4_k_m-00001-of-00002.gguf", "qwen2.5-7b-instruct-q4_k_m-00002-of-00002.gguf")
+
+
+def test_the_published_schema_is_current() -> None:
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == schema(), "run: make docs"
