@@ -60,7 +60,10 @@ class Measured:
     """Where the figures come from, for people."""
     billions: float
     """Its weights in billions."""
-    has_name: bool = True
+    cached: bool = True
+    """It generates text, and so keeps a cache."""
+    launched_as: str = "MODEL"
+    """The words of `xi launch` that mean it."""
 
     @property
     def in_blocks(self) -> bool:
@@ -91,6 +94,8 @@ def measured(
     stored = spec.weight_bytes if as_stored else None
     reckoned, own = memory.weight_bytes(figures, wanted_format, wanted), memory.parameters(figures).total / 1e9
     billions = _billions(spec.size_in_billions) if stands_in and spec.size_in_billions else own
+    given = {"-s": size_in_billions, "-f": model_format, "-q": quantization}
+    chosen = [f"{flag} {value}" for flag, value in given.items() if value and (name or model_path)]
     return Measured(
         name=spec.name,
         figures=figures,
@@ -100,7 +105,8 @@ def measured(
         context=context_length or spec.context_length or figures.context or 8192,
         origin=origin + ("" if stored is None else "; weights: the size of the files"),
         billions=billions,
-        has_name=name is not None or model_path is not None,
+        cached=spec.model_type == "LLM",
+        launched_as=" ".join([model_path or name or "MODEL", *chosen]),
     )
 
 

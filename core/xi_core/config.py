@@ -27,6 +27,12 @@ class Settings(Struct, kw_only=True, frozen=True):
     """Models and the logs of replicas live here."""
     endpoint: str = f"http://127.0.0.1:{DEFAULT_PORT}"
     """The server that commands talk to."""
+    model_src: str = "huggingface"
+    """The source of models where neither the launch nor the model itself says: `huggingface`, `modelscope`, or a plugin's."""
+    offline: bool = False
+    """Use what is in the cache, and ask no hub. Also where `HF_HUB_OFFLINE` is 1 and `XI_OFFLINE` isn't set."""
+    verify_models: bool = True
+    """Whether a model in the cache is hashed before each launch, so that a damaged file is never loaded."""
     api_key: str = ""
     """The key that the server asks for and that commands send; empty: none."""
     host: str = "127.0.0.1"
@@ -82,8 +88,13 @@ XINFERENCE_NAMES = {
     "allow_multi_replica_per_gpu": "XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU",
     "batch_size": "XINFERENCE_BATCH_SIZE",
     "batch_interval": "XINFERENCE_BATCH_INTERVAL",
+    "model_src": "XINFERENCE_MODEL_SRC",
 }
 """Settings that Xinference has under its own name; `XI_…` wins when both are set."""
+
+
+YES = ("1", "on", "yes", "true")
+"""What Hugging Face's libraries take for true."""
 
 
 def read(environ: Mapping[str, str]) -> Settings:
@@ -94,6 +105,8 @@ def read(environ: Mapping[str, str]) -> Settings:
             if variable and environ.get(variable):
                 found[setting.name] = _converted(variable, environ[variable], setting.type)
                 break
+    if "offline" not in found and environ.get("HF_HUB_OFFLINE", "").lower() in YES:
+        found["offline"] = True
     return Settings(**found)
 
 

@@ -32,7 +32,7 @@ def cal_model_mem(kv_cache_dtype: str, as_json: bool, **model: Any) -> None:
     from xi_core.models.memory import estimate
 
     found = measured(**model)
-    each = estimate(found.figures, found.weights, found.context, cache_bits=float(kv_cache_dtype))
+    each = estimate(found.figures, found.weights, found.context, cache_bits=float(kv_cache_dtype), cached=found.cached)
     if as_json:
         print_json(
             {

@@ -84,11 +84,12 @@ def _spec_rows(engine: EngineStatus) -> list[tuple[str, ...]]:
     running: dict[tuple[str, str, str], list[str]] = {}
     for (model_format, reason, size), quantizations in by_size.items():
         running.setdefault((model_format, reason, ", ".join(quantizations)), []).append(size)
-    rows = [(engine.name, "yes", model_format, ", ".join(sizes), names, reason) for (model_format, reason, names), sizes in running.items()]
+    rows: list[tuple[str, ...]] = []
+    for (model_format, reason, names), sizes in running.items():
+        rows.append((engine.name, "yes", model_format, ", ".join(sizes), names, reason))
     for reason, specs in refused.items():
-        rows.append(
-            (engine.name, "no", _each(s.model_format for s in specs), _each(map(_size, specs)), _each(map(_quantization, specs)), reason)
-        )
+        formats, quantizations = _each(s.model_format for s in specs), _each(map(_quantization, specs))
+        rows.append((engine.name, "no", formats, _each(map(_size, specs)), quantizations, reason))
     return rows
 
 

@@ -48,6 +48,7 @@ class LaunchCommand(click.Command):
 @click.option("-q", "--quantization", metavar="NAME", help="Which quantization, such as q4_k_m.")
 @click.option("-r", "--replica", type=click.IntRange(1, 1024), default=1, show_default=True, help="How many copies to serve with.")
 @placement_options
+@click.option("--source", metavar="NAME", help="Where its files come from: huggingface or modelscope. [env: XI_MODEL_SRC]")
 @click.option("-mp", "--model-path", metavar="PATH", help="Weights to take instead of the model's own.")
 @click.option("--enable-thinking/--no-enable-thinking", default=None, help="Whether the model thinks where a request doesn't say.")
 @click.option("--tool-parser", metavar="NAME", help="What reads tool calls from answers, or none; default: the model's own.")

@@ -65,6 +65,7 @@ def plan(
         gpus=gpus,
         memory=memory,
         cache_bits=float(kv_cache_dtype),
+        cached=found.cached,
         blocks=found.in_blocks,
         network=network,
     )
@@ -122,7 +123,7 @@ def _layout(answer: Answer) -> str:
 def _command(found: Measured, answer: Answer) -> str:
     """The launch that makes this layout; an engine that can't shard takes the first two options only."""
     layout = answer.layout
-    words = ["xi launch", found.name if found.has_name else "MODEL", f"--n-gpu {layout.gpus}"]
+    words = ["xi launch", found.launched_as, f"--n-gpu {layout.gpus}"]
     words += [f"--n-worker {layout.workers}"] if layout.workers > 1 else []
     words += [f"--tensor-parallel-size {layout.sharding.tensor}"] if layout.sharding.devices > 1 else []
     words += [f"--pipeline-parallel-size {layout.sharding.pipeline}"] if layout.sharding.pipeline > 1 else []

@@ -147,8 +147,13 @@ class LaunchEntry:
         return self.free_ids(1)[0]
 
     def take(self, replica: Replica, record: ReplicaRecord, deadline: float) -> None:
-        """Take over what a worker reports of one of its replicas. If it isn't READY then, it has until `deadline` to be."""
+        """Take over what a worker reports of one of its replicas. If it isn't READY then, it has until `deadline` to be.
+
+        A download that goes on has all the time that it needs.
+        """
         replica.take(rank_of(record), record)
+        if record.status.state == "PREPARING" and record.status.progress is not None and self.deadline is not None:
+            self.deadline = deadline
         self.look(deadline)
 
     def look(self, deadline: float) -> None:

@@ -24,7 +24,7 @@ from xi_core.errors import Conflict, InvalidRequest, ModelNotFound, NoPlacement,
 __all__ = ["BACKOFF", "KEPT", "LEASE", "RESTARTS", "WINDOW", "Lifecycle"]
 
 LEASE = 1.25
-"""Seconds for which a worker's word holds after its link went down. That is noticed within 2 s, and with two leases a replica moves in 5."""
+"""Seconds for which a worker's word holds after its link went down. That is noticed within 2 s; with two leases a replica moves in 5."""
 KEPT = 600.0
 """Seconds for which an ended launch is remembered: for its reason to be read, and for a worker that comes back with replicas of it."""
 

@@ -28,14 +28,19 @@ class WorkerLink(Struct, frozen=True):
 class Matching:
     """Asks workers. `workers` waits until there is one, or raises `Unavailable`."""
 
-    def __init__(self, hub: PluginHub, workers: Callable[[], Awaitable[Mapping[str, WorkerLink]]]) -> None:
-        self._hub, self._workers = hub, workers
+    def __init__(
+        self, hub: PluginHub, workers: Callable[[], Awaitable[Mapping[str, WorkerLink]]], default_source: str = "huggingface"
+    ) -> None:
+        self._hub, self._workers, self._default_source = hub, workers, default_source
 
     async def candidates(self, spec: LaunchSpec) -> list[ModelSpec]:
-        """The model specs that `spec`, which is normalised, can mean. Raises `UnknownModel`, `ArtifactError`."""
+        """The model specs that `spec`, which is normalised, can mean. Raises `UnknownModel`, `ArtifactError`, `ConfigError`."""
+        if spec.source:
+            self._hub.sources.get(spec.source, param="source")
+        default = self._hub.sources.get(self._default_source, param="XI_MODEL_SRC").name
         path = catalog.path_of(spec, self._hub.families)
         inspected = await self._inspect(path) if path else None
-        return catalog.candidates(spec, self._hub.families, inspected)
+        return catalog.candidates(spec, self._hub.families, inspected, default)
 
     async def _inspect(self, path: str) -> ModelSpec:
         errors: list[XiError] = []

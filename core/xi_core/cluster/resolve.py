@@ -41,7 +41,7 @@ class Resolver:
     def __init__(self, hub: PluginHub, config: Settings, workers: Callable[[], Awaitable[Mapping[str, WorkerLink]]]) -> None:
         self._hub, self._settings = hub, config
         self._workers = workers
-        self.matching = Matching(hub, workers)
+        self.matching = Matching(hub, workers, config.model_src)
 
     async def resolve(self, spec: LaunchSpec) -> Wanted:
         """What `spec`, which is normalised, means. Raises `LaunchError` and its kinds, `InvalidRequest`, `Unavailable`."""

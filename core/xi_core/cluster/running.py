@@ -177,6 +177,8 @@ class RunningReplica:
             self._loop.call_soon_threadsafe(self._tell, "PREPARING", stage, share)
 
     def _spawn(self, artifact: Path) -> None:
+        if self.prepared is None:
+            self._deadline = time.monotonic() + self._start.deadline  # the time of a download isn't the engine's
         plan = self.record.plan = msgspec.structs.replace(
             self.plan,
             artifact=msgspec.structs.replace(self.plan.artifact, path=str(artifact)),

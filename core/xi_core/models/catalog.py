@@ -14,6 +14,8 @@ import msgspec
 from xi_core.api.control import LaunchSpec, model_type_of
 from xi_core.errors import InvalidRequest, UnknownModel
 from xi_core.models.family import ModelFamily, ModelSpec
+from xi_core.models.hub_id import HUB, is_hub_id, spec_of_hub
+from xi_core.models.source_choice import from_source
 
 FORMAT_ALIASES = {"gguf": "ggufv2", "safetensors": "pytorch"}
 """Other words that users have for a format."""
@@ -43,13 +45,16 @@ def normalised(spec: LaunchSpec) -> LaunchSpec:
         quantization=spec.quantization or None,
         model_engine=spec.model_engine or None,
         model_path=spec.model_path or None,
+        source=spec.source.lower() if spec.source else None,
     )
 
 
 def default_uid(spec: LaunchSpec) -> str:
-    """The uid of a launch that names none: the model's name, or the stem of its path."""
+    """The uid of a launch that names none: the model's name, or the last part of its hub id, or the stem of its path."""
     name = spec.model_name
-    if looks_like_path(name):
+    if is_hub_id(name):
+        name = name.rpartition("/")[2]
+    elif looks_like_path(name):
         path = Path(os.path.expanduser(name))  # unlike Path's own, it leaves a `~somebody` that isn't known
         name = path.name if _is_directory(path) else path.stem
     uid = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:128]
@@ -74,9 +79,10 @@ def path_of(spec: LaunchSpec, families: Iterable[ModelFamily]) -> str | None:
     """The path that a worker has to inspect for this launch; None where the family's own sources are meant."""
     if spec.model_path:
         return spec.model_path
-    if find_family(spec.model_name, families) is None and looks_like_path(spec.model_name):
-        return spec.model_name
-    return None
+    family = find_family(spec.model_name, families)
+    if family is not None:
+        return family.path
+    return spec.model_name if looks_like_path(spec.model_name) and not is_hub_id(spec.model_name) else None
 
 
 def find_family(name: str, families: Iterable[ModelFamily]) -> ModelFamily | None:
@@ -85,8 +91,12 @@ def find_family(name: str, families: Iterable[ModelFamily]) -> ModelFamily | Non
     return next((f for f in families if wanted == f.name.lower() or wanted in (alias.lower() for alias in f.aliases)), None)
 
 
-def candidates(spec: LaunchSpec, families: Iterable[ModelFamily], inspected: ModelSpec | None = None) -> list[ModelSpec]:
+def candidates(
+    spec: LaunchSpec, families: Iterable[ModelFamily], inspected: ModelSpec | None = None, default_source: str = HUB
+) -> list[ModelSpec]:
     """The model specs that `spec` can mean, never none; `inspected` is what its path holds, where it has one (`path_of`).
+
+    Each has the source that `spec` asks for, else `default_source` where it is there too.
 
     Raises `UnknownModel` for a name that nothing has, and for filters that leave nothing, with the values that exist.
     """
@@ -96,9 +106,15 @@ def candidates(spec: LaunchSpec, families: Iterable[ModelFamily], inspected: Mod
         found = [_at_path(family, inspected) if family else inspected]
     elif family is not None:
         found = family.specs
+    elif is_hub_id(spec.model_name):
+        found = _at_hub(spec.model_name, families) or [_of_id(spec, default_source)]
     else:
         raise UnknownModel(_unknown(spec.model_name, families), param="model_name")
-    return _filtered(spec, found)
+    return from_source(_filtered(spec, found), spec, default_source)
+
+
+def _of_id(spec: LaunchSpec, default_source: str) -> ModelSpec:
+    return spec_of_hub(spec.model_name, spec.model_type, _format(spec.model_format), spec.quantization, spec.source or default_source)
 
 
 def _at_path(family: ModelFamily, inspected: ModelSpec) -> ModelSpec:
@@ -114,10 +130,18 @@ def _at_path(family: ModelFamily, inspected: ModelSpec) -> ModelSpec:
         quantization=inspected.quantization,
         context_length=inspected.context_length or nearest.context_length,
         architecture=inspected.architecture or nearest.architecture,
+        architecture_figures=inspected.architecture_figures,
+        weight_bytes=inspected.weight_bytes,
         tool_parser=nearest.tool_parser or inspected.tool_parser,
         reasoning_parser=nearest.reasoning_parser or inspected.reasoning_parser,
         abilities=list(dict.fromkeys([*nearest.abilities, *inspected.abilities])),
     )
+
+
+def _at_hub(hub_id: str, families: Iterable[ModelFamily]) -> list[ModelSpec]:
+    """The specs of families that have this hub id, at whatever source."""
+    wanted = hub_id.lower()
+    return [s for family in families for s in family.specs if any(ref.id.lower() == wanted for ref in (s.source, *s.mirrors))]
 
 
 def _filtered(spec: LaunchSpec, found: list[ModelSpec]) -> list[ModelSpec]:
@@ -150,4 +174,4 @@ def _unknown(name: str, families: list[ModelFamily]) -> str:
     every = {word.lower(): f.name for f in families for word in (f.name, *f.aliases)}
     close = difflib.get_close_matches(name.lower(), every, n=1)
     hint = f"did you mean '{every[close[0]]}'? " if close else ""
-    return f"unknown model '{name}'; {hint}known models: {known}; a directory or a .gguf file can be given too"
+    return f"unknown model '{name}'; {hint}known models: {known}; a directory, a .gguf file or a hub id (owner/name) can be given too"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
+from xi_core.models.architecture import Architecture
+
 
 class SourceRef(Struct, kw_only=True, frozen=True):
     """Where a spec's files come from: a source plugin's name and that source's own id (a path, a hub id)."""
@@ -11,6 +13,8 @@ class SourceRef(Struct, kw_only=True, frozen=True):
     source: str
     id: str
     revision: str | None = None
+    files: tuple[str, ...] = ()
+    """Those files of a repository that are the model, the first to load first; empty: all of it."""
 
 
 class ModelSpec(Struct, kw_only=True):
@@ -18,8 +22,10 @@ class ModelSpec(Struct, kw_only=True):
 
     name: str
     format: str
-    """`pytorch` (a Hugging Face directory), `ggufv2` (a GGUF file), `mlx`."""
+    """`pytorch` (a Hugging Face directory), `ggufv2` (a GGUF file), `mlx`, or quantized directories: `gptq`, `awq`, `fp8`."""
     source: SourceRef
+    mirrors: tuple[SourceRef, ...] = ()
+    """The same files at other sources."""
     size_in_billions: str | None = None
     quantization: str | None = None
     context_length: int | None = None
@@ -30,6 +36,12 @@ class ModelSpec(Struct, kw_only=True):
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     chat_template: str | None = None
+    packages: list[str] = field(default_factory=list)
+    """What an environment of its own needs beside its engine's packages: names with versions."""
+    architecture_figures: Architecture | None = None
+    """Sizes of its layers, from which its memory is estimated; None where nobody knows."""
+    weight_bytes: int | None = None
+    """Bytes of its weights on disk, where they are there; None: estimated from the figures."""
 
     def describe(self) -> str:
         """A short name for people: `xi-tiny 0.001B ggufv2 f16`."""
@@ -45,3 +57,5 @@ class ModelFamily(Struct, kw_only=True):
     specs: list[ModelSpec]
     model_type: str = "LLM"
     aliases: tuple[str, ...] = ()
+    path: str | None = None
+    """A directory or file of the worker's machine that is the model: read when it is launched, in place of `specs`."""

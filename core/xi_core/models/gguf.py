@@ -38,6 +38,18 @@ WANTED_ENDINGS = (
     ".attention.head_count_kv",
     ".attention.key_length",
     ".attention.value_length",
+    ".attention.key_length_mla",
+    ".attention.value_length_mla",
+    ".attention.q_lora_rank",
+    ".attention.kv_lora_rank",
+    ".attention.sliding_window",
+    ".rope.dimension_count",
+    ".feed_forward_length",
+    ".expert_count",
+    ".expert_used_count",
+    ".expert_shared_count",
+    ".expert_feed_forward_length",
+    ".leading_dense_block_count",
     ".pooling_type",
 )
 COUNTED = ("tokenizer.ggml.tokens",)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
 from xi_core.errors import ArtifactError
 from xi_core.models import gguf
+from xi_core.models.architecture import Architecture
 from xi_core.models.family import ModelSpec, SourceRef
 from xi_core.models.template_traits import traits_of
 
@@ -18,6 +21,8 @@ LARGEST_HEADER = 100_000_000
 RANK = 4
 """llama.cpp's number of the pooling that gives a score."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+"""Name of one part of a GGUF file."""
 
 
 def inspect(path: str | Path) -> ModelSpec:
@@ -33,6 +38,22 @@ def inspect(path: str | Path) -> ModelSpec:
     except OSError as error:
         raise ArtifactError(f"{str(found)[:300]} can't be read: {error.strerror or error}", param="model_path") from None
     raise ArtifactError(f"no file or directory at {found}", param="model_path")
+
+
+def inspect_config(path: str | Path) -> ModelSpec:
+    """What tells of memory in a directory with a `config.json`, whether or not its weights are there. Raises `ArtifactError`."""
+    found = local_path(path)
+    config = read_json(found / "config.json")
+    return ModelSpec(
+        name=found.name,
+        format="pytorch",
+        source=SourceRef(source="local", id=str(found)),
+        quantization=_quantization(config),
+        context_length=_context_length(config),
+        architecture=_class_name(config),
+        model_type=_model_type(found, _class_name(config) or ""),
+        architecture_figures=Architecture.from_config(config),
+    )
 
 
 def local_path(path: str | Path) -> Path:
@@ -60,7 +81,17 @@ def _gguf_file(path: Path) -> ModelSpec:
         abilities=_abilities(bool(template), model_type) + traits.abilities,
         tool_parser=traits.tool_parser,
         reasoning_parser=traits.reasoning_parser,
+        architecture_figures=Architecture.from_gguf(metadata),
+        weight_bytes=_gguf_bytes(path, metadata.size),
     )
+
+
+def _gguf_bytes(path: Path, size: int) -> int:
+    """Bytes of a GGUF file with all parts that it is split into (`NAME-00001-of-00003.gguf`)."""
+    found = SPLIT.fullmatch(path.name)
+    if found is None:
+        return size
+    return sum(part.stat().st_size for part in path.parent.glob(f"{glob.escape(found[1])}-*-of-{found[2]}.gguf"))
 
 
 def _directory(path: Path) -> ModelSpec:
@@ -70,8 +101,7 @@ def _directory(path: Path) -> ModelSpec:
     config = read_json(config_file)
     weights = _weights(path)
     formats = {check_safetensors(file) for file in weights}
-    architectures = config.get("architectures")
-    architecture = architectures[0] if isinstance(architectures, list) and architectures and isinstance(architectures[0], str) else None
+    architecture = _class_name(config)
     model_type = _model_type(path, architecture or "")
     template = _chat_template(path)
     traits = traits_of(template)
@@ -86,7 +116,14 @@ def _directory(path: Path) -> ModelSpec:
         abilities=_abilities(bool(template), model_type) + traits.abilities,
         tool_parser=traits.tool_parser,
         reasoning_parser=traits.reasoning_parser,
+        architecture_figures=Architecture.from_config(config),
+        weight_bytes=sum(file.stat().st_size for file in weights),
     )
+
+
+def _class_name(config: dict[str, Any]) -> str | None:
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
 
 
 def _directory_of_gguf(path: Path) -> ModelSpec:

@@ -6,16 +6,19 @@ import csv
 import importlib.util
 import logging
 import shutil
-import subprocess
+from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
+import msgspec
+
 from xi_core.cluster.devices import Device, DeviceProbe
+from xi_plugins.devices import links
+from xi_plugins.devices.tools import TIMEOUT, number, output
 
 log = logging.getLogger(__name__)
 
-FIELDS = "index,name,memory.total,memory.free,utilization.gpu"
-TIMEOUT = 10.0
-"""Seconds that `nvidia-smi` may take; a GPU in trouble can make it hang."""
+FIELDS = "index,name,memory.total,memory.free,utilization.gpu,uuid"
 MIB = 1024 * 1024
 
 
@@ -40,7 +43,8 @@ def _by_nvml() -> list[Device] | None:
         log.debug("NVML can't be used: %s", error)
         return None
     try:
-        return [_nvml_device(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+        found = [_nvml_device(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+        return _with_domains(found, _nvml_pairs(nvml, len(found)))
     except nvml.NVMLError as error:
         log.warning("NVML failed, so nvidia-smi is asked: %s", error)
         return None
@@ -58,29 +62,50 @@ def _nvml_device(nvml: Any, index: int) -> Device:
     return Device(
         id=f"cuda:{index}",
         kind="cuda",
-        name=name.decode() if isinstance(name, bytes) else str(name),
+        name=_text(name),
         memory=int(memory.total),
         memory_free=int(memory.free),
         utilisation=utilisation,
+        uuid=_text(nvml.nvmlDeviceGetUUID(gpu)),
     )
 
 
-def _by_command(command: str) -> list[Device]:
+def _nvml_pairs(nvml: Any, count: int) -> list[tuple[int, int]]:
+    """The pairs of devices that reach each other by NVLink; none where the driver doesn't tell."""
+    gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
     try:
-        done = subprocess.run(
-            [command, f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("nvidia-smi can't be used, so no GPU is: %s", error)
+        return [
+            (one, other)
+            for one, other in combinations(range(count), 2)
+            if nvml.nvmlDeviceGetP2PStatus(gpus[one], gpus[other], nvml.NVML_P2P_CAPS_INDEX_NVLINK) == nvml.NVML_P2P_STATUS_OK
+        ]
+    except nvml.NVMLError as error:
+        log.debug("NVML doesn't tell of links: %s", error)
         return []
-    if done.returncode != 0:
-        log.warning("nvidia-smi failed with status %s, so no GPU is used: %s", done.returncode, (done.stderr or done.stdout).strip()[:200])
-        return []
-    return parse_table(done.stdout)
+
+
+def _with_domains(devices: list[Device], pairs: list[tuple[int, int]]) -> list[Device]:
+    """The devices, their ids `cuda:N`, with the domain of each."""
+    numbers = {device.id: int(device.id.partition(":")[2]) for device in devices}
+    joined = links.domains(numbers.values(), pairs, "nvlink")
+    return [msgspec.structs.replace(device, domain=joined[numbers[device.id]]) for device in devices]
+
+
+def _text(value: bytes | str) -> str:
+    """NVML's own binding gives text, older ones bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _by_command(command: str) -> list[Device]:
+    text = output(command, f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits", timeout=TIMEOUT)
+    devices = parse_table(text) if text else []
+    return _with_domains(devices, list(_topology(command))) if len(devices) > 1 else devices
+
+
+@lru_cache(maxsize=4)
+def _topology(command: str) -> tuple[tuple[int, int], ...]:
+    """Asked once: links don't change while a machine runs."""
+    return tuple(links.nvidia_pairs(output(command, "topo", "-m", timeout=TIMEOUT) or ""))
 
 
 def parse_table(text: str) -> list[Device]:
@@ -90,18 +115,16 @@ def parse_table(text: str) -> list[Device]:
         if len(row) != len(FIELDS.split(",")) or not row[0].isdecimal():
             log.warning("nvidia-smi: a line that can't be read: %s", ",".join(row))
             continue
-        total, free, busy = (_number(cell) for cell in row[2:])
+        total, free, busy = (number(cell) for cell in row[2:5])
         devices.append(
             Device(
-                id=f"cuda:{row[0]}", kind="cuda", name=row[1], memory=int(total * MIB), memory_free=int(free * MIB), utilisation=busy / 100
+                id=f"cuda:{row[0]}",
+                kind="cuda",
+                name=row[1],
+                memory=int(total * MIB),
+                memory_free=int(free * MIB),
+                utilisation=busy / 100,
+                uuid=row[5],
             )
         )
     return devices
-
-
-def _number(cell: str) -> float:
-    """A figure, or 0 for what the GPU doesn't tell (`[N/A]`)."""
-    try:
-        return float(cell)
-    except ValueError:
-        return 0.0

@@ -58,10 +58,95 @@ def test_terminate_of_nothing(xi):
 
 def test_engines(xi, server):
     server.script["GET", "/v1/engines"] = [ENGINE]
-    server.script["GET", "/v1/engines?model=xi-tiny"] = [{**ENGINE, "model": "no such format"}]
     assert "pip install 'xi-inference[vllm]'" in xi("engines").stdout, "brackets must not be read as markup"
-    assert "no such format" in xi("engines", "xi-tiny").stdout
     assert json.loads(xi("engines", "--json").stdout)[0]["name"] == "vllm"
+
+
+def spec(model_format, size, quantization, runs, reason=""):
+    return {"model_format": model_format, "model_size_in_billions": size, "quantization": quantization, "runs": runs, "reason": reason}
+
+
+def test_engines_of_a_model_show_what_runs_and_why_the_rest_does_not(xi, server):
+    specs = [
+        *(spec("ggufv2", size, quantization, True) for size in ("0.5", "7") for quantization in ("q4_k_m", "q8_0")),
+        spec("ggufv2", "72", "q2_k", True),
+        *(spec(other, "7", "none", False, "no such format") for other in ("pytorch", "mlx")),
+    ]
+    query = "model=m&model_engine=llama.cpp&model_format=gguf&size_in_billions=0_5&quantization=q4&model_type=LLM"
+    server.script["GET", f"/v1/engines?{query}"] = [{**ENGINE, "name": "llama.cpp", "specs": specs}]
+    result = xi("engines", "-n", "m", "-en", "llama.cpp", "-f", "gguf", "-s", "0_5", "-q", "q4", "-t", "LLM")
+    rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert rows == [
+        "ENGINE RUNS FORMAT SIZES (B) QUANTIZATIONS DETAIL",
+        "llama.cpp yes ggufv2 0.5, 7 q4_k_m, q8_0 -",
+        "llama.cpp yes ggufv2 72 q2_k -",
+        "llama.cpp no pytorch, mlx 7 none no such format",
+    ]
+    assert xi("engines", "-f", "gguf").exit_code == 2, "of which model?"
+    assert xi("engines", "a", "-n", "b").exit_code == 2
+
+
+def test_engines_local_knows_the_families(xi, server):
+    result = xi("engines", "--local", "qwen2.5-instruct", "-s", "0_5", "-f", "gguf", "-en", "llama.cpp", "--json")
+    (engine,) = json.loads(result.stdout)
+    assert {(one["model_format"], one["model_size_in_billions"]) for one in engine["specs"]} == {("ggufv2", "0.5")}
+    assert "of type embedding, not LLM" in xi("engines", "--local", "bge-m3", "-t", "LLM").stderr
+    assert not server.seen
+
+
+REGISTERED = {"model_name": "mine", "model_type": "LLM", "is_builtin": False, "persistent": False, "formats": ["pytorch"], "sizes": ["7"]}
+OF_LLM = "/v1/model_registrations/LLM"
+
+
+def test_registrations(xi, server):
+    server.script["GET", "/v1/model_registrations"] = [REGISTERED]
+    server.script["GET", OF_LLM] = [{**REGISTERED, "is_builtin": True}]
+    assert xi("registrations").stdout.splitlines()[1].split() == ["mine", "LLM", "no,", "not", "kept", "-", "pytorch", "7", "-"]
+    assert xi("registrations", "-t", "LLM").stdout.splitlines()[1].split()[2] == "yes"
+    assert json.loads(xi("registrations", "--json").stdout)[0]["model_name"] == "mine"
+
+
+def test_vllm_models_say_where_vllm_is_missing(xi, server):
+    server.script["GET", "/v1/model_registrations?engine=vLLM"] = [REGISTERED]
+    server.script["GET", "/v1/engines"] = [{**ENGINE, "name": "vLLM"}]
+    result = xi("vllm-models")
+    assert "mine" in result.stdout
+    assert result.stderr == "vLLM doesn't run here: pip install 'xi-inference[vllm]'\n"
+
+
+def test_register_sends_the_file_under_its_type(xi, server, tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text('{"name": "mine", "model_type": "rerank", "path": "/é"}', encoding="utf-8")
+    answer = {"model_name": "mine", "model_type": "rerank", "notes": ["stop is not used"]}
+    server.script["POST", "/v1/model_registrations/rerank"] = answer
+    result = xi("register", "-f", str(file), "--no-persist")
+    assert (result.stdout, result.stderr) == ("Registered: mine\n", "Note: stop is not used\n")
+    assert server.seen[-1].body == {"model": file.read_text(encoding="utf-8"), "persist": False}
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"\xff{", b"x" * (1024 * 1024 + 1)])
+def test_register_of_what_is_no_text(xi, server, tmp_path, content):
+    file = tmp_path / "mine.json"
+    file.write_bytes(content)
+    result = xi("register", "-f", str(file))
+    assert (result.exit_code, "'-f'" in result.stderr) == (2, True)
+    assert not server.seen
+
+
+def test_what_is_wrong_with_a_file_the_server_says(xi, server, tmp_path, words):
+    file = tmp_path / "mine.json"
+    file.write_text("{oops")
+    server.script["POST", OF_LLM] = (400, words.error("the family is not valid JSON (line 1, column 2)", "invalid_request"))
+    result = xi("register", "-f", str(file))
+    assert (result.exit_code, result.stderr) == (1, "Error: the family is not valid JSON (line 1, column 2)\n")
+    assert xi("register", "-f", str(tmp_path / "nothing")).exit_code == 2
+
+
+def test_unregister(xi, server):
+    server.script["DELETE", f"{OF_LLM}/mine"] = {}
+    assert xi("unregister", "-n", "mine").stdout == "Unregistered: mine\n"
+    assert json.loads(xi("unregister", "mine", "--json").stdout) == {"model_name": "mine"}
+    assert xi("unregister").exit_code == 2
 
 
 def test_engines_local_asks_no_server(xi, server):
@@ -70,7 +155,7 @@ def test_engines_local_asks_no_server(xi, server):
     assert isinstance(json.loads(result.stdout), list)
     unknown = xi("engines", "--local", "no-such-model")
     assert unknown.exit_code == 1
-    assert unknown.stderr.startswith("Error: unknown model 'no-such-model'; known: ")
+    assert unknown.stderr.startswith("Error: unknown model 'no-such-model'; known models: ")
     assert not server.seen
 
 

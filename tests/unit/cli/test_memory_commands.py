@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,7 +76,28 @@ def test_a_layout_with_its_reasons(xi, directory):
     assert "fits: yes\nlayout: 1 machine x 4 devices, tensor parallel 4, pipeline parallel 1\n" in result.stdout
     assert "largest batch at context 131072: 3\nlongest context of one request: 131072\n" in result.stdout
     assert "2 device(s) would have to take" in result.stdout
-    assert f"launch: xi launch {directory.name} --n-gpu 4 --tensor-parallel-size 4" in result.stdout
+    assert f"launch: xi launch {directory} --n-gpu 4 --tensor-parallel-size 4" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fp8", "workers", "memory", "tensor"),
+    [
+        ("llama-3.1-instruct", "70", False, 1, "80GB", 4),
+        ("llama-3.1-instruct", "405", False, 4, "80GB", 16),
+        ("llama-3.1-instruct", "405", True, 2, "80GB", 8),
+        ("deepseek-r1", "671", True, 4, "80GB", 16),
+        ("deepseek-r1", "671", True, 2, "141GB", 8),
+        ("deepseek-r1-0528", "671", True, 2, "141GB", 8),
+    ],
+)
+def test_the_guides_layouts_by_name(xi, name, size, fp8, workers, memory, tensor):
+    machines = ["--workers", str(workers), "--gpus-per-worker", "4", "--gpu-memory", memory]
+    weights = ["-q", "fp8"] if fp8 and name.startswith("deepseek") else ["-f", "fp8"] if fp8 else ["-f", "pytorch"]
+    result = xi("plan", "-n", name, "-s", size, *weights, *machines, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["fits"], found["workers"], found["gpus_per_worker"]) == (True, workers, 4)
+    assert (found["tensor_parallel_size"], found["pipeline_parallel_size"]) == (tensor, 1)
 
 
 def test_over_machines(xi):
@@ -154,3 +177,17 @@ def test_a_configuration_without_figures(xi, tmp_path):
     assert "doesn't tell the sizes of its layers" in result.stderr
     (tmp_path / "config.json").write_text("[1]")
     assert "is damaged" in xi("plan", str(tmp_path), "--gpu-memory", "8").stderr
+
+
+def test_an_embedding_model_keeps_no_cache(xi, tmp_path):
+    (tmp_path / "config.json").write_text((DATA / "bge-m3.json").read_text())
+    found = json.loads(xi("cal-model-mem", str(tmp_path), "--json").stdout)
+    assert found["kv_cache"] == 0
+    assert found["model_mem"] == pytest.approx(2 * 568e6, rel=0.03)
+
+
+def test_no_engine_library_is_imported():
+    code = "import sys; from xi_cli.main import cli; cli(['cal-model-mem', 'xi-tiny'], standalone_mode=False); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "'xi_core.models.memory'" in done.stdout
+    assert not [name for name in ("torch", "transformers", "numpy", "fastapi", "zmq") if f"'{name}'" in done.stdout]

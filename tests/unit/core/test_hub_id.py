@@ -43,7 +43,7 @@ def test_what_an_id_tells(name: str, found: tuple[str, str | None]) -> None:
     assert path_of(LaunchSpec(model_name=name), []) is None
     (spec,) = candidates(normalised(LaunchSpec(model_name=name)), [])
     assert (spec.format, spec.size_in_billions) == found
-    assert (spec.source, spec.abilities) == (SourceRef(source="huggingface", id=name), ["generate", "chat"])
+    assert (spec.source.source, spec.source.id, spec.abilities) == ("huggingface", name, ["generate", "chat"])
 
 
 def test_the_launch_may_know_better() -> None:

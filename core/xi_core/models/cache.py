@@ -1,0 +1,306 @@
+"""The cache of downloaded models under `XI_HOME/models`: content-addressed, whole or absent, and verified before it is used.
+
+blobs/SHA256                     each file once, whatever models share it
+SOURCE/ID/COMMIT/…               a model: links to its blobs, and `.xi-manifest.json` with sizes and hashes, written last
+SOURCE/ID/refs/REVISION          which commit a revision's name meant when it was last asked for
+partial/SOURCE/ID/COMMIT/…       what is being downloaded; it is gone on with after a break
+locks/…                          who downloads what
+
+A blob is in use while something else links to it: a model, or a download that has it already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from msgspec import Struct
+
+from xi_core.errors import ArtifactError, Conflict, NotFound
+from xi_core.models.hashing import CachedFile, checked_name, git_sha1_of, sha256_of, verify_files
+from xi_core.models.source import Progress
+
+log = logging.getLogger(__name__)
+
+MANIFEST = ".xi-manifest.json"
+KEPT = ".kept"
+"""In a download's folder: links to the blobs that it has."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+POLL = 0.2
+
+
+class CachedModel(Struct, kw_only=True):
+    """One model in the cache: its manifest."""
+
+    source: str
+    id: str
+    revision: str
+    """The commit, or whatever the source pins files by."""
+    files: list[CachedFile]
+    created: float
+    """When it was complete, in seconds since 1970."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(file.size for file in self.files)
+
+
+class ModelCache:
+    """The cache of one XI_HOME. Any number of processes may use it at once."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = home / "models"
+        self._blobs = self.root / "blobs"
+
+    # ---- reading --------------------------------------------------------------------------------
+
+    def find(self, source: str, id: str, revision: str | None) -> Path | None:
+        """The folder of a complete model, by commit or by a revision's name as it was last resolved; None where there is none."""
+        place = self._place(source, id)
+        commit = self._commit(place, revision)
+        path = place / commit if commit else None
+        return path if path is not None and (path / MANIFEST).is_file() else None
+
+    def manifest(self, path: Path) -> CachedModel:
+        """The manifest of a model's folder. Raises `ArtifactError` where it can't be read."""
+        try:
+            return msgspec.json.decode((path / MANIFEST).read_bytes(), type=CachedModel)
+        except (OSError, msgspec.DecodeError) as error:
+            raise ArtifactError(
+                f"the manifest of {path} can't be read ({error}); remove the model (xi remove-cache) and launch again"
+            ) from None
+
+    def models(self) -> list[CachedModel]:
+        """All complete models, by source and id."""
+        found = []
+        for path in self.root.glob(f"*/*/*/{MANIFEST}"):
+            try:
+                found.append(self.manifest(path.parent))
+            except ArtifactError as error:
+                log.warning("%s", error.message)
+        return sorted(found, key=lambda model: (model.source, model.id, model.created))
+
+    def path_of(self, model: CachedModel) -> Path:
+        """The folder of a model."""
+        return self._place(model.source, model.id) / model.revision
+
+    def verify(self, path: Path, progress: Progress, names: set[str] | None = None) -> None:
+        """Hash the model's files, or those of `names`, in parallel. `progress` may raise to end it.
+
+        Raises `ArtifactError`, naming the file that isn't as it was downloaded.
+        """
+        model = self.manifest(path)
+        wanted = [file for file in model.files if names is None or file.name in names]
+        found = verify_files(path, wanted, lambda done, total: progress("verifying the files", done / total if total else None))
+        if found is not None:
+            file, wrong = found
+            raise ArtifactError(
+                f"{path / file.name} is damaged: {wrong}; nothing was loaded. Remove the model (xi remove-cache -n {model.id}) "
+                f"and launch again to download it anew"
+            )
+
+    # ---- writing --------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def held(self, source: str, id: str, waiting: Callable[[], None]) -> Iterator[None]:
+        """Only one downloads a model at a time. `waiting` is called while another does, and may raise."""
+        with contextlib.ExitStack() as stack:
+            with _room(self.root):
+                lock = stack.enter_context(self._lock(source, id))
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    waiting()
+                    time.sleep(POLL)
+            yield
+
+    def _lock(self, source: str, id: str) -> IO[str]:
+        """The file that who downloads a model locks. It is never deleted: somebody may wait for it."""
+        name = self._place(source, id).name
+        locks = self.root / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        return open(locks / f"{source}--{name}", "w")
+
+    def partial(self, source: str, id: str, commit: str) -> Path:
+        """The folder for what is being downloaded of this commit; it outlives breaks."""
+        with _room(self.root):
+            path = self._partials(source, id) / _checked_commit(commit)
+            (path / KEPT).mkdir(parents=True, exist_ok=True)
+            return path
+
+    def reuse(self, sha256: str, size: int, folder: Path) -> bool:
+        """Whether a file of this hash and size is there, undamaged. It is kept for the download of `folder` then."""
+        blob = self._blobs / sha256
+        with contextlib.suppress(OSError):
+            if blob.stat().st_size == size and sha256_of(blob) == sha256:
+                _link(blob, folder / KEPT / sha256)
+                return True
+            log.warning("%s is damaged, and downloaded anew", blob)
+            blob.unlink()  # models that link to it keep their copy, which is refused when it is verified
+        return False
+
+    def take(self, file: Path, folder: Path, sha256: str | None = None, git_sha1: str | None = None) -> tuple[str, int]:
+        """Move a file that the download of `folder` has got among the blobs. Answers its hash and size.
+
+        Raises `ArtifactError` where it isn't what was expected, and deletes it.
+        """
+        with _room(self.root):
+            found, size = sha256_of(file), file.stat().st_size
+            wrong = f"its SHA-256 is {found}, and the source says {sha256}" if sha256 not in (None, found) else ""
+            if not wrong and git_sha1 is not None and (there := git_sha1_of(file)) != git_sha1:
+                wrong = f"its git hash is {there}, and the source says {git_sha1}"
+            if wrong:
+                file.unlink()
+                raise ArtifactError(wrong)
+            self._blobs.mkdir(parents=True, exist_ok=True)
+            file.chmod(0o444)
+            os.replace(file, self._blobs / found)
+            _link(self._blobs / found, folder / KEPT / found)
+            return found, size
+
+    def publish(self, model: CachedModel, revision: str | None) -> Path:
+        """Make a model of blobs that are there, at once. `revision` is the name that was asked for."""
+        place = self._place(model.source, model.id)
+        path = place / _checked_commit(model.revision)
+        with _room(self.root):
+            place.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=place))
+            try:
+                for file in model.files:
+                    target = fresh / checked_name(file.name)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _link(self._blobs / file.sha256, target)
+                (fresh / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(model)))
+                fresh.chmod(0o755)
+                if path.exists():
+                    shutil.rmtree(path)
+                fresh.rename(path)
+            except BaseException:
+                shutil.rmtree(fresh, ignore_errors=True)
+                raise
+            self._name(place, revision, model.revision)
+            shutil.rmtree(self._partials(model.source, model.id) / model.revision, ignore_errors=True)
+        return path
+
+    def remove(self, source: str, id: str, revision: str | None = None) -> int:
+        """Delete a model, or one commit of it, with what was downloaded of it in part. Answers the bytes that are free now.
+
+        Raises `NotFound`; `Conflict` while it is being downloaded; `ArtifactError` where the disk refuses.
+        """
+        place, partials = self._place(source, id), self._partials(source, id)
+        gone = [path for path in (*_below(place), *_below(partials)) if path.name != "refs" and revision in (None, path.name)]
+        if not gone:
+            raise NotFound(f"'{id}' of source {source} is not in the cache; `xi cached` shows what is", param="model_name")
+
+        def refuse() -> None:
+            raise Conflict(f"'{id}' is being downloaded; terminate the launch that does, or wait for its end", param="model_name")
+
+        with self.held(source, id, refuse), _room(self.root):
+            parts = [file for path in gone if path.parent == partials for file in path.glob("*") if file.is_file()]
+            freed = sum(file.stat().st_size for file in parts)
+            for path in gone:
+                shutil.rmtree(path)
+            if not any(path.name != "refs" for path in _below(place)):
+                shutil.rmtree(place, ignore_errors=True)
+            return freed + self._sweep()
+
+    def _sweep(self) -> int:
+        """Delete blobs that nothing uses. Answers their bytes."""
+        listed = {file.sha256 for model in self.models() for file in model.files}  # where links are symbolic, they don't count
+        freed = 0
+        for blob in self._blobs.glob("*"):
+            about = blob.stat()
+            if about.st_nlink == 1 and blob.name not in listed:
+                freed += about.st_size
+                blob.unlink()
+        return freed
+
+    # ---- names ----------------------------------------------------------------------------------
+
+    def _place(self, source: str, id: str) -> Path:
+        if not _NAME.fullmatch(id) or ".." in id or len(id) > 200 or not _NAME.fullmatch(source) or "/" in source:
+            raise ArtifactError(f"'{id[:200]}' is no id of a model; it reads NAME or OWNER/NAME, of letters, digits, '.', '_' and '-'")
+        return self.root / source / id.replace("/", "--")
+
+    def _partials(self, source: str, id: str) -> Path:
+        return self.root / "partial" / source / self._place(source, id).name
+
+    def _commit(self, place: Path, revision: str | None) -> str:
+        name = _checked_revision(revision)
+        if (place / name / MANIFEST).is_file():
+            return name
+        with contextlib.suppress(OSError):
+            return (place / "refs" / name.replace("/", "--")).read_text().strip()
+        return ""
+
+    def _name(self, place: Path, revision: str | None, commit: str) -> None:
+        refs = place / "refs"
+        refs.mkdir(exist_ok=True)
+        (refs / _checked_revision(revision).replace("/", "--")).write_text(commit)
+
+
+def _checked_commit(commit: str) -> str:
+    if not _COMMIT.fullmatch(commit):
+        raise ArtifactError(f"the source pins the model by '{commit[:100]}', which is no commit")
+    return commit
+
+
+def _checked_revision(revision: str | None) -> str:
+    name = revision or "main"
+    if not _REVISION.fullmatch(name) or ".." in name or len(name) > 200:
+        raise ArtifactError(f"'{name[:200]}' is no revision; give a branch, a tag or a commit")
+    return name
+
+
+def _below(path: Path) -> list[Path]:
+    return [one for one in path.glob("*") if one.is_dir()]
+
+
+def _link(blob: Path, target: Path) -> None:
+    """A hard link, so that the model's folder stands by itself; a symbolic one where the file system has none."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(blob, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        target.symlink_to(os.path.relpath(blob, target.parent))
+
+
+@contextlib.contextmanager
+def _room(path: Path) -> Iterator[None]:
+    """What the disk says, as an `ArtifactError` that tells what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def disk_error(path: Path, error: OSError) -> ArtifactError:
+    """An error of the disk below `path`, in words. The cache stays as it was."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what = "allows no file as large as this" if error.errno == errno.EFBIG else "is full"
+        return ArtifactError(
+            f"the disk of {path} {what}; what came is kept. Make room (xi cached, xi remove-cache), or set XI_HOME to another disk, "
+            f"and launch again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        where = error.filename or path
+        return ArtifactError(f"{where} can't be written: {error.strerror}; give this user the right to, or set XI_HOME to another folder")
+    return ArtifactError(f"{error.filename or path}: {error.strerror or error}")
