@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ENGINES := .venv-engines
 
-.PHONY: demo test test-engines test-engine-transformers test-engine-llama-cpp test-engine-mlx test-engine-llama-cpp-python test-engine-vllm test-engine-transformers-quantization test-engine-sglang check bench docs clean
+.PHONY: demo matching test test-engines test-engine-transformers test-engine-llama-cpp test-engine-mlx test-engine-llama-cpp-python test-engine-vllm test-engine-transformers-quantization test-engine-sglang check bench docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,6 +17,10 @@ $(VENV)/.dev: $(VENV)/.base
 	$(PIP) install --quiet --constraint constraints.txt torch
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[llama-cpp,transformers,dev]'
 	@touch $@
+
+# What each engine's `match` says of the built-in families, anew; a test compares it. Look at the difference before it is committed.
+matching: $(VENV)/.dev
+	$(BIN)/python tests/unit/plugins/test_matching_snapshot.py
 
 demo: $(VENV)/.base
 	@$(BIN)/python docs/demo.py

@@ -72,12 +72,19 @@ def _cell(info: EngineInfo, route: str, name: str, results: Parity, notes: list[
         return "no"
     words = [_limits(cell)]
     if cell.reason:
-        if cell.reason not in notes:
-            notes.append(cell.reason)
-        words.append(f"({notes.index(cell.reason) + 1})")
+        words.append(f"({_number(notes, cell.reason)})")
     if name in results.proven.get(route, ()):
         words.append("✓")
+    if why := results.excused.get(route, {}).get(name):
+        words.append(f"({_number(notes, f'not proven: {why}')})")
     return " ".join(words)
+
+
+def _number(notes: list[str], note: str) -> int:
+    """The number of a footnote, which is added if it is new."""
+    if note not in notes:
+        notes.append(note)
+    return notes.index(note) + 1
 
 
 def _limits(cell: Ability) -> str:

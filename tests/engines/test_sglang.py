@@ -3,6 +3,8 @@
 The environment has no CUDA: `tests/engines/sglang_environment.sh` tells what stands in for its kernels, which a CPU does not call.
 """
 
+import argparse
+import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,12 +12,18 @@ from typing import Any, ClassVar
 
 import pytest
 
+from xi_core.engine.child_options import flags
 from xi_core.errors import EngineError, UnknownOption, XiError
 from xi_core.importing import import_path
 from xi_core.serving.request import COMPLETIONS
 from xi_core.testing.harness import Harness, plan_for
 from xi_core.testing.parity_kit import COMPLETION_PROMPTS, ParityKit
 from xi_core.testing.pooling_kit import EmbeddingKit
+from xi_core.testing.proofs import ClaimsKit
+from xi_core.wire.plan import RankAddress, Rendezvous
+from xi_plugins.engines.sglang.command import options_of
+from xi_plugins.engines.sglang.plugin import xi_engines
+from xi_plugins.engines.sglang.start import words_for
 
 if find_spec("sglang") is None:
     pytest.skip("SGLang is not installed; `make test-engine-sglang` builds an environment for it", allow_module_level=True)
@@ -24,6 +32,7 @@ pytestmark = [pytest.mark.engine("sglang"), pytest.mark.slow, pytest.mark.timeou
 
 XI_TINY = Path(__file__).parents[2] / "plugins/xi_plugins/families/xi_tiny/hf"
 ENGINE = "xi_plugins.engines.sglang.engine:SglangEngine"
+NUMBERS = json.loads((Path(__file__).parents[1] / "data/xi_tiny_numbers.json").read_text("utf-8"))
 OPTIONS: dict[str, Any] = {"dtype": "float32", "max_total_tokens": 65536}
 TOOLS: dict[str, Any] = {"tool_call_parser": "qwen25"}
 
@@ -37,7 +46,7 @@ def shared() -> Iterator[Harness]:
 class TestSglang(ParityKit):
     plugin = "xi_plugins.engines.sglang.plugin"
     plan = plan_for(ENGINE, str(XI_TINY), "pytorch", **OPTIONS, **TOOLS)
-    chunked: ClassVar[dict[str, Any]] = {"chunked_prefill_size": 32}
+    chunked: ClassVar[dict[str, Any]] = {"chunked_prefill_size": 32, "enable_mixed_chunk": True}
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -71,6 +80,14 @@ class TestSglangCompletions(ParityKit):
 class TestSglangEmbeddings(EmbeddingKit):
     plugin = TestSglang.plugin
     plan = plan_for("xi_plugins.engines.sglang.pooling:SglangEmbedder", str(XI_TINY), "pytorch", **OPTIONS)
+    reference = NUMBERS["last_vectors"]
+
+
+class TestSglangClaims(ClaimsKit):
+    plugin = TestSglang.plugin
+    engine = ENGINE
+    routes = (TestSglang.route, TestSglangCompletions.route, TestSglangEmbeddings.route)
+    unproven: ClassVar[dict[str, str]] = {"seed": "SGLang's deterministic inference has no attention backend for CPUs"}
 
 
 # ---- starts that fail -------------------------------------------------------------------------------
@@ -106,3 +123,27 @@ def test_value_that_can_not_be(name: str, value: str) -> None:
     assert isinstance(error, UnknownOption)
     assert error.param == name
     assert value in error.message
+
+
+# ---- over several workers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"), [({}, (2, 1, 1)), ({"pp": 2}, (1, 2, 1)), ({"dp": 2, "enable_dp_attention": True}, (2, 1, 2))]
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_its_own_parser_takes_the_ranks_of_a_shared_model(options: dict[str, Any], sizes: tuple[int, ...], rank: int) -> None:
+    from sglang.srt.server_args import PortArgs, ServerArgs, prepare_server_args
+
+    plan = plan_for(ENGINE, str(XI_TINY), "pytorch", **next(iter(xi_engines())).check_options(options))
+    world = tuple(
+        RankAddress(rank=number, worker=f"w{number}", host="127.0.0.1", ports=tuple(range(20000 + 8 * number, 20008 + 8 * number)))
+        for number in (0, 1)
+    )
+    plan.rendezvous = Rendezvous(rank=rank, world=world)
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    ServerArgs.add_cli_args(parser)
+    found = prepare_server_args(words_for(parser, flags(options_of(plan, port=4711), negated=True)))
+    assert (found.nnodes, found.node_rank, found.dist_init_addr) == (2, rank, "127.0.0.1:20000")
+    assert (found.tp_size, found.pp_size, found.dp_size) == sizes
+    assert PortArgs.init_new(found).nccl_port == world[rank].ports[-1]

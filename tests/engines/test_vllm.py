@@ -1,4 +1,4 @@
-"""vLLM itself, with xi-tiny on the CPU: the conformance kit, and a server that launches it. `make test-engine-vllm` runs this, in minutes."""
+"""vLLM itself, with xi-tiny on the CPU: the parity suite, and a server that launches it. `make test-engine-vllm` runs this, in minutes."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -16,8 +16,9 @@ import pytest
 from xi_core.errors import EngineError, UnknownOption, XiError
 from xi_core.importing import import_path
 from xi_core.serving.request import COMPLETIONS
-from xi_core.testing.engine_kit import EngineKit
 from xi_core.testing.harness import Harness, plan_for
+from xi_core.testing.parity_kit import COMPLETION_PROMPTS, ParityKit
+from xi_core.testing.proofs import ClaimsKit
 from xi_core.testing.server import RunningServer
 from xi_core.testing.waiting import wait_until
 from xi_core.wire.plan import LoraModule
@@ -49,29 +50,25 @@ def shared() -> Iterator[Harness]:
         yield harness
 
 
-class TestVllm(EngineKit):
+class TestVllm(ParityKit):
     plugin = "xi_plugins.engines.vllm.plugin"
     plan = plan_for(ENGINE, str(XI_TINY), "pytorch", **OPTIONS, **TOOLS)
+    chunked: ClassVar = {"max_num_batched_tokens": 32, "max_num_seqs": 8}
+    several_calls = False
 
     @pytest.fixture(scope="class")
     @classmethod
     def harness(cls, shared: Harness) -> Harness:
         return shared
 
-    def test_expected_answers(self, harness: Harness, expected: dict[str, Any]) -> None:
-        calls = [(fact, harness.start_chat(fact["prompt"], temperature=0)) for fact in expected["chat"]]
-        for fact, call in calls:
-            answer = call.answer()
-            assert answer.text == fact["answer"]
-            assert answer.usage["prompt_tokens"] == len(fact["prompt_ids"])
-            assert answer.usage["completion_tokens"] == len(fact["answer_ids"])
 
-
-class TestVllmCompletions(EngineKit):
+class TestVllmCompletions(ParityKit):
     plugin = TestVllm.plugin
     plan = TestVllm.plan
     route = COMPLETIONS
-    prompts = tuple(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in EngineKit.prompts)
+    prompts = COMPLETION_PROMPTS
+    chunked = TestVllm.chunked
+    runs = 10
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -80,6 +77,11 @@ class TestVllmCompletions(EngineKit):
 
     def test_close_ends_its_threads(self) -> None:
         """Chat's tests have looked at it, and it costs a start."""
+
+
+class TestVllmClaims(ClaimsKit):
+    plugin = TestVllm.plugin
+    engine = ENGINE
 
 
 # ---- a base model with adapters ---------------------------------------------------------------------

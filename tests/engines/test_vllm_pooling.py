@@ -17,6 +17,7 @@ import transformers
 
 from xi_core.testing.harness import Harness, plan_for
 from xi_core.testing.pooling_kit import EmbeddingKit, PoolingKit, RerankKit
+from xi_core.testing.proofs import ClaimsKit
 
 pytestmark = [pytest.mark.engine("vllm"), pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -24,6 +25,7 @@ PLUGIN = "xi_plugins.engines.vllm.plugin"
 EMBEDDER = "xi_plugins.engines.vllm.pooling:VllmEmbedder"
 RERANKER = "xi_plugins.engines.vllm.pooling:VllmReranker"
 XI_TINY = Path(__file__).parents[2] / "plugins/xi_plugins/families/xi_tiny/hf"
+NUMBERS = json.loads((Path(__file__).parents[1] / "data/xi_tiny_numbers.json").read_text("utf-8"))
 OPTIONS: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 SHAPE: dict[str, Any] = {
@@ -99,6 +101,7 @@ class TestVllmDecoderEmbeddings(EmbeddingKit):
 
     plugin = PLUGIN
     plan = plan_for(EMBEDDER, str(XI_TINY), "pytorch", **OPTIONS)
+    reference = NUMBERS["last_vectors"]
 
 
 class TestVllmRerank(RerankKit):
@@ -109,3 +112,9 @@ class TestVllmRerank(RerankKit):
     @classmethod
     def harness(cls, reranker: Path) -> Iterator[Harness]:
         yield from serving(cls, RERANKER, reranker)
+
+
+class TestVllmPoolingClaims(ClaimsKit):
+    plugin = PLUGIN
+    engine = EMBEDDER
+    routes = (EmbeddingKit.route, RerankKit.route)

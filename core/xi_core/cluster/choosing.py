@@ -52,6 +52,8 @@ class RankedScheduler(Scheduler):
         if request.n_gpu == 0:
             return []
         fitting = [d for place, d in enumerate(worker.devices) if not request.objection(worker, d, place)]
+        if request.n_gpu == 1:
+            return [min(fitting, key=lambda d: self.rank_device(request, worker, d))] if fitting else None
         fitting.sort(key=lambda d: self.rank_device(request, worker, d))
         joined = [[d for d in fitting if d.domain == domain][: request.n_gpu] for domain in dict.fromkeys(d.domain for d in fitting)]
         # `fitting` is sorted, so the domain of the best device comes first; a set within one domain beats a better one across two.

@@ -5,18 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from xi_core.errors import InvalidRequest
+from xi_core.config import Settings
+from xi_core.errors import ConfigError, InvalidRequest
 
 REFUSED_PREFIXES = ("LD_", "DYLD_", "PYTHON", "XI_")
 REFUSED_ENDINGS = ("_PROXY",)
 REFUSED_NAMES = ("PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+ALLOWED_PREFIXES = (
+    "VLLM_", "SGLANG_", "HF_", "NCCL_", "GLOO_", "OMP_", "MKL_", "CUDA_", "TORCH_", "PYTORCH_", "TRANSFORMERS_", "TOKENIZERS_",
+    "GGML_", "LLAMA_", "MLX_",
+)  # fmt: skip
+"""Those of engines and their libraries: all that a launch may set where other machines reach the server. `XI_ENV_ALLOW` adds to them."""
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
-def check_env(env: Mapping[str, str]) -> None:
-    """Raises `InvalidRequest` for the first variable that a launch may not set, and says why."""
+def allowed_prefixes(config: Settings) -> tuple[str, ...]:
+    """What names may begin with where other machines reach the server. Raises `ConfigError` for what begins no name."""
+    own = [part.strip() for part in config.env_allow.split(",") if part.strip()]
+    for part in own:
+        if not _IDENTIFIER.fullmatch(part):
+            raise ConfigError(f"XI_ENV_ALLOW: {part!r} is no beginning of a variable's name; write A_,B_", param="XI_ENV_ALLOW")
+    return (*ALLOWED_PREFIXES, *own)
+
+
+def check_env(env: Mapping[str, str], allowed: tuple[str, ...] | None = None) -> None:
+    """Raises `InvalidRequest` for the first variable that a launch may not set, and says why.
+
+    `allowed`: what names may begin with; None where only this machine reaches the server, and any name will do that isn't refused.
+    """
     for name, value in env.items():
-        reason = _refusal(name, value)
+        reason = _refusal(name, value) or _not_allowed(name, allowed)
         if reason:
             raise InvalidRequest(f"environment variable {name!r} is refused: {reason}", param="env")
 
@@ -30,3 +48,12 @@ def _refusal(name: str, value: str) -> str:
     if any(sign in value for sign in "\0\n\r"):
         return "its value has a line break or NUL in it"
     return ""
+
+
+def _not_allowed(name: str, allowed: tuple[str, ...] | None) -> str:
+    if allowed is None or name.startswith(allowed):
+        return ""
+    return (
+        f"other machines reach this server, so that launches set names only that begin with {', '.join(allowed)}; "
+        "its operator can add to them (XI_ENV_ALLOW)"
+    )

@@ -147,6 +147,7 @@ class Executor:
                 launch_timeout=config.launch_timeout,
             ),
             log_level=config.log_level,
+            trust_remote_code=wanted.spec.trust_remote_code,
         )
 
     async def any_workers(self) -> Mapping[str, WorkerLink]:

@@ -82,11 +82,20 @@ def probe_engines(engines: Iterable[EngineInfo], host: HostInfo) -> dict[str, Su
 
 def match_engines(engines: Iterable[EngineInfo], model: ModelSpec, host: HostInfo) -> dict[str, Support]:
     """Per engine, whether it runs this model here."""
-    return {info.name: _asked(info, partial(info.match, model, host)) for info in engines}
+    return {info.name: _asked(info, partial(_match, info, model, host)) for info in engines}
 
 
-def inspect_path(engines: Iterable[EngineInfo], path: Path) -> ModelSpec:
-    """What `path` holds: asked of the engines with formats of their own, then read as Hugging Face or GGUF. Raises `ArtifactError`."""
+def _match(info: EngineInfo, model: ModelSpec, host: HostInfo) -> Support:
+    if model.pickled and not info.pickles:
+        return Support(ok=False, reason=f"weights in pickled files (.bin), which engine {info.name} doesn't read; convert them to safetensors")
+    return info.match(model, host)
+
+
+def inspect_path(engines: Iterable[EngineInfo], path: Path, *, pickled: bool = False) -> ModelSpec:
+    """What `path` holds: asked of the engines with formats of their own, then read as Hugging Face or GGUF. Raises `ArtifactError`.
+
+    `pickled`: as in `inspect`.
+    """
     path = local_path(path)
     for info in engines:
         try:
@@ -96,7 +105,7 @@ def inspect_path(engines: Iterable[EngineInfo], path: Path) -> ModelSpec:
             continue
         if found is not None:
             return found
-    return inspect(path)
+    return inspect(path, pickled=pickled)
 
 
 def _asked(info: EngineInfo, ask: Callable[[], Support]) -> Support:

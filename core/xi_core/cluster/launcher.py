@@ -157,6 +157,8 @@ def siblings_of(
     if cluster is not None:
         supervisor += ["--cluster-host", cluster[0], "--cluster-port", str(cluster[1])]
         first = ["--invite"]
+    if not is_loopback(listening.getsockname()[0]):
+        supervisor.append("--exposed")
     if not restore:
         first.append("--no-restore")  # at the first start only: what is launched now outlives the supervisor
     found = [Sibling("supervisor", supervisor, first=first, secret=False)]

@@ -214,11 +214,8 @@ class Lifecycle:
         member = self.members.get(worker)
         if member is None:
             raise WorkerNotFound(f"there is no worker '{worker}'; workers: {', '.join(sorted(self.members)) or 'none'}", param="worker")
-        member.draining = True
-        for _, launch, replica, _ in self._state.ledger.on(worker):
-            if replica.wanted and replica.move_by is None and not launch.end:
-                self._state.move(launch, replica, now + seconds)
-        return self._state.start_due(now)
+        member.draining, member.drained_by = True, now + seconds
+        return self._state.move_all(member) + self._state.start_due(now)
 
     def undrain(self, now: float, worker: str) -> list[Action]:
         """Let a worker take replicas again. What has begun to move moves on. Raises `WorkerNotFound`."""
@@ -232,7 +229,8 @@ class Lifecycle:
     def worker_joined(self, now: float, member: Member, records: Iterable[ReplicaRecord]) -> list[Action]:
         """A worker registered, for the first time or again, and told all replicas that it runs, or that failed while it was alone."""
         before = self.members.get(member.name)
-        member.draining = before is not None and before.draining
+        if before is not None:
+            member.draining, member.drained_by = before.draining, before.drained_by
         self._state.ledger.join(member)
         actions: list[Action] = []
         reported: set[tuple[str, int]] = set()
@@ -243,6 +241,8 @@ class Lifecycle:
             if (replica.incarnation, number) not in reported:
                 why = Ending(f"worker {member.name} started anew", fault=False)
                 actions += self._state.lose(now, launch, replica, [rank], why)
+        if member.draining:
+            actions += self._state.move_all(member)
         return actions + self._state.start_due(now)
 
     def worker_beat(self, now: float, worker: str, devices: list[Device]) -> list[Action]:

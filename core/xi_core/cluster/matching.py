@@ -81,14 +81,15 @@ def status(
 ) -> EngineStatus:
     """An engine, by its probe, and what it says of each of the models."""
     reason = probe.reason if probe.ok else with_pip(hub, info, probe.reason)
-    specs = [_verdict(model, answers.get(info.name, UNKNOWN), probe, reason) for model, answers in zip(models, matches, strict=True)]
+    answers = [found.get(info.name, UNKNOWN) for found in matches]
+    specs = [_verdict(model, support, probe, reason) for model, support in zip(models, answers, strict=True)]
     return EngineStatus(
         name=info.name,
         available=probe.ok,
         reason=reason,
         formats=list(info.formats),
         plugin=hub.engines.plugin_of.get(info.name.lower(), ""),
-        model=_in_a_word(specs) if specs else None,
+        model=_in_a_word(answers) if answers else None,
         specs=specs,
     )
 
@@ -145,5 +146,5 @@ def _verdict(model: ModelSpec, support: Support, probe: Support, missing: str) -
     )
 
 
-def _in_a_word(specs: Sequence[SpecVerdict]) -> str:
-    return "yes" if any(spec.runs for spec in specs) else specs[0].reason
+def _in_a_word(answers: Sequence[Support]) -> str:
+    return "yes" if any(answer.ok for answer in answers) else answers[0].reason

@@ -8,6 +8,7 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 from xi_core.api.control import (
+    CachedModelStatus,
     EngineStatus,
     EnvironmentStatus,
     LaunchSpec,
@@ -91,6 +92,22 @@ class RemoveEnvironment(Struct, tag="remove_environment", kw_only=True):
     """Delete an environment, on every worker that has it."""
 
     name: str
+
+
+class ListCache(Struct, tag="list_cache", kw_only=True):
+    """The downloaded models, on every worker or on the one that is asked; those of `name` only, which may have the ids of `names`."""
+
+    name: str = ""
+    names: list[str] = field(default_factory=list)
+
+
+class RemoveCache(Struct, tag="remove_cache", kw_only=True):
+    """Delete a downloaded model, on every worker that has it. Those of `names` are meant, which the supervisor fills in."""
+
+    name: str
+    source: str | None = None
+    revision: str | None = None
+    names: list[str] = field(default_factory=list)
 
 
 class StopCluster(Struct, tag="stop_cluster"):
@@ -346,6 +363,18 @@ class FoundEnvironments(Struct):
     environments: list[EnvironmentStatus]
 
 
+class FoundModels(Struct):
+    """Downloaded models."""
+
+    models: list[CachedModelStatus]
+
+
+class FreedModels(Struct):
+    """Bytes that are free now."""
+
+    freed: int
+
+
 class Workers(Struct):
     """Workers."""
 
@@ -401,6 +430,8 @@ ANSWERS: dict[type[Struct], type[Struct]] = {
     ReadLog: LogPart,
     ListEnvironments: FoundEnvironments,
     RemoveEnvironment: Done,
+    ListCache: FoundModels,
+    RemoveCache: FreedModels,
     StopCluster: Done,
     FetchLog: LogPart,
     Shutdown: Done,
@@ -433,6 +464,8 @@ OF_GATEWAYS: tuple[type[Struct], ...] = (
     ReadLog,
     ListEnvironments,
     RemoveEnvironment,
+    ListCache,
+    RemoveCache,
     StopCluster,
     ListEngines,
     ListFamilies,

@@ -6,9 +6,12 @@ import logging
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from xi_core import __version__
 from xi_core.api.control import DeviceStatus, LogPart, WorkerStatus
 from xi_core.cluster import messages as m
+from xi_core.cluster.cached_models import ids_of
 from xi_core.cluster.executor import Executor
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.members import Member, report
@@ -38,6 +41,8 @@ class Operations:
             m.ReadLog: self._read_log,
             m.ListEnvironments: self._list_environments,
             m.RemoveEnvironment: self._remove_environment,
+            m.ListCache: self._list_cache,
+            m.RemoveCache: self._remove_cache,
             m.StopCluster: self._stop_cluster,
         }
 
@@ -143,6 +148,24 @@ class Operations:
         if missing and len(missing) == len(workers):
             raise missing[0]
         return m.Done()
+
+    async def _list_cache(self, command: m.ListCache) -> m.FoundModels:
+        asked = m.ListCache(name=command.name, names=ids_of(command.name, self._hub.families) if command.name else [])
+        answers = [await worker.link.call(asked) for worker in list(self._executor.workers.values())]
+        return m.FoundModels([model for answer in answers for model in answer.models])
+
+    async def _remove_cache(self, command: m.RemoveCache) -> m.FreedModels:
+        asked = msgspec.structs.replace(command, names=ids_of(command.name, self._hub.families))
+        missing: list[NotFound] = []
+        freed, workers = 0, list(self._executor.workers.values())
+        for worker in workers:
+            try:
+                freed += (await worker.link.call(asked)).freed
+            except NotFound as error:
+                missing.append(error)
+        if missing and len(missing) == len(workers):
+            raise missing[0]
+        return m.FreedModels(freed=freed)
 
     async def _stop_cluster(self, command: m.StopCluster) -> m.Done:
         log.info("the cluster is being stopped")

@@ -80,7 +80,7 @@ class PlacementRequest(Struct, kw_only=True, frozen=True):
 
     def need(self, device: DeviceView) -> int:
         """Bytes of this device's memory that the replica takes."""
-        return max(self.memory, round(self.memory_share * device.memory))
+        return max(self.memory, round(self.memory_share * device.memory)) if self.memory_share else self.memory
 
     def objection(self, worker: WorkerView, device: DeviceView, place: int) -> str:
         """Why the request rules this device out, whatever a scheduler prefers; empty where it doesn't. `place`: its index on its worker."""

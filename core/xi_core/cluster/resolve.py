@@ -14,11 +14,12 @@ from msgspec import Struct
 from xi_core.api.control import MODEL_TYPES, LaunchSpec, has_environment, model_type_of
 from xi_core.cluster import layout
 from xi_core.cluster.engine_choice import ranked
-from xi_core.cluster.envrules import check_env
+from xi_core.cluster.envrules import allowed_prefixes, check_env
 from xi_core.cluster.launches import Wanted
 from xi_core.cluster.lora_choice import check_engine, check_lora, check_names, takes_lora
 from xi_core.cluster.matching import UNKNOWN, Matching, WorkerLink, best_probe, hosts_of, installed, of_type, with_pip
 from xi_core.cluster.parser_choice import check_thinking, with_parsers
+from xi_core.cluster.remote_code import check_remote_code
 from xi_core.cluster.requirement import check_environment
 from xi_core.cluster.reservation import reserved
 from xi_core.config import Settings
@@ -42,6 +43,9 @@ class Resolver:
         self._hub, self._settings = hub, config
         self._workers = workers
         self.matching = Matching(hub, workers, config.model_src)
+        self._prefixes = allowed_prefixes(config)
+        self.exposed = False
+        """Whether other machines reach the server, so that launches may set fewer environment variables."""
 
     async def resolve(self, spec: LaunchSpec) -> Wanted:
         """What `spec`, which is normalised, means. Raises `LaunchError` and its kinds, `InvalidRequest`, `Unavailable`."""
@@ -137,7 +141,8 @@ class Resolver:
             raise InvalidRequest(f"model type '{spec.model_type}' can't be launched; types: {', '.join(MODEL_TYPES)}", param="model_type")
         if isinstance(spec.n_gpu, int) and spec.n_gpu < 0:
             raise InvalidRequest(f"n_gpu is {spec.n_gpu}; it is 'auto', a number from 0 on, or null for CPU", param="n_gpu")
-        check_env(spec.env)
+        check_env(spec.env, self._prefixes if self.exposed else None)
+        check_remote_code(spec, self._settings.allow_remote_code)
         check_environment(spec, self._settings.allow_virtual_env)
         check_names(spec)
 

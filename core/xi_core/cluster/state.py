@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from xi_core.cluster import members as placing
 from xi_core.cluster.launches import LaunchEntry, Wanted
 from xi_core.cluster.ledger import Ledger
+from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
 from xi_core.cluster.placement import Placement, Rejection, Scheduler
 from xi_core.cluster.replicas import Action, Ending, Rank, Replica, Start, Stop, rank_of
@@ -194,6 +195,20 @@ class ClusterState:
         return actions + replica.stops(self.grace)
 
     # ---- moving ---------------------------------------------------------------------------------
+
+    def move_all(self, member: Member) -> list[Action]:
+        """Have others take the place of all that a worker runs which is being drained."""
+        actions: list[Action] = []
+        for _, launch, replica, _ in self.ledger.on(member.name):
+            if launch.end or replica.leaving:
+                continue
+            if replica.replaces:  # it was to take another's place here: one elsewhere must
+                launch.replicas.append(Replica(replica_id=launch.free_id(), replaces=replica.replaces, start_at=0.0))
+                replica.replaces = ""
+                actions += self.dismiss(launch, replica)
+            elif replica.move_by is None:
+                self.move(launch, replica, member.drained_by)
+        return actions
 
     def move(self, launch: LaunchEntry, replica: Replica, by: float) -> None:
         """Have another replica take the place of this one, whose worker is being drained, before this one ends; at the latest at `by`."""

@@ -15,6 +15,7 @@ import sys
 import time
 from functools import partial
 
+from xi_core.access import is_loopback
 from xi_core.api.control import LaunchSpec, ModelStatus, ProcessInfo
 from xi_core.cluster import messages as m
 from xi_core.cluster.admission import Admission
@@ -24,7 +25,7 @@ from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.matching import WorkerLink
 from xi_core.cluster.members import Member
 from xi_core.cluster.operations import Operations
-from xi_core.cluster.placement import Scheduler
+from xi_core.cluster.schedulers import schedulers_of
 from xi_core.cluster.registrations import Registrations
 from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event
 from xi_core.cluster.store import Entry, Store
@@ -36,11 +37,9 @@ from xi_core.errors import (
     InvalidRequest,
     LaunchCancelled,
     ModelNotFound,
-    PluginError,
     ProtocolMismatch,
     XiError,
 )
-from xi_core.importing import import_path
 from xi_core.models.catalog import normalised
 from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Calls, Link, LinkServer
@@ -72,15 +71,16 @@ class Supervisor:
         store: Store | None = None,
         cluster: tuple[str, int] | None = None,
         restore: bool = True,
+        exposed: bool = False,
     ) -> None:
         """Listens at `endpoint`, and with `cluster`, a host and a port, there for other machines, whom `store` knows.
 
         What `store` remembers to be wanted is launched again, with `restore`. For `settle` seconds nothing is placed: workers may
-        report it yet. Raises `TransportError`, `ConfigError`.
+        report it yet. `exposed`: other machines reach the gateway. Raises `TransportError`, `ConfigError`.
         """
         epoch = f"{store.next_epoch():04x}{secrets.token_hex(2)}" if store is not None else secrets.token_hex(4)
         self._hub = hub
-        schedulers = _schedulers(hub)
+        schedulers = schedulers_of(hub)
         default = schedulers[hub.schedulers.get(config.launch_strategy, param="XI_LAUNCH_STRATEGY").name]
         for plugin in hub.records:
             if plugin.state == "quarantined":
@@ -98,6 +98,7 @@ class Supervisor:
         replica_transport = next((t.transport for t in hub.transports if scheme in t.schemes), "")
         self._grace = config.grace
         self._executor = Executor(hub, config, self._lifecycle, RoutingTable(epoch), replica_transport)
+        self._executor.resolver.exposed = exposed or (cluster is not None and not is_loopback(cluster[0]))
         self.stop_asked = asyncio.Event()
         """Set when somebody has asked to stop the cluster."""
         self._registrations = Registrations(hub, config)
@@ -314,17 +315,6 @@ class Supervisor:
         return m.Cluster(processes, self.admission.endpoint if self.admission is not None else "")
 
 
-def _schedulers(hub: PluginHub) -> dict[str, Scheduler]:
-    """Every scheduler, by its name. Raises `PluginError` for one that is none."""
-    found = {}
-    for info in hub.schedulers:
-        made = import_path(info.scheduler)()
-        if not isinstance(made, Scheduler):
-            raise PluginError(f"scheduler '{info.name}' is not a subclass of xi_core.cluster.placement.Scheduler")
-        found[info.name] = made
-    return found
-
-
 def _lives(worker: WorkerLink) -> bool:
     """Whether a worker that is linked may still live. One of this machine is looked at; another is believed until its link is lost."""
     if worker.link.peer_key:
@@ -345,7 +335,8 @@ async def run(arguments: argparse.Namespace) -> None:
     store = _store(config, required=cluster is not None)
     settle = 0.0 if cluster is not None and store is not None and not store.entries("worker") else arguments.settle  # nobody can report
     hub = PluginHub.load(config.plugins)
-    supervisor = Supervisor(hub, config, arguments.endpoint, settle, store=store, cluster=cluster, restore=not arguments.no_restore)
+    given = {"restore": not arguments.no_restore, "exposed": arguments.exposed}
+    supervisor = Supervisor(hub, config, arguments.endpoint, settle, store=store, cluster=cluster, **given)
     announce("supervisor", supervisor.endpoint, **_invitation(supervisor.admission, arguments.invite))
     await first_of(stop, supervisor.stop_asked)
     if supervisor.stop_asked.is_set():
@@ -388,6 +379,7 @@ def main() -> int:
     )
     parser.add_argument("--cluster-host", default="", help="listen at this address for workers and gateways of other machines")
     parser.add_argument("--cluster-port", type=int, default=CLUSTER_PORT, help="the port for them; the next one is where they join")
+    parser.add_argument("--exposed", action="store_true", help="other machines reach the gateway")
     parser.add_argument("--invite", action="store_true", help="make a join token and tell it")
     parser.add_argument("--no-restore", action="store_true", help="forget what was launched before")
     parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends")

@@ -23,6 +23,7 @@ import msgspec
 from xi_core import __version__
 from xi_core.api.control import EnvironmentStatus, LogPart, has_environment
 from xi_core.cluster import addresses, host, joining, logs
+from xi_core.cluster.cached_models import CachedModels
 from xi_core.cluster.data_plane import placed
 from xi_core.cluster.device_watch import DeviceWatch
 from xi_core.cluster.devices import Device
@@ -56,6 +57,7 @@ from xi_core.cluster.messages import (
 from xi_core.cluster.ports import PortBlock, PortRange, interface_of
 from xi_core.cluster.process import REPLICA_COMMAND
 from xi_core.cluster.replicas import rank_of
+from xi_core.cluster.remote_code import check_remote_code
 from xi_core.cluster.requirement import check_environment, joined, needed
 from xi_core.cluster.running import RunningReplica, in_thread
 from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event, unless
@@ -115,6 +117,7 @@ class Worker:
             ListEnvironments: self._list_environments,
             RemoveEnvironment: self._remove_environment,
             Shutdown: self._shutdown,
+            **CachedModels(name, self._home, lambda: [(r.plan.replica_id, r.plan.artifact.path) for r in self._running.values()]).calls(),
         }
         transport = by_scheme(hub.transports, supervisor)
         self._secure, self._local = security is not None, supervisor.startswith("ipc:")
@@ -202,7 +205,8 @@ class Worker:
     # ---- what the supervisor asks ---------------------------------------------------------------
 
     async def _inspect(self, command: Inspect) -> Inspected:
-        return Inspected(await in_thread(lambda: host.inspect_path(self._hub.engines, Path(command.path))))
+        pickled = self._settings.allow_pickled_weights
+        return Inspected(await in_thread(lambda: host.inspect_path(self._hub.engines, Path(command.path), pickled=pickled)))
 
     async def _fetch_log(self, command: FetchLog) -> LogPart:
         path = logs.log_file(self._home, command.replica_id, command.rank)
@@ -248,7 +252,10 @@ class Worker:
         if prepared is None or prepared.plan.incarnation != plan.incarnation or not prepared.waits:
             raise Conflict(f"rank {plan.rendezvous.rank} of {plan.replica_id} is not prepared on worker {self.name}")
         self._blocks.pop(plan.incarnation).release()
-        prepared.begin(msgspec.structs.replace(plan, endpoint=prepared.plan.endpoint, security=prepared.plan.security))
+        own = prepared.plan
+        prepared.begin(
+            msgspec.structs.replace(plan, endpoint=own.endpoint, security=own.security, pickled_weights=own.pickled_weights)
+        )
         return Done()
 
     def _run(self, command: StartReplica, *, shared: bool) -> RunningReplica:
@@ -258,6 +265,7 @@ class Worker:
         if plan.replica_id in self._running:
             raise Conflict(f"replica {plan.replica_id} runs on worker {self.name} already")
         keys = KeyPair.new() if self._secure else None
+        plan = msgspec.structs.replace(plan, pickled_weights=self._settings.allow_pickled_weights)
         command.plan = placed(plan, keys, self._address, self._settings.port_range, self._runtime if self._local else None)
         replica = RunningReplica(
             command,
@@ -315,6 +323,7 @@ class Worker:
     def _build(self, start: StartReplica, progress: Progress) -> Path | None:
         """In a thread: the interpreter of the replica's own environment, where it is to have one."""
         spec = start.spec
+        check_remote_code(spec, self._settings.allow_remote_code)
         if not has_environment(spec):
             return None
         check_environment(spec, self._settings.allow_virtual_env)

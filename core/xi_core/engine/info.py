@@ -87,6 +87,8 @@ class EngineInfo(Struct, kw_only=True):
     engines_by_type: dict[str, str] = field(default_factory=dict)
     """Other classes for models of other types than LLM: `{"embedding": "module:Class", "rerank": "module:Class"}`."""
     preferred_formats: tuple[str, ...] = field(default_factory=tuple)
+    pickles: bool = False
+    """It heeds a plan's `pickled_weights`: it reads `pytorch_model*.bin` by `weights_only` loading there, and refuses it elsewhere."""
 
     def engine_for(self, model_type: str) -> str:
         """`module:Class` of the engine that serves models of this type."""

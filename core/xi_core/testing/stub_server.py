@@ -42,6 +42,8 @@ class Server(ThreadingHTTPServer):
     """Serves on a Unix socket or a port of loopback."""
 
     daemon_threads = True
+    request_queue_size = 128
+    """More than a test sends at once: a Unix socket refuses connections beyond it, where one of TCP would have them wait."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options

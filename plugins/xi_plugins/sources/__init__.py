@@ -10,10 +10,12 @@ from xi_core.models.source import SourceInfo
 
 @hookimpl
 def xi_model_sources() -> Iterable[SourceInfo]:
-    """Files on this machine, and the tiny model that is shipped with xi."""
+    """Files on this machine, the tiny model that is shipped with xi, and two hubs."""
     return [
         SourceInfo(
             name="local", source="xi_plugins.sources.local:LocalSource", description="A path or file:// URL on the worker's machine"
         ),
         SourceInfo(name="builtin", source="xi_plugins.sources.builtin:BuiltinSource", description="Model files shipped with xi"),
+        SourceInfo(name="huggingface", source="xi_plugins.sources.huggingface:HuggingFaceSource", description="The Hugging Face hub"),
+        SourceInfo(name="modelscope", source="xi_plugins.sources.modelscope:ModelScopeSource", description="ModelScope"),
     ]

@@ -73,7 +73,7 @@ def run(folder: Path, tests: str, *arguments: str, claims: str = "") -> str:
 def test_all_claims_are_proven(tmp_path: Path) -> None:
     assert "4 passed" in run(tmp_path, TESTS.format(seed="pass"), "--parity", "results")
     assert json.loads((tmp_path / "results" / "toy.json").read_text()) == {
-        "engine": "Toy", "version": "toy 1.2", "unproven": "", "proven": {"/v1/chat/completions": ["n", "seed"]},
+        "engine": "Toy", "version": "toy 1.2", "proven": {"/v1/chat/completions": ["n", "seed"]},
     }  # fmt: skip
 
 
@@ -89,7 +89,9 @@ def test_a_proof_that_is_not_claimed(tmp_path: Path) -> None:
 
 
 def test_excuses(tmp_path: Path) -> None:
-    assert "2 passed" in run(tmp_path, TESTS.format(seed="pytest.skip('no')"), claims='    unproven = {"seed": "why"}\n')
+    excuse = '    unproven = {"seed": "why", "stop": "not claimed"}\n'
+    assert "2 passed" in run(tmp_path, TESTS.format(seed="pytest.skip('no')"), "--parity", "results", claims=excuse)
+    assert json.loads((tmp_path / "results" / "toy.json").read_text())["excused"] == {"/v1/chat/completions": {"seed": "why"}}
     assert "excused, and proven all the same" in run(tmp_path, TESTS.format(seed="pass"), claims='    unproven = {"seed": "why"}\n')
 
 
@@ -111,10 +113,10 @@ def test_results_of_several_files_and_versions(tmp_path: Path, monkeypatch: pyte
     ledger.note("Toy", "/a", ("n", "seed"), True)
     ledger.note("Toy", "/a", ("seed",), False)
     ledger.note("Toy", "/b", ("stop",), True)
-    proofs.write(tmp_path, info("toy 1"), ("/a",))
-    proofs.write(tmp_path, info("toy 1"), ("/b",))
+    proofs.write(tmp_path, info("toy 1"), ("/a",), {})
+    proofs.write(tmp_path, info("toy 1"), ("/b",), {})
     assert json.loads((tmp_path / "toy.json").read_text())["proven"] == {"/a": ["n"], "/b": ["stop"]}
-    proofs.write(tmp_path, info("toy 2"), ("/b",))
+    proofs.write(tmp_path, info("toy 2"), ("/b",), {})
     assert json.loads((tmp_path / "toy.json").read_text())["proven"] == {"/b": ["stop"]}
 
 

@@ -1,6 +1,7 @@
 """The plugins `vLLM` and `SGLang` without their libraries: what they tell, refuse, run and read."""
 
 import json
+import re
 from importlib import metadata, util
 from pathlib import Path
 
@@ -359,6 +360,17 @@ def test_tools_need_a_parser(plugin, model, parser):
     loaded = engine(plugin).loaded(plan(plugin, model, **options), {"max_model_len": 77})
     assert loaded.manifest.endpoints[CHAT]["tools"].state == ("yes" if parser else "no")
     assert loaded.manifest.narrowed_by(info(plugin).manifest) == loaded.manifest
+
+
+# ---- requests ---------------------------------------------------------------------------------------
+
+
+def test_expressions_of_vllm_have_asciis_classes():
+    pytest.importorskip("llguidance")
+    body = {"prompt": "x", "structured_outputs": {"regex": r"\d+/\w"}}
+    sent = engine(vllm).body(ApiRequest(id=1, route=COMPLETIONS, body=body))["structured_outputs"]["regex"]
+    assert [bool(re.fullmatch(sent, text)) for text in ("12/a", "٣/a", "1/é")] == [True, False, False]
+    assert engine(vllm).body(ApiRequest(id=1, route=COMPLETIONS, body={"prompt": "x"})) == {"prompt": "x"}
 
 
 # ---- what comes back --------------------------------------------------------------------------------

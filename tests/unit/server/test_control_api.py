@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from xi_core.api.control import ClusterInfo, EngineStatus, ModelStatus, ProcessInfo
+from xi_core.api.control import ClusterInfo, EngineStatus, LaunchSpec, ModelStatus, ProcessInfo
 from xi_core.api.openai import ModelList
 from xi_core.errors import UnknownEngine
 
@@ -138,7 +138,7 @@ async def test_engines(stage: Any) -> None:
     stage.supervisor.engines = [EngineStatus(name="llama.cpp", available=True, reason="1.0", formats=["ggufv2"], plugin="p", model="yes")]
     call = await stage.control("GET", "/v1/engines", query=b"model=xi-tiny")
     assert msgspec.json.decode(call.body_text, type=list[EngineStatus])[0].model == "yes"
-    assert stage.supervisor.asked[-1].model == "xi-tiny"
+    assert stage.supervisor.asked[-1].model == LaunchSpec(model_name="xi-tiny")
 
 
 async def test_cluster_info_has_this_gateway(stage: Any) -> None:
@@ -246,8 +246,12 @@ async def test_documents(stage: Any) -> None:
     assert page.status == 200
     assert b"/openapi.json" in page.body_text
     document = (await stage.control("GET", "/openapi.json")).json
-    assert {"/v1/chat/completions", "/v1/rerank", "/v1/models", "/v1/models/{uid}/replicas", "/v1/workers", "/metrics"} <= set(document["paths"])
-    undocumented = [f"{method} {path}" for path, methods in document["paths"].items() for method, one in methods.items() if not one.get("summary")]
+    assert {"/v1/chat/completions", "/v1/rerank", "/v1/models", "/v1/models/{uid}/replicas", "/v1/workers", "/metrics"} <= set(
+        document["paths"]
+    )
+    undocumented = [
+        f"{method} {path}" for path, methods in document["paths"].items() for method, one in methods.items() if not one.get("summary")
+    ]
     assert undocumented == []
     chat = document["paths"]["/v1/chat/completions"]["post"]
     assert chat["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ChatRequest"}

@@ -10,7 +10,7 @@ import re
 import sys
 from typing import Any
 
-from xi_core.engine.base import LoadedModel
+from xi_core.engine.base import ApiRequest, LoadedModel
 from xi_core.engine.child_address import Address
 from xi_core.engine.child_options import cause, complaint, count, flags, parallelism
 from xi_core.engine.child_server import ChildServerEngine, ServerCommand
@@ -90,6 +90,14 @@ class VllmEngine(ChildServerEngine):
             options.setdefault("chat_template", address.write("chat_template.jinja", plan.chat_template))
         return options
 
+    def body(self, request: ApiRequest) -> dict[str, Any]:
+        r"""vLLM's `\d`, `\w` and `\s` are Unicode's; here, as in xi's other engines, they are ASCII's."""
+        body = super().body(request)
+        outputs = body.get("structured_outputs") or {}
+        if not outputs.get("regex"):
+            return body
+        return {**body, "structured_outputs": {**outputs, "regex": _ascii(outputs["regex"])}}
+
     def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
         return LoadedModel(context_length=card["max_model_len"], slots=slots(plan), manifest=manifest_for(plan))
 
@@ -110,6 +118,14 @@ class VllmEngine(ChildServerEngine):
         if "memory" in why.lower():
             return EngineError(f"vLLM has too little memory: {why}")
         return EngineError(f"vLLM {how} while it started: {why}") if why else super().failed_start(how, lines)
+
+
+def _ascii(expression: str) -> str:
+    """The expression with ASCII's classes written out; vLLM refuses one that is none."""
+    import llguidance  # vLLM brings it
+
+    found: str = llguidance.regex_to_lark(expression, "dws")
+    return found
 
 
 def manifest_for(plan: LaunchPlan) -> Manifest:

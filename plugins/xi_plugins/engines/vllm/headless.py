@@ -7,7 +7,6 @@ the name `vllm`, which its CPU build is not. Imported by nothing; vLLM is loaded
 from __future__ import annotations
 
 import os
-import sys
 
 
 def main() -> None:
