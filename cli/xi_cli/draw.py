@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-PIPE_WIDTH = 400
+PIPE_WIDTH = 4000
 """Width of a table that no terminal shows: wide enough that nothing is cut or wrapped for `grep`."""
 
 STATE_STYLES = {

@@ -42,6 +42,14 @@ def part(params: Iterable[click.Parameter], args: list[str]) -> tuple[list[str],
     return known, options
 
 
+def joined(options: dict[str, Any], **ours: Any) -> dict[str, Any]:
+    """`options` with those that have a flag of their own, where they are given. Raises `click.UsageError` for one given both ways."""
+    found = {name: value for name, value in ours.items() if value is not None}
+    for name in found.keys() & options.keys():
+        raise click.UsageError(f"--{name.replace('_', '-')} is given twice")
+    return {**options, **found}
+
+
 def convert(text: str) -> Any:
     """A value as JSON has it (numbers, true and false in any case, objects, lists), else the text itself."""
     if text.lower() in ("true", "false"):

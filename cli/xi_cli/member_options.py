@@ -58,7 +58,7 @@ def token_of(token: str | None, token_file: Path | None) -> str:
             token = token_file.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise click.UsageError(f"--token-file {token_file} can't be read: {error}") from None
-    return (token or os.environ.get("XI_JOIN_TOKEN", "")).strip()
+    return (token or settings().join_token).strip()
 
 
 def member_process(

@@ -23,6 +23,9 @@ import msgspec
 from msgspec import Struct
 
 from xi_core.api.control import (
+    CachedModelList,
+    CachedModelStatus,
+    CacheRemoval,
     ClusterInfo,
     DrainOrder,
     EngineStatus,
@@ -170,6 +173,16 @@ class Client:
     def remove_environment(self, name: str) -> None:
         """Delete an environment from every worker that has it. Raises `NotFound`, `Conflict` where it is used."""
         self._call(msgspec.Raw, "DELETE", f"/v1/virtualenvs/{quote(name, safe='')}")
+
+    def cached(self, model: str | None = None) -> list[CachedModelStatus]:
+        """The downloaded models on all workers; with `model`, a hub id or a family's name, only its."""
+        query = _query({"model_name": model}) if model else ""
+        return self._call(CachedModelList, "GET", f"/v1/cache/models{query}").models
+
+    def remove_cached(self, model: str, source: str | None = None, revision: str | None = None) -> int:
+        """Delete a downloaded model from every worker. Answers the bytes that are free now. Raises `NotFound`, `Conflict` (in use)."""
+        given = {name: value for name, value in {"model_name": model, "source": source, "revision": revision}.items() if value}
+        return self._call(CacheRemoval, "DELETE", f"/v1/cache/models{_query(given)}").freed
 
     def stop_cluster(self) -> None:
         """Stop every worker with what it runs, and the servers."""

@@ -53,6 +53,14 @@ class Settings(Struct, kw_only=True, frozen=True):
     """Ports for the ranks of sharded replicas, FIRST-LAST; best outside those that the system gives to outgoing connections."""
     allow_virtual_env: bool = True
     """Whether launches may bring packages of their own, which run as this user."""
+    allow_remote_code: bool = False
+    """Whether launches with `trust_remote_code` may run Python code that lies beside a model's weights, as this user."""
+    allow_pickled_weights: bool = False
+    """Whether weights of local directories that come as `pytorch_model*.bin` only may be read, by torch's `weights_only` loading."""
+    env_allow: str = ""
+    """Beginnings of names, `A_,B_`, that launches may set by `--env` beside the built-in ones where other machines reach this server."""
+    join_token: str = ""
+    """The token with which `xi worker` or `xi gateway` joins a cluster for the first time."""
     router: str = "least_loaded"
     """The router that chooses a replica for each request: `least_loaded` or `prefix_affinity`."""
     launch_timeout: Seconds = 600.0

@@ -7,7 +7,8 @@
     ├── AuthenticationFailed      401  no key, or a wrong one
     ├── Forbidden                 403  asked from where nobody may ask
     ├── NotFound                  404
-    │   └── ModelNotFound         404  no launch of that uid
+    │   ├── ModelNotFound         404  no launch of that uid
+    │   └── WorkerNotFound        404  no worker of that name
     ├── Conflict                  409  the uid is taken by another launch spec
     ├── PayloadTooLarge           413
     ├── Overloaded                429  a bounded queue is full; `retry_after` says when to come back
@@ -22,6 +23,7 @@
     │   ├── EngineNotInstalled    400  with the pip line
     │   ├── NoPlacement           409  no devices that would do, with the reason for each
     │   ├── ArtifactError         400  weights missing, unreadable or damaged
+    │   ├── EnvironmentFailed     400  the model's own environment could not be built
     │   ├── LaunchFailed          500  the replica could not be brought up
     │   └── LaunchCancelled       409  terminated before it was ready
     ├── ConfigError                    a setting with a value that can't be

@@ -106,6 +106,12 @@ class Registry(Generic[D]):
         for alias in self.claims(descriptor)[1:]:
             self._aliases[alias] = name
 
+    def remove(self, name: str) -> None:
+        """Forget a descriptor and its aliases."""
+        key = name.lower()
+        del self._by_name[key], self.plugin_of[key]
+        self._aliases = {alias: other for alias, other in self._aliases.items() if other != key}
+
 
 class PluginHub:
     """All plugins of this process and what they offer, one `Registry` per hook."""

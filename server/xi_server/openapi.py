@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from xi_core.api.control import (
+    CachedModelList,
+    CacheRemoval,
     ClusterInfo,
     DrainOrder,
     EngineStatus,
@@ -56,6 +58,8 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("/v1/workers", "get"): list[WorkerStatus],
     ("/v1/placements", "post"): list[PlacementReport],
     ("/v1/virtualenvs", "get"): list[EnvironmentStatus],
+    ("/v1/cache/models", "get"): CachedModelList,
+    ("/v1/cache/models", "delete"): CacheRemoval,
     ("/v1/cluster/info", "get"): ClusterInfo,
     ("/v1/cluster/join-tokens", "post"): JoinTokenAnswer,
 }

@@ -112,7 +112,7 @@ def test_unknown_option(here: RunningServer, engine: str, known: str) -> None:
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "transformers"])
 def test_option_with_a_wrong_value(here: RunningServer, engine: str) -> None:
-    assert "context_length" in refused(here, "launch", "xi-tiny", "-u", "other", "-en", engine, "--context-length", "many")
+    assert "context_length" in refused(here, "launch", "xi-tiny", "-u", "other", "-en", engine, "--context_length", "many")
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "transformers"])

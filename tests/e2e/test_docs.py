@@ -14,10 +14,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
     "docs/tutorial.md",
+    "docs/how-to/models.md",
     "docs/how-to/offline.md",
     "docs/how-to/tools-and-thinking.md",
     "docs/how-to/structured-output.md",
     "docs/how-to/lora.md",
+    "docs/how-to/memory.md",
 ]
 BLOCK = re.compile(r"<!-- run -->\n```(bash|python)\n(.*?)```", re.DOTALL)
 DONE_ALREADY = ("pip install", "xi serve", "python3 -m venv")

@@ -13,6 +13,7 @@ import msgspec
 import psutil
 import pytest
 
+from xi_core.engine import child_server
 from xi_core.engine.base import ApiRequest, ApiSink
 from xi_core.engine.child_address import Address
 from xi_core.errors import EngineError
@@ -21,7 +22,7 @@ from xi_core.testing.stub_engine import StubServerEngine
 from xi_core.testing.stub_server import TEXT as STUB_TEXT
 from xi_core.testing.waiting import wait_until
 from xi_core.wire.frames import Data, Open
-from xi_core.wire.plan import LoraModule, ServingLimits
+from xi_core.wire.plan import LoraModule, RankAddress, Rendezvous, ServingLimits
 
 ENGINE = "xi_core.testing.stub_engine:StubServerEngine"
 
@@ -233,6 +234,77 @@ def test_child_dies_with_its_parent(tmp_path):
         parent.wait()
         parent.stdout.close()
     wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 5.0, "the child's end")
+
+
+# ---- ranks above 0 ----------------------------------------------------------------------------------
+
+
+def follower(**options):
+    made = plan(**options)
+    world = tuple(RankAddress(rank=rank, worker=f"w{rank}", host="127.0.0.1", ports=(1, 2)) for rank in (0, 1))
+    made.rendezvous = Rendezvous(rank=1, world=world)
+    made.endpoint = ""
+    return made
+
+
+class Headless(StubServerEngine):
+    """Its follower listens nowhere, and tells so."""
+
+    def joined(self, line):
+        return line.startswith("loading")
+
+
+def test_follower_is_there_once_it_says_so_and_watched_from_then_on():
+    engine = Headless()
+    model = engine.load(follower(**{"hang-at-start": True, "with-sibling": True}), lambda *_: None)
+    try:
+        assert (model.context_length, model.slots, model.manifest.endpoints) == (0, 0, {})
+        engine.check()
+        wait_until(lambda: any(line.startswith("sibling") for line in engine._child.lines), 5.0)
+        sibling = int(next(line for line in engine._child.lines if line.startswith("sibling")).split()[1])
+        os.kill(engine._child.pid, signal.SIGKILL)
+
+        def noticed():
+            with contextlib.suppress(EngineError):
+                engine.check()
+                return False
+            return True
+
+        wait_until(noticed, 5.0)
+        wait_until(lambda: not psutil.pid_exists(sibling) or psutil.Process(sibling).status() == psutil.STATUS_ZOMBIE, 5.0)
+    finally:
+        engine.close(1.0)
+    assert not os.path.exists(engine._address.folder)
+
+
+def test_follower_that_answers_needs_no_word_and_has_no_metrics():
+    with contextlib.closing(Closing(follower())) as engine:
+        assert engine._counters is None
+        assert len(engine._tasks) == 1
+
+
+class Closing(StubServerEngine):
+    """Loaded, and closed without a grace."""
+
+    def __init__(self, plan):
+        super().__init__()
+        self.load(plan, lambda *_: None)
+
+    def close(self, grace=1.0):
+        super().close(grace)
+
+
+def test_silent_follower_counts_as_started_after_a_while(monkeypatch):
+    monkeypatch.setattr(child_server, "FOLLOWING", 0.5)
+    engine = StubServerEngine()
+    engine.load(follower(**{"hang-at-start": True}), lambda *_: None)
+    engine.check()
+    engine.close(1.0)
+
+
+def test_follower_that_dies_at_its_start_tells_why():
+    with pytest.raises(EngineError, match=r"ended with status 5(?s:.*)no such card"):
+        StubServerEngine().load(follower(**{"die-at-start": "no such card"}), lambda *_: None)
 
 
 # ---- adapters, metrics, merged events ---------------------------------------------------------------

@@ -325,7 +325,7 @@ async def test_what_cannot_be_launched_is_told_to_the_caller(
 
 
 async def test_engines(stage: Stage) -> None:
-    engines = {e.name: e for e in (await stage.link.call(m.ListEngines("toy"))).engines}
+    engines = {e.name: e for e in (await stage.link.call(m.ListEngines(LaunchSpec(model_name="toy")))).engines}
     assert (engines["stub"].available, engines["stub"].model, engines["stub"].plugin) == (True, "yes", "stub")
     assert (engines["absent"].available, engines["absent"].model) == (False, "yes")
     assert "pip install" in engines["absent"].reason

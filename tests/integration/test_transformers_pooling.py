@@ -20,6 +20,7 @@ from xi_core.errors import ArtifactError, EngineError, UnknownOption  # noqa: E4
 from xi_core.models.inspect import inspect  # noqa: E402
 from xi_core.testing.harness import Harness, plan_for  # noqa: E402
 from xi_core.testing.pooling_kit import EmbeddingKit, RerankKit  # noqa: E402
+from xi_core.testing.proofs import ClaimsKit  # noqa: E402
 from xi_core.wire.plan import Artifact, LaunchPlan  # noqa: E402
 from xi_plugins.engines.transformers.pooling import TransformersEmbedder, TransformersReranker  # noqa: E402
 from xi_plugins.engines.transformers.sentence import read_recipe  # noqa: E402
@@ -29,6 +30,8 @@ pytestmark = pytest.mark.engine("transformers")
 EMBEDDER = "xi_plugins.engines.transformers.pooling:TransformersEmbedder"
 RERANKER = "xi_plugins.engines.transformers.pooling:TransformersReranker"
 PLUGIN = "xi_plugins.engines.transformers.plugin"
+XI_TINY = Path(__file__).parents[2] / "plugins/xi_plugins/families/xi_tiny/hf"
+VECTORS = json.loads((Path(__file__).parents[1] / "data/xi_tiny_numbers.json").read_text("utf-8"))["vectors"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 TEXTS = ("a", "the cat sat on the mat", "你好 😀", "zebra " * 9, "Paris")
 SHAPE: dict[str, Any] = {
@@ -167,6 +170,12 @@ class TestRoberta(_OnModel, EmbeddingKit):
     plugin = PLUGIN
     plan = plan(EMBEDDER, Path("nowhere"))
     config = ROBERTA
+
+
+class TestXiTiny(EmbeddingKit):
+    plugin = PLUGIN
+    plan = plan(EMBEDDER, XI_TINY)
+    reference = VECTORS
 
 
 class TestBertReranker(_OnModel, RerankKit):
@@ -362,3 +371,9 @@ def test_inspection_tells_the_type(tmp_path: Path) -> None:
     assert inspect(tmp_path / "llm").model_type == "embedding"
     assert read_recipe(tmp_path / "llm").pooling == "lasttoken"
     assert len(vectors(load(tmp_path / "llm"))) == len(TEXTS)
+
+
+class TestTransformersPoolingClaims(ClaimsKit):
+    plugin = PLUGIN
+    engine = EMBEDDER
+    routes = (EmbeddingKit.route, RerankKit.route)

@@ -88,8 +88,8 @@ def _spec_rows(engine: EngineStatus) -> list[tuple[str, ...]]:
     for (model_format, reason, names), sizes in running.items():
         rows.append((engine.name, "yes", model_format, ", ".join(sizes), names, reason))
     for reason, specs in refused.items():
-        formats, quantizations = _each(s.model_format for s in specs), _each(map(_quantization, specs))
-        rows.append((engine.name, "no", formats, _each(map(_size, specs)), quantizations, reason))
+        formats, names = _each(s.model_format for s in specs), _each(map(_quantization, specs))
+        rows.append((engine.name, "no", formats, _each(map(_size, specs)), names, reason))
     return rows
 
 

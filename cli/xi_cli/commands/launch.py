@@ -68,6 +68,10 @@ class LaunchCommand(click.Command):
     "--virtual-env-find-link", "virtual_env_find_links", multiple=True, metavar="DIR",
     help="A directory of the worker's machine in which packages may lie; repeatable.",
 )  # fmt: skip
+@click.option("--context-length", type=click.IntRange(1), metavar="N", help="Most tokens of prompt and answer together; of any engine.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python code in the model's directory, where the server's operator allows it too."
+)
 @click.option("--env", nargs=2, multiple=True, metavar="NAME VALUE", help="An environment variable of the replicas; repeatable.")
 @click.option("--explain", is_flag=True, help="Only show where each replica would go, and why not elsewhere; start nothing.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the model is ready.")
@@ -80,6 +84,7 @@ def launch(
     model: str | None,
     model_name: str | None,
     env: tuple[tuple[str, str], ...],
+    context_length: int | None,
     explain: bool,
     wait: bool,
     as_json: bool,
@@ -90,7 +95,7 @@ def launch(
     """Launch a model and wait until it is ready.
 
     MODEL is a model's name, a directory with weights or a .gguf file. Options that are not listed here go to the engine, which checks
-    them: --context-length 2048, --context_length=2048, bare --flags, and JSON values. Ctrl-C cancels the launch.
+    them: --batch-size 8, --batch_size=8, bare --flags, and JSON values. Ctrl-C cancels the launch.
 
     \b
     Examples:
@@ -109,7 +114,8 @@ def launch(
     fields["model_path"] = _absolute(fields["model_path"]) if fields["model_path"] else None
     for several in ("virtual_env_packages", "virtual_env_find_links"):
         fields[several] = list(fields[several])
-    spec = LaunchSpec(model_name=_named(name), env=dict(env), options=ctx.meta["options"], **fields)
+    options = engine_options.joined(ctx.meta["options"], context_length=context_length)
+    spec = LaunchSpec(model_name=_named(name), env=dict(env), options=options, **fields)
     client = connect(endpoint, api_key)
     _await_server(client)
     if explain:

@@ -42,6 +42,37 @@ class EnvironmentStatus(Struct, kw_only=True):
     """Bytes."""
 
 
+class CachedModelStatus(Struct, kw_only=True):
+    """A downloaded model on a worker: part of the answer to `GET /v1/cache/models`."""
+
+    worker: str
+    model_name: str
+    """Its id at its source."""
+    source: str
+    model_version: str
+    """The commit, or what else the source pins its files by."""
+    path: str
+    files: int
+    size: int
+    """Bytes."""
+    created: float
+    """When it was complete, in seconds since 1970."""
+
+
+class CachedModelList(Struct):
+    """Answer to `GET /v1/cache/models`, in Xinference's form."""
+
+    models: list[CachedModelStatus] = msgspec.field(name="list")
+
+
+class CacheRemoval(Struct):
+    """Answer to `DELETE /v1/cache/models`."""
+
+    result: bool
+    freed: int
+    """Bytes, on all workers."""
+
+
 class ReplicaConfig(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Where one replica goes, instead of what the launch says for all: `replica_config` holds one for each replica."""
 
@@ -65,6 +96,8 @@ class LaunchSpec(Struct, kw_only=True, omit_defaults=True):
     size_in_billions: str | None = None
     quantization: str | None = None
     model_path: Name | None = None
+    source: Name | None = None
+    """Where its files come from, `huggingface` or another source; None: `XI_MODEL_SRC` if it is there, else its first source."""
     replica: Annotated[int, Meta(ge=1, le=1024)] = 1
     n_gpu: int | Literal["auto"] | None = "auto"
     gpu_idx: list[int] | None = None
@@ -91,6 +124,8 @@ class LaunchSpec(Struct, kw_only=True, omit_defaults=True):
     """Packages with versions for the model's own environment, beside those that its engine needs."""
     virtual_env_find_links: list[str] = msgspec.field(default_factory=list)
     """Directories of the workers' machines in which packages may lie."""
+    trust_remote_code: bool = False
+    """Whether Python code in the model's directory may run; the server's operator must allow it too (`XI_ALLOW_REMOTE_CODE`)."""
     env: dict[str, str] = msgspec.field(default_factory=dict)
     options: dict[str, Any] = msgspec.field(default_factory=dict)
 
@@ -305,7 +340,7 @@ class Registration(Struct, kw_only=True):
     """Empty in lists, unless they are asked for (`detailed=true`)."""
 
 
-class RegisterOrder(Struct, kw_only=True, forbid_unknown_fields=True):
+class RegisterOrder(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Body of `POST /v1/model_registrations/{type}`. `model` is the text of a family file."""
 
     model: Annotated[str, Meta(min_length=2, max_length=1024 * 1024)]

@@ -87,7 +87,9 @@ def match_engines(engines: Iterable[EngineInfo], model: ModelSpec, host: HostInf
 
 def _match(info: EngineInfo, model: ModelSpec, host: HostInfo) -> Support:
     if model.pickled and not info.pickles:
-        return Support(ok=False, reason=f"weights in pickled files (.bin), which engine {info.name} doesn't read; convert them to safetensors")
+        return Support(
+            ok=False, reason=f"weights in pickled files (.bin), which engine {info.name} doesn't read; convert them to safetensors"
+        )
     return info.match(model, host)
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from xi_core.access import check_access
+from xi_core.access import check_access, is_loopback
 from xi_core.cluster import addresses
 from xi_core.cluster.runtime import RuntimeFolder, sweep
 from xi_core.cluster.siblings import Sibling

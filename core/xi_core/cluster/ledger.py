@@ -18,6 +18,8 @@ from xi_core.cluster.replicas import Rank, Replica, rank_of
 Key = tuple[str, int]
 """An incarnation and the number of a rank."""
 Held = tuple[LaunchEntry, Replica, Rank]
+REMEMBERED = 4096
+"""Lives that are known to be over."""
 
 
 class Promise(Protocol):
@@ -40,6 +42,7 @@ class Ledger:
         self._ranks: dict[str, dict[Key, Held]] = {}
         self._strays: dict[str, dict[Key, ReplicaRecord]] = {}
         """Processes on a worker that no launch wants, and that have been told to end: until then they hold their devices."""
+        self._over: dict[str, None] = {}
         self._views: dict[str, WorkerView] = {}
         self._names: list[str] = []
 
@@ -75,7 +78,10 @@ class Ledger:
         """Nothing is left of a life. To be called before the replica forgets it."""
         for rank in replica.ranks:
             self.drop(replica, rank)
-        self._lives.pop(replica.incarnation, None)
+        if self._lives.pop(replica.incarnation, None) is not None:
+            self._over[replica.incarnation] = None
+            if len(self._over) > REMEMBERED:
+                del self._over[next(iter(self._over))]
 
     def changed(self, replica: Replica) -> None:
         """A replica loads or is READY: what its devices have free is another now."""
@@ -100,6 +106,10 @@ class Ledger:
     def life(self, incarnation: str) -> tuple[LaunchEntry, Replica] | None:
         """The replica whose present life this is."""
         return self._lives.get(incarnation)
+
+    def is_over(self, incarnation: str) -> bool:
+        """Whether this life was given up: a worker that was away may still report what is left of it."""
+        return incarnation in self._over
 
     def on(self, worker: str) -> list[tuple[int, LaunchEntry, Replica, Rank]]:
         """The ranks of which a process may exist on a worker, each with its number."""

@@ -362,13 +362,14 @@ class Lifecycle:
     def _adopt(self, now: float, member: Member, record: ReplicaRecord) -> list[Action]:
         """Take over a rank that a worker reports, unless it isn't wanted (any more), or another copy took its place."""
         plan, number = record.plan, rank_of(record)
-        launch = self._state.launches.get(plan.uid)
+        found, launch = self._state.by_life(plan.incarnation), self._state.launches.get(plan.uid)
+        if found is None and self._state.ledger.is_over(plan.incarnation):
+            return self._state.refuse(member.name, record)
         if launch is None and record.status.state != "STOPPING":
             launch = adopted(now, now + self._state.launch_timeout, record)
             self._state.enter(launch)
         if launch is None or not launch.takes(record.spec):
             return self._state.refuse(member.name, record)
-        found = self._state.by_life(plan.incarnation)
         replica = found[1] if found is not None else launch.vacancy(plan.replica_id)
         if replica is None:
             return self._state.refuse(member.name, record)

@@ -87,6 +87,8 @@ class Resolver:
 
     async def _choose(self, spec: LaunchSpec, given: EngineInfo | None) -> Choice:
         found = of_type(await self.matching.candidates(spec), model_type_of(spec.model_type), spec.model_name)
+        if spec.trust_remote_code:
+            found = [msgspec.structs.replace(model, remote_code=True) for model in found]
         workers = await self._workers()
         if given is not None:
             self._check_given(spec, given, found, workers)

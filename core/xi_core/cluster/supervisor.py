@@ -25,8 +25,8 @@ from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.matching import WorkerLink
 from xi_core.cluster.members import Member
 from xi_core.cluster.operations import Operations
-from xi_core.cluster.schedulers import schedulers_of
 from xi_core.cluster.registrations import Registrations
+from xi_core.cluster.schedulers import schedulers_of
 from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event
 from xi_core.cluster.store import Entry, Store
 from xi_core.cluster.table import RoutingTable

@@ -56,8 +56,8 @@ from xi_core.cluster.messages import (
 )
 from xi_core.cluster.ports import PortBlock, PortRange, interface_of
 from xi_core.cluster.process import REPLICA_COMMAND
-from xi_core.cluster.replicas import rank_of
 from xi_core.cluster.remote_code import check_remote_code
+from xi_core.cluster.replicas import rank_of
 from xi_core.cluster.requirement import check_environment, joined, needed
 from xi_core.cluster.running import RunningReplica, in_thread
 from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event, unless
@@ -252,20 +252,17 @@ class Worker:
         if prepared is None or prepared.plan.incarnation != plan.incarnation or not prepared.waits:
             raise Conflict(f"rank {plan.rendezvous.rank} of {plan.replica_id} is not prepared on worker {self.name}")
         self._blocks.pop(plan.incarnation).release()
-        own = prepared.plan
-        prepared.begin(
-            msgspec.structs.replace(plan, endpoint=own.endpoint, security=own.security, pickled_weights=own.pickled_weights)
-        )
+        kept = {name: getattr(prepared.plan, name) for name in ("endpoint", "security", "pickled_weights")}
+        prepared.begin(msgspec.structs.replace(plan, **kept))
         return Done()
 
     def _run(self, command: StartReplica, *, shared: bool) -> RunningReplica:
-        plan = command.plan
+        plan = msgspec.structs.replace(command.plan, pickled_weights=self._settings.allow_pickled_weights)
         if self._stopping:
             raise Unavailable(f"worker {self.name} is being stopped")
         if plan.replica_id in self._running:
             raise Conflict(f"replica {plan.replica_id} runs on worker {self.name} already")
         keys = KeyPair.new() if self._secure else None
-        plan = msgspec.structs.replace(plan, pickled_weights=self._settings.allow_pickled_weights)
         command.plan = placed(plan, keys, self._address, self._settings.port_range, self._runtime if self._local else None)
         replica = RunningReplica(
             command,

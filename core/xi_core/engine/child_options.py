@@ -19,6 +19,7 @@ _Positive = Annotated[int, Meta(ge=1)]
 _COMPLAINT = re.compile(r"^\S.*?: error: (.+)$")
 _OPTION = re.compile(r"--[A-Za-z][\w-]*")
 _CAUSE = re.compile(r"(?:^|[\s)])((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)): ?(.*)$")
+_TOO_LONG = re.compile(r"(?:max_model_len|context_length) \((\d+)\) is greater than the derived \w+ \((?:\w+=)?(\d+)")
 _FOLLOWED = re.compile(r"validation errors? for")
 
 
@@ -68,6 +69,14 @@ def count(engine: str, options: Mapping[str, Any], name: str) -> int | None:
         raise UnknownOption(f"option '{name}' of engine {engine} is {value!r}; it is a whole number from 1 on", param=name) from None
 
 
+def checked_context(engine: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with a `context_length` that is a number, where it is given. Raises `UnknownOption` where it is none."""
+    return {
+        name: count(engine, {"context_length": value}, "context_length") if name.replace("-", "_") == "context_length" else value
+        for name, value in options.items()
+    }
+
+
 def parallelism(engine: str, options: Mapping[str, Any], devices: int, names: Sequence[str]) -> dict[str, int]:
     """How the model is spread: the options of `names`, whose product is the number of devices; the first takes what the others leave.
 
@@ -101,6 +110,14 @@ def complaint(engine: str, lines: Sequence[str]) -> UnknownOption | None:
     near = [] if not named or named[0] in known else difflib.get_close_matches(named[0], known, 3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return UnknownOption(f"options of engine {engine}: {message}{hint}", param=named[0][2:].replace("-", "_") if named else None)
+
+
+def too_long(why: str, param: str) -> UnknownOption | None:
+    """The error of a context that is longer than the model's own, as vLLM's and SGLang's model configurations complain of it."""
+    found = _TOO_LONG.search(why)
+    if found is None:
+        return None
+    return UnknownOption(f"{param} {found[1]} is more than the {found[2]} that this model was made for", param=param)
 
 
 def cause(lines: Sequence[str], not_these: Sequence[str] = ()) -> str:

@@ -71,9 +71,10 @@ class ModelCache:
     def find(self, source: str, id: str, revision: str | None) -> Path | None:
         """The folder of a complete model, by commit or by a revision's name as it was last resolved; None where there is none."""
         place = self._place(source, id)
-        commit = self._commit(place, revision)
-        path = place / commit if commit else None
-        return path if path is not None and (path / MANIFEST).is_file() else None
+        with _room(self.root):
+            commit = self._commit(place, revision)
+            path = place / commit if commit else None
+            return path if path is not None and (path / MANIFEST).is_file() else None
 
     def manifest(self, path: Path) -> CachedModel:
         """The manifest of a model's folder. Raises `ArtifactError` where it can't be read."""

@@ -132,6 +132,7 @@ def _at_path(family: ModelFamily, inspected: ModelSpec) -> ModelSpec:
         architecture=inspected.architecture or nearest.architecture,
         architecture_figures=inspected.architecture_figures,
         weight_bytes=inspected.weight_bytes,
+        pickled=inspected.pickled,
         tool_parser=nearest.tool_parser or inspected.tool_parser,
         reasoning_parser=nearest.reasoning_parser or inspected.reasoning_parser,
         abilities=list(dict.fromkeys([*nearest.abilities, *inspected.abilities])),

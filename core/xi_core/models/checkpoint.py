@@ -27,13 +27,19 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def check_weights(directory: Path) -> None:
-    """Raises `ArtifactError` if a weight file is missing, cut off or not in safetensors form."""
-    for path in _weight_files(directory):
+def check_weights(directory: Path, *, pickled: bool = False) -> bool:
+    """Whether the weights are in safetensors form. Raises `ArtifactError` if a file of them is missing or cut off.
+
+    Without `pickled`, the operator's opt-in, `pytorch_model*.bin` raises it too.
+    """
+    found = _weight_files(directory, pickled)
+    safe = [path for path in found if path.suffix == ".safetensors"]
+    for path in safe:
         inspect.check_safetensors(path)
+    return bool(safe)
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def _weight_files(directory: Path, pickled: bool) -> list[Path]:
     index = read_json(directory / "model.safetensors.index.json")
     single = directory / "model.safetensors"
     if index and not single.is_file():
@@ -47,8 +53,13 @@ def _weight_files(directory: Path) -> list[Path]:
     if single.is_file():
         return [single]
     others = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+    if pickled and (found := inspect.pickled_files(directory)):
+        return found
     if others:
-        raise ArtifactError(f"{directory}: only pickled weights ({others[0]}); xi loads safetensors only, which can't run code")
+        raise ArtifactError(
+            f"{directory}: only pickled weights ({others[0]}); xi loads safetensors only, which can't run code: convert the model"
+            + ("" if pickled else inspect.OPT_IN)
+        )
     raise ArtifactError(f"{directory}: no model.safetensors; download the model again")
 
 

@@ -42,6 +42,10 @@ class ModelSpec(Struct, kw_only=True):
     """Sizes of its layers, from which its memory is estimated; None where nobody knows."""
     weight_bytes: int | None = None
     """Bytes of its weights on disk, where they are there; None: estimated from the figures."""
+    pickled: bool = False
+    """Its weights are there as `pytorch_model*.bin` only."""
+    remote_code: bool = False
+    """This launch lets code in the model's directory run."""
 
     def describe(self) -> str:
         """A short name for people: `xi-tiny 0.001B ggufv2 f16`."""

@@ -29,7 +29,7 @@ from xi_core.models.source import Progress, Source
 log = logging.getLogger(__name__)
 
 TRIES = 5
-"""Times that the hub, or the way to it, may fail in a row. Bytes that come in between start the count anew."""
+"""Times that the hub, or the way to it, may fail in a row. A download that gets further in between starts the count anew."""
 BACKOFF, LONGEST_BACKOFF = 1.0, 30.0
 LONGEST_WAIT = 300.0
 """A hub that asks for more seconds than this isn't waited for."""
@@ -78,7 +78,7 @@ class Download:
         self._total = sum(file.size for file in files)
         self._count = len(files)
         self._progress = progress
-        self._done, self._before = 0, 0
+        self._done, self._before, self._furthest = 0, 0, 0
         self._number, self._name = 0, ""
         self._began = self._told_at = time.monotonic()
         self._fetched = 0
@@ -89,9 +89,9 @@ class Download:
         self._tell()
 
     @property
-    def fetched(self) -> int:
-        """Bytes that have come."""
-        return self._fetched
+    def furthest(self) -> int:
+        """As far as it ever got, in bytes: what is got again doesn't count."""
+        return self._furthest
 
     def resume(self, done: int) -> None:
         """So many bytes of the file are there already. Raises what `progress` raises."""
@@ -101,6 +101,7 @@ class Download:
     def came(self, fresh: int) -> None:
         """So many bytes more. Raises what `progress` raises."""
         self._done, self._fetched = self._done + fresh, self._fetched + fresh
+        self._furthest = max(self._furthest, self._before + self._done)
         if time.monotonic() - self._told_at >= INTERVAL:
             self._tell()
 
@@ -155,7 +156,7 @@ class HubSource(Source):
         """Ask the hub what the revision is now, and get what isn't there. Raises as `fetch`."""
         cache = ModelCache(home)
         with cache.held(self.name, ref.id, lambda: progress(f"another download of {ref.id} runs", None)):
-            return self._pull(cache, ref, progress)
+            return _artifact(self._pull(cache, ref, progress), cache, ref)
 
     def _cached(self, cache: ModelCache, ref: SourceRef) -> Path | None:
         """The folder of the model, if all that is wanted of it is there."""
@@ -204,7 +205,7 @@ class HubSource(Source):
             download.end(file)
             return CachedFile(name=file.name, size=file.size, sha256=known)
         for last in (False, True):
-            path = self._tried(lambda: self.download(ref, listing, file, folder, download), download.say, lambda: download.fetched)
+            path = self._tried(lambda: self.download(ref, listing, file, folder, download), download.say, lambda: download.furthest)
             try:
                 sha256, size = _taken(cache, path, folder, file)
             except ArtifactError as error:
@@ -220,14 +221,14 @@ class HubSource(Source):
             return CachedFile(name=file.name, size=size, sha256=sha256)
         raise AssertionError("unreachable")
 
-    def _tried(self, ask: Callable[[], T], progress: Progress, came: Callable[[], int]) -> T:
-        """What `ask` answers, asked again while it fails for a moment. `came` tells the bytes so far."""
-        number, before = 0, came()
+    def _tried(self, ask: Callable[[], T], progress: Progress, reached: Callable[[], int]) -> T:
+        """What `ask` answers, asked again while it fails for a moment. `reached` tells how far it got."""
+        number, before = 0, reached()
         while True:
             try:
                 return ask()
             except Transient as error:
-                now = came()
+                now = reached()
                 number, before = (1 if now > before else number + 1), now
                 if number >= TRIES:
                     raise ArtifactError(

@@ -21,16 +21,22 @@ LARGEST_HEADER = 100_000_000
 RANK = 4
 """llama.cpp's number of the pooling that gives a score."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+OPT_IN = (
+    ", or let this machine's xi read pytorch_model*.bin by torch's weights_only loading, which runs none of it (XI_ALLOW_PICKLED_WEIGHTS=1)"
+)
 SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 """Name of one part of a GGUF file."""
 
 
-def inspect(path: str | Path) -> ModelSpec:
-    """The spec of the model at `path`. Raises `ArtifactError`, saying what is missing or damaged and what to do."""
+def inspect(path: str | Path, *, pickled: bool = False) -> ModelSpec:
+    """The spec of the model at `path`. Raises `ArtifactError`, saying what is missing or damaged and what to do.
+
+    `pickled`: whether the operator lets weights be read from `pytorch_model*.bin`.
+    """
     found = local_path(path)
     try:
         if found.is_dir():
-            return _directory(found)
+            return _directory(found, pickled)
         if found.is_file() and (found.suffix.lower() == ".gguf" or gguf.is_gguf(found)):
             return _gguf_file(found)
         if found.is_file():
@@ -94,13 +100,13 @@ def _gguf_bytes(path: Path, size: int) -> int:
     return sum(part.stat().st_size for part in path.parent.glob(f"{glob.escape(found[1])}-*-of-{found[2]}.gguf"))
 
 
-def _directory(path: Path) -> ModelSpec:
+def _directory(path: Path, pickled: bool) -> ModelSpec:
     config_file = path / "config.json"
     if not config_file.is_file():
         return _directory_of_gguf(path)
     config = read_json(config_file)
-    weights = _weights(path)
-    formats = {check_safetensors(file) for file in weights}
+    weights = _weights(path, pickled)
+    formats = {check_safetensors(file) for file in weights if file.suffix == ".safetensors"}
     architecture = _class_name(config)
     model_type = _model_type(path, architecture or "")
     template = _chat_template(path)
@@ -118,6 +124,7 @@ def _directory(path: Path) -> ModelSpec:
         reasoning_parser=traits.reasoning_parser,
         architecture_figures=Architecture.from_config(config),
         weight_bytes=sum(file.stat().st_size for file in weights),
+        pickled=not formats,
     )
 
 
@@ -136,31 +143,44 @@ def _directory_of_gguf(path: Path) -> ModelSpec:
     raise ArtifactError(f"{path} has no config.json and no .gguf file, so it holds no model that xi can load")
 
 
-def _weights(path: Path) -> list[Path]:
-    """The safetensors files of a directory, all that its index names."""
+def _weights(path: Path, pickled: bool) -> list[Path]:
+    """The safetensors files of a directory, all that its index names; those that are pickled where there are no others."""
     index_file = path / "model.safetensors.index.json"
     if index_file.is_file():
-        shards = read_json(index_file).get("weight_map")
-        names = {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
-        strange = [name for name in names if Path(name).name != name]
-        if strange or not names:
-            raise ArtifactError(f"{index_file} is damaged: " + (f"it names '{strange[0]}'" if strange else "it names no files"))
-        missing = sorted(name for name in names if not (path / name).is_file())
-        if missing:
-            raise ArtifactError(
-                f"{path} is not complete: {', '.join(missing[:5])} missing ({len(missing)} of {len(names)}); download again"
-            )
-        return [path / name for name in sorted(names)]
-    found = sorted(path.glob("*.safetensors"))
+        return _indexed(index_file)
+    found = sorted(path.glob("*.safetensors")) or (pickled_files(path) if pickled else [])
     if found:
         return found
     pickles = sorted(f.name for f in path.iterdir() if f.suffix in PICKLES)
     if pickles:
         raise ArtifactError(
             f"{path} holds weights as {pickles[0]} only; such files can run code when they are loaded, so xi refuses them: "
-            f"convert the model to safetensors"
+            f"convert the model to safetensors" + ("" if pickled else OPT_IN)
         )
     raise ArtifactError(f"{path} has a config.json but no weights (*.safetensors); download the model again")
+
+
+def pickled_files(path: Path) -> list[Path]:
+    """A directory's weights in transformers' pickled form: `pytorch_model.bin`, or all that its index names; empty where there are none.
+
+    Raises `ArtifactError` for an index that is damaged or names what isn't there.
+    """
+    single, index_file = path / "pytorch_model.bin", path / "pytorch_model.bin.index.json"
+    if single.is_file():
+        return [single]
+    return _indexed(index_file) if index_file.is_file() else []
+
+
+def _indexed(index_file: Path) -> list[Path]:
+    path, shards = index_file.parent, read_json(index_file).get("weight_map")
+    names = {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
+    strange = [name for name in names if Path(name).name != name]
+    if strange or not names:
+        raise ArtifactError(f"{index_file} is damaged: " + (f"it names '{strange[0]}'" if strange else "it names no files"))
+    missing = sorted(name for name in names if not (path / name).is_file())
+    if missing:
+        raise ArtifactError(f"{path} is not complete: {', '.join(missing[:5])} missing ({len(missing)} of {len(names)}); download again")
+    return [path / name for name in sorted(names)]
 
 
 def check_safetensors(path: Path) -> str:

@@ -60,7 +60,8 @@ def _taking(spec: LaunchSpec, private: PrivateModel) -> list[EngineInfo]:
     if spec.model_engine:
         return [engines.get(spec.model_engine, param="engine")]
     found = private.engines(spec.model_path or spec.model_name)
-    return sorted((engines.get(e.name) for e in found if e.available and e.model == "yes"), key=lambda e: -e.priority)
+    host = private.host()
+    return sorted((engines.get(e.name) for e in found if e.available and e.model == "yes"), key=lambda e: -e.priority_on(host))
 
 
 def _has(engine: EngineInfo, sizes: dict[str, int]) -> bool:

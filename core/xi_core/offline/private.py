@@ -21,11 +21,12 @@ import msgspec
 from xi_core.api.control import EngineStatus, LaunchSpec, ModelStatus
 from xi_core.cluster import logs
 from xi_core.cluster import messages as m
-from xi_core.cluster.host import find_devices
+from xi_core.cluster.host import find_devices, host_info
 from xi_core.cluster.runtime import RuntimeFolder, sweep
 from xi_core.cluster.supervisor import VOCABULARY, Supervisor
 from xi_core.cluster.worker import Worker
 from xi_core.config import Settings
+from xi_core.engine.info import HostInfo
 from xi_core.errors import ChannelClosed, LaunchFailed, Overloaded, ReplicaLost, Unavailable, XiError
 from xi_core.models.catalog import default_uid
 from xi_core.offline.line import Line
@@ -89,6 +90,10 @@ class PrivateModel:
     def has_devices(self) -> bool:
         """Whether this machine has accelerators that a launch could get."""
         return bool(find_devices(self.hub.devices, os.environ))
+
+    def host(self) -> HostInfo:
+        """The facts of this machine."""
+        return host_info(find_devices(self.hub.devices, os.environ))
 
     @property
     def context_length(self) -> int:
@@ -193,7 +198,7 @@ class PrivateModel:
         return await self._status()
 
     async def _engines(self, model: str) -> list[EngineStatus]:
-        found: m.Engines = await self._call(m.ListEngines(model))
+        found: m.Engines = await self._call(m.ListEngines(LaunchSpec(model_name=model)))
         return found.engines
 
     async def _status(self) -> ModelStatus:

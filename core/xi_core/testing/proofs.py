@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from xi_core.serving.request import CHAT, COMPLETIONS
 HOST = HostInfo(system="Linux", machine="x86_64", python="3.11", cpus=2, memory=8 * 2**30)
 
 
-class Parity(Struct, kw_only=True):
+class Parity(Struct, kw_only=True, omit_defaults=True):
     """An engine's committed results, one JSON file each: the fields proven on each endpoint by one version of it."""
 
     engine: str
@@ -33,6 +33,8 @@ class Parity(Struct, kw_only=True):
     unproven: str = ""
     """Why nothing could be proven here, for an engine that no run of the suite has seen."""
     proven: dict[str, list[str]] = field(default_factory=dict)
+    excused: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Claimed fields of each endpoint that could not be proven where the suite ran, and why."""
 
 
 @functools.lru_cache
@@ -98,16 +100,20 @@ class ClaimsKit:
     routes: ClassVar[tuple[str, ...]] = (CHAT, COMPLETIONS)
     """The endpoints that the file tests."""
     unproven: ClassVar[dict[str, str]] = {}
-    """Claimed fields that no test can prove on this engine, and why. An engine for users has none."""
+    """Claimed fields that no test can prove on this engine where its tests run, and why."""
 
-    def test_claims_are_proven_and_proofs_claimed(self, request: pytest.FixtureRequest) -> None:
+    def test_claims_are_proven_and_proofs_claimed(
+        self, request: pytest.FixtureRequest, record_testsuite_property: Callable[[str, object], None]
+    ) -> None:
         left_out = _left_out(request)
         if left_out:
             pytest.skip(f"only part of the file's tests run, without {left_out}")
         info = find_info(self.plugin, self.engine)
+        record_testsuite_property("engine", info.probe(HOST).reason)
         folder = request.config.getoption("--parity", default=None)
         if folder:
-            write(Path(folder), info, self.routes)
+            assert not hasattr(request.config, "workerinput"), "an engine's files share its results: run --parity in one process"
+            write(Path(folder), info, self.routes, self.unproven)
         claims = {(route, name) for route in self.routes for name in claimed(info, route)}
         proofs = {(route, name) for route in self.routes for name in LEDGER.proven(info.name, route)}
         excused = {(route, name) for route in self.routes for name in self.unproven}
@@ -117,14 +123,16 @@ class ClaimsKit:
         assert not needless, f"excused, and proven all the same: {sorted(needless)}"
 
 
-def write(folder: Path, info: EngineInfo, routes: tuple[str, ...]) -> None:
-    """Put what was proven on `routes` into the engine's file; keep its other endpoints, if they are of the same version."""
+def write(folder: Path, info: EngineInfo, routes: tuple[str, ...], unproven: Mapping[str, str]) -> None:
+    """Put what was proven on `routes`, and what could not be, into the engine's file; keep other endpoints of the same version."""
     path = folder / file_name(info)
     version = info.probe(HOST).reason
     results = msgspec.json.decode(path.read_bytes(), type=Parity) if path.is_file() else Parity(engine=info.name)
-    kept = results.proven if results.version == version else {}
-    proven = {**kept, **{route: sorted(LEDGER.proven(info.name, route)) for route in routes}}
-    results = Parity(engine=info.name, version=version, proven=dict(sorted(proven.items())))
+    same = results.version == version
+    proven = {**(results.proven if same else {}), **{route: sorted(LEDGER.proven(info.name, route)) for route in routes}}
+    new = {route: {name: why for name, why in unproven.items() if name in claimed(info, route)} for route in routes}
+    excused = {route: found for route, found in {**(results.excused if same else {}), **new}.items() if found}
+    results = Parity(engine=info.name, version=version, proven=dict(sorted(proven.items())), excused=dict(sorted(excused.items())))
     folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
 

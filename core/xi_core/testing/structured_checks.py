@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +60,12 @@ def _person(text: str) -> bool:
 
 
 def _object(text: str) -> bool:
-    return isinstance(msgspec.json.decode(text), dict)
+    """Numbers may be as large as they like, which msgspec refuses; JSON has no NaN."""
+    return isinstance(json.loads(text, parse_constant=_no_constant), dict)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 CASES: dict[str, Case] = {

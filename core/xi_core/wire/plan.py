@@ -127,3 +127,7 @@ class LaunchPlan(Struct, kw_only=True):
     """Of a replica that listens where other machines reach it; None for a local one."""
     limits: ServingLimits = field(default_factory=ServingLimits)
     log_level: str = "info"
+    trust_remote_code: bool = False
+    """The request and the operator let Python code in the artifact's directory run."""
+    pickled_weights: bool = False
+    """The worker's operator lets weights be read from `pytorch_model*.bin`, by `weights_only` loading."""

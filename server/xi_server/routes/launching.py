@@ -16,12 +16,11 @@ from xi_core.api.control import MODEL_TYPES, LaunchSpec, Uid, model_type_of
 from xi_core.errors import InvalidRequest
 from xi_server.routes.lora_fields import lora_modules, peft_model_config
 
-RENAMED = {"model_size_in_billions": "size_in_billions", "envs": "env", "peft_model_config": "lora_modules"}
+RENAMED = {"model_size_in_billions": "size_in_billions", "envs": "env", "peft_model_config": "lora_modules", "download_hub": "source"}
 """Other names of fields, as clients of Xinference send them."""
 
 NOT_YET: Mapping[str, tuple[Any, ...]] = {
     "request_limits": (),
-    "download_hub": (),
 }
 """Fields of Xinference that xi can't honour yet, with the values besides null that ask for nothing."""
 

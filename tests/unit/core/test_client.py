@@ -180,7 +180,8 @@ def test_fields_of_the_spec_that_the_body_carries():
         model_name="m", model_uid="u", model_type="other", model_engine="e", model_format="f", size_in_billions="7", quantization="q",
         model_path="/p", replica=2, n_gpu=1, gpu_idx=[0], enable_thinking=True, tool_parser="t", reasoning_parser="r",
         lora_modules={"a": "/a"}, env={"A": "1"}, options={"o": 1}, n_worker=2, gpu_pool=4, worker_ip="w", scheduler="s",
-        replica_config=[ReplicaConfig(worker="w")],
+        replica_config=[ReplicaConfig(worker="w")], source="s", trust_remote_code=True,
+        enable_virtual_env=True, virtual_env_packages=["p"], virtual_env_find_links=["/d"],
     )  # fmt: skip
     body = module._launch_body(spec)
     assert set(body) == {field.name for field in msgspec.structs.fields(LaunchSpec)} - {"env", "options"} | {"envs", "o"}

@@ -22,7 +22,7 @@ def test_each_setting_has_its_variable() -> None:
 
 @pytest.mark.parametrize(("setting", "variable"), XINFERENCE_NAMES.items())
 def test_xinferences_names_work_and_ours_win(setting: str, variable: str) -> None:
-    other, ours = ("7", "8") if setting.startswith("batch") else ("theirs", "ours")
+    other, ours = ("7", "8") if setting.startswith("batch") else ("0", "1") if setting.startswith("allow") else ("theirs", "ours")
     kind = type(getattr(Settings(), setting))
     assert getattr(read({variable: other}), setting) == kind(other)
     assert getattr(read({variable: other, f"XI_{setting.upper()}": ours}), setting) == kind(ours)

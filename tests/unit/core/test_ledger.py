@@ -115,7 +115,6 @@ def test_scaling_down_takes_the_heir_of_a_moving_replica_too() -> None:
     for life in starts(core.accept(0.0, what)):
         ready(core, life, what)
     heirs = starts(core.drain(1.0, "w1", 60.0))
-    core.drain(1.0, "w2", 60.0)
     assert [heir.replica_id for heir in heirs] == ["m-2"]
     assert ("m-2", 5.0) in stops(core.scale(2.0, "m", 1))
     found = core.find("m")
@@ -208,3 +207,27 @@ def test_what_changed_is_told_once() -> None:
     core.terminate(2.0, "m")
     core.replica_gone(3.0, start.incarnation)
     assert [launch.state for launch in core.changes().values() if launch is not None] == ["CANCELLED"]
+
+
+def test_a_life_that_was_given_up_does_not_come_back() -> None:
+    core, what = cluster(member("w1"), member("w2")), wanted()
+    (old,) = starts(core.accept(0.0, what))
+    ready(core, old, what)
+    core.worker_left(1.0, "w1")
+    (new,) = starts(core.tick(10.0))
+    core.worker_left(10.0, "w2")
+    core.worker_joined(11.0, Member("w2", "i2", [], ("other",)), [])
+    found = core.find("m")
+    assert found is not None
+    assert not found.live, new
+    assert stops(core.worker_joined(12.0, member("w1"), [record(old, what)])) == [("m-0", 0.0)]
+
+
+def test_what_takes_another_s_place_moves_on_when_its_own_worker_is_drained() -> None:
+    core, what = cluster(member("w1"), member("w2"), member("w3")), wanted()
+    (life,) = starts(core.accept(0.0, what))
+    ready(core, life, what)
+    (heir,) = starts(core.drain(1.0, "w1", 60.0))
+    actions = core.drain(2.0, "w2", 60.0)
+    assert stops(actions) == [(heir.replica_id, 5.0)]
+    assert [start.assignments[0].worker for start in starts(actions)] == ["w3"]

@@ -5,6 +5,7 @@ import pytest
 
 from xi_core.api.control import EngineStatus
 from xi_core.api.openai import ChatRequest, CompletionRequest
+from xi_core.engine.info import HostInfo
 from xi_core.errors import InvalidRequest, LaunchError
 from xi_core.offline import LLM, SamplingParams, StructuredOutputsParams
 from xi_core.offline.launching import spec_of, spread
@@ -158,6 +159,9 @@ class Private:
 
     def has_devices(self):
         return self._devices
+
+    def host(self):
+        return HostInfo(system="linux", machine="x86_64", python="3.11", cpus=2, memory=0)
 
     def engines(self, model):
         return [EngineStatus(name=info.name, available=True, reason="", formats=[], plugin="", model="yes") for info in self.hub.engines]

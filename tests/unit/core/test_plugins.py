@@ -78,7 +78,7 @@ def test_a_bad_plugin_is_quarantined_and_offers_nothing(install: Callable[..., N
     assert words in bad.error + bad.trace
     assert bad.offers == {}
     assert "good" in hub.routers
-    assert len(hub.routers) == 2, "the built-in and the good one"
+    assert len(hub.routers) == 3, "the built-in ones and the good one"
 
 
 def test_the_traceback_is_kept(install: Callable[..., None]) -> None:

@@ -43,6 +43,7 @@ def options_of(plan: LaunchPlan, *, port: int, template: str | None = None, embe
         **({"chat_template": template} if template else {}),
         **({"is_embedding": True} if embedding else {}),
         **_lora(plan),
+        **({"trust_remote_code": True} if plan.trust_remote_code else {}),
         **plan.options,
         **parallelism(NAME, plan.options, devices_of(plan), _spread_by(plan.options)),
         **_rank(plan),

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from xi_core.engine.base import ApiRequest, LoadedModel
 from xi_core.engine.child_address import Address
-from xi_core.engine.child_options import cause, complaint
+from xi_core.engine.child_options import cause, complaint, too_long
 from xi_core.engine.child_server import ChildServerEngine, ServerCommand
 from xi_core.engine.child_translate import to_server
 from xi_core.errors import EngineError, EngineNotInstalled, XiError
@@ -81,6 +81,8 @@ class SglangEngine(ChildServerEngine):
         why = cause(lines)
         if "No module named 'sglang" in why:
             return EngineNotInstalled(f"SGLang can't be imported: {why}; install it with: {INSTALL}")
+        if (wrong := too_long(why, "context_length")) is not None:
+            return wrong
         return EngineError(f"SGLang {how} while it started: {why}") if why else super().failed_start(how, lines)
 
 

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
-from xi_core.engine.child_options import normalised, refuse
+from xi_core.engine.child_options import checked_context, normalised, refuse
 from xi_core.engine.child_sharding import refused, shared_by
 from xi_core.engine.info import EngineInfo, HostInfo, ShardRequest, Support
 from xi_core.hookspecs import hookimpl
@@ -59,6 +59,7 @@ RESERVED = {
     **dict.fromkeys(("ssl_keyfile", "ssl_certfile", "ssl_ca_certs"), "xi serves HTTP itself"),
     **dict.fromkeys(("model", "model_path"), "it is the model that is launched (xi launch MODEL)"),
     "served_model_name": "it is the launch's uid (--model-uid)",
+    "trust_remote_code": "use --trust-remote-code of the launch, which the operator must allow too (XI_ALLOW_REMOTE_CODE=1)",
     "is_embedding": "it is the launch's model type (-t embedding)",
     **dict.fromkeys(("enable_lora", "lora_paths"), "name each adapter by --lora-modules NAME=DIRECTORY"),
     **dict.fromkeys(("nnodes", "node_rank", "dist_init_addr", "nccl_init_addr", "nccl_port"), "xi joins the workers itself (--n-worker)"),
@@ -72,7 +73,7 @@ class SglangInfo(EngineInfo, kw_only=True):
 
     def check_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """`options` in SGLang's names. Raises `UnknownOption` for one that xi sets itself, or that is given twice."""
-        found = normalised(options, ALIASES)
+        found = normalised(checked_context(self.name, options), ALIASES)
         refuse(self.name, found, RESERVED)
         return found
 

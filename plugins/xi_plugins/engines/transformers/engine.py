@@ -32,7 +32,7 @@ from xi_plugins.engines.transformers.plugin import INSTALL, TransformersOptions,
 from xi_plugins.engines.transformers.quantization import stored_method
 from xi_plugins.engines.transformers.runner import Runner
 from xi_plugins.engines.transformers.sampling import RowSampler, sample
-from xi_plugins.engines.transformers.tokenizer import HubTokenizer
+from xi_plugins.engines.transformers.tokenizer import HubTokenizer, TrustingTokenizer
 
 if TYPE_CHECKING:
     from xi_plugins.engines.transformers.lora import Adapters
@@ -64,7 +64,7 @@ class TransformersEngine(TokenEngine):
         directory = Path(plan.artifact.path)
         torch.set_num_threads(options.threads or loading.usable_cpus())
         progress("reading the configuration", None)
-        config = loading.load_config(directory)
+        config = loading.load_config(directory, plan.trust_remote_code)
         layout = choose_layout(options.device, plan.devices, options.device_map)
         self._device = layout.first
         self._context = loading.context_length(config, options.context_length)
@@ -76,12 +76,13 @@ class TransformersEngine(TokenEngine):
             ranks.join(plan, self._device)
         progress("loading the weights", None)
         dtype = loading.choose_dtype(options.dtype, config.dtype, self._device)
-        model = loading.load_model(directory, config, dtype, layout, options.quantize, ranks.arguments(plan))
+        part, trust = ranks.arguments(plan), plan.trust_remote_code
+        model = loading.load_model(directory, config, dtype, layout, options.quantize, part, trust=trust, pickled=plan.pickled_weights)
         if plan.rendezvous is not None:
             ranks.check_parts(model, len(plan.rendezvous.world))
             self._link = ranks.TorchLink(plan)
         self._size = model.get_input_embeddings().weight.shape[0]
-        self._read_tokens(directory)
+        self._read_tokens(directory, trust)
         if plan.lora_modules:
             progress("loading the LoRA modules", None)
             self._adapters = _adapters(model, plan.lora_modules)
@@ -92,8 +93,8 @@ class TransformersEngine(TokenEngine):
         self._batch = Batch(slots, self._runner.cache, reuse=options.enable_prefix_caching)
         return LoadedModel(context_length=self._context, slots=slots, manifest=full_manifest(ends=bool(self._ends)))
 
-    def _read_tokens(self, directory: Path) -> None:
-        self._tokenizer = HubTokenizer.load(directory, self._size)
+    def _read_tokens(self, directory: Path, trust: bool) -> None:
+        self._tokenizer = (TrustingTokenizer if trust else HubTokenizer).load(directory, self._size)
         generation = checkpoint.read_json(directory / "generation_config.json")
         ends = checkpoint.end_tokens(checkpoint.read_config(directory), generation)
         own = self._tokenizer.token_id(self._tokenizer.special_tokens.get("eos_token", ""))

@@ -18,6 +18,10 @@ from xi_plugins.engines.transformers.devices import Layout
 from xi_plugins.engines.transformers.plugin import Quantization
 from xi_plugins.engines.transformers.quantization import configuration, stored_method
 
+OWN_CODE_REFUSED = (
+    "this model brings Python code of its own; to run it, launch it with --trust-remote-code, "
+    "where the operator allows that (XI_ALLOW_REMOTE_CODE=1)"
+)
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 
 
@@ -36,14 +40,26 @@ def choose_dtype(option: str, stored: torch.dtype | None, device: torch.device) 
     return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
 
 
-def load_config(directory: Path) -> Any:
+def own_code(config: Any, kind: str, trust: bool) -> bool:
+    """Whether the model's class, found by the library as `kind` (`AutoModel`…), comes from its directory and may run."""
+    return trust and kind in (getattr(config, "auto_map", None) or {})
+
+
+def read_config(directory: Path, trust: bool) -> Any:
+    """The library's configuration object; `trust`: code in the directory may run. Raises `ArtifactError`."""
+    try:
+        return AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trust)
+    except Exception as error:  # the library raises many kinds; each means that it can't use this directory
+        if not trust and "trust_remote_code" in str(error):
+            raise ArtifactError(f"{directory}: {OWN_CODE_REFUSED}", param="trust_remote_code") from error
+        raise ArtifactError(f"{directory}: transformers {transformers.__version__} can't load this model: {error}") from error
+
+
+def load_config(directory: Path, trust: bool = False) -> Any:
     """The model's configuration object. Raises `ArtifactError` for what isn't a text generation model that the library knows."""
     checkpoint.read_config(directory)
-    try:
-        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library raises many kinds; each means that it can't use this directory
-        raise ArtifactError(f"{directory}: transformers {transformers.__version__} can't load this model: {error}") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    config = read_config(directory, trust)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code(config, "AutoModelForCausalLM", trust):
         raise ArtifactError(f"{directory}: a model of type {config.model_type} is not a text generation model")
     return config
 
@@ -94,9 +110,15 @@ def load_model(
     layout: Layout,
     quantize: Quantization | None = None,
     part: dict[str, Any] | None = None,
+    *,
+    trust: bool = False,
+    pickled: bool = False,
 ) -> Any:
-    """The model in memory, in evaluation mode. `part`: arguments that load a part of it. Raises `ArtifactError`, `LaunchFailed`, `UnknownOption`, `EngineNotInstalled`."""
-    checkpoint.check_weights(directory)
+    """The model in memory, in evaluation mode. `part`: arguments that load a part of it; `trust` and `pickled`: as in the plan.
+
+    Raises `ArtifactError`, `LaunchFailed`, `UnknownOption`, `EngineNotInstalled`.
+    """
+    safe = checkpoint.check_weights(directory, pickled=pickled)
     library: Any = AutoModelForCausalLM  # its annotations leave out what `output_loading_info` returns
     library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     placed = quantize is not None or bool(stored_method(config)) or len(layout.devices) > 1
@@ -110,10 +132,11 @@ def load_model(
             str(directory),
             config=config,
             dtype=dtype,
-            attn_implementation=_attention(config),
-            use_safetensors=True,
+            attn_implementation="eager" if own_code(config, "AutoModelForCausalLM", trust) else _attention(config),
+            use_safetensors=safe,
+            weights_only=True,
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=trust,
             output_loading_info=True,
             **arguments,
         )

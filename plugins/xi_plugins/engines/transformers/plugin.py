@@ -102,10 +102,9 @@ def match(spec: ModelSpec, host: HostInfo) -> Support:
         return Support(ok=False, reason="a GGUF file; the engine llama.cpp runs those")
     if spec.model_type not in ("LLM", *POOLING):
         return Support(ok=False, reason=f"model type {spec.model_type} is none of LLM, {', '.join(POOLING)}")
-    if spec.architecture in OWN_CODE:
-        return Support(
-            ok=False, reason=f"models of the architecture {spec.architecture} bring Python code of their own, which xi doesn't run"
-        )
+    if spec.architecture in OWN_CODE and not (spec.remote_code and spec.source.source == "local"):
+        what = f"models of the architecture {spec.architecture} bring Python code of their own"
+        return Support(ok=False, reason=f"{what}, which runs only from a directory of yours with --trust-remote-code")
     return Support(ok=True)
 
 
@@ -143,6 +142,7 @@ def xi_engines() -> list[EngineInfo]:
             priority=30,
             priority_by_host=priority,
             lora=True,
+            pickles=True,
             shard=shard,
         )
     ]

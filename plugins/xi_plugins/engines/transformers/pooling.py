@@ -14,8 +14,7 @@ from typing import Any
 import msgspec
 import tokenizers
 import torch
-import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging as library_logging
 
 from xi_core.engine.base import EngineStats, LoadedModel, Progress
@@ -25,10 +24,10 @@ from xi_core.models.checkpoint import check_weights, read_json, special_tokens
 from xi_core.wire.manifest import pooling_manifest
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.transformers.devices import choose_device
-from xi_plugins.engines.transformers.loading import choose_dtype, usable_cpus
+from xi_plugins.engines.transformers.loading import OWN_CODE_REFUSED, choose_dtype, read_config, usable_cpus
 from xi_plugins.engines.transformers.plugin import TransformersOptions
 from xi_plugins.engines.transformers.sentence import Recipe, read_recipe
-from xi_plugins.engines.transformers.tokenizer import HubTokenizer
+from xi_plugins.engines.transformers.tokenizer import HubTokenizer, TrustingTokenizer
 
 OPTIONS = ("dtype", "device", "batch_size", "context_length", "threads")
 """Those of the engine's options that mean something here."""
@@ -49,6 +48,7 @@ class TransformersPooling(PoolingEngine):
         self._tokenizer: Any = None
         self._device = torch.device("cpu")
         self._end: int | None = None
+        self._trust = False
         self._pad = self._size = 0
         self._arguments: frozenset[str] = frozenset()
         self._stats = EngineStats()
@@ -64,11 +64,12 @@ class TransformersPooling(PoolingEngine):
         progress("reading the configuration", None)
         recipe = read_recipe(directory)
         folder = directory / recipe.transformer
+        self._trust = plan.trust_remote_code
         config = self._config(folder)
         self._device = choose_device(options.device, plan.devices)
         dtype = choose_dtype(options.dtype, config.dtype, self._device)
         progress("loading the weights", None)
-        self._model = _load(self.library, folder, config, dtype, self._device)
+        self._model = _load(self.library, folder, config, dtype, self._device, plan)
         self._size = self._model.get_input_embeddings().weight.shape[0]
         self._arguments = frozenset(inspect.signature(self._model.forward).parameters)
         most = self._read_tokenizer(folder, config)
@@ -81,12 +82,9 @@ class TransformersPooling(PoolingEngine):
     def _config(self, directory: Path) -> Any:
         if not (directory / "config.json").is_file():
             raise ArtifactError(f"{directory}: config.json is missing; is it a Hugging Face model directory?")
-        try:
-            config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # the library raises many kinds; each means that it can't use this directory
-            raise ArtifactError(f"{directory}: transformers {transformers.__version__} can't load this model: {error}") from error
-        if "AutoModel" in (getattr(config, "auto_map", None) or {}):
-            raise ArtifactError(f"{directory}: this model brings code of its own to be run, and xi runs none: use a model that needs none")
+        config = read_config(directory, self._trust)
+        if "AutoModel" in (getattr(config, "auto_map", None) or {}) and not self._trust:
+            raise ArtifactError(f"{directory}: {OWN_CODE_REFUSED}", param="trust_remote_code")
         if getattr(config, "is_encoder_decoder", False):
             raise ArtifactError(
                 f"{directory}: a {config.model_type} model has an encoder and a decoder, which engine transformers doesn't pool"
@@ -99,8 +97,9 @@ class TransformersPooling(PoolingEngine):
     def _read_tokenizer(self, directory: Path, config: Any) -> int | None:
         """The tokenizer in `directory`; the answer is the longest text, in tokens, that its files allow, where they say."""
         file = directory / "tokenizer.json"
+        convert = (TrustingTokenizer if self._trust else HubTokenizer).convert
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file)) if file.is_file() else HubTokenizer.convert(directory)
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file)) if file.is_file() else convert(directory)
         except Exception as error:  # the libraries raise bare Exception; each means that these files are no tokenizer
             raise ArtifactError(f"{directory}: no tokenizer that can be loaded: {error}") from error
         self._tokenizer.no_truncation()
@@ -268,14 +267,14 @@ def _options(options: dict[str, Any]) -> TransformersOptions:
         raise UnknownOption(f"engine transformers: {error}") from None
 
 
-def _load(library: Any, directory: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+def _load(library: Any, directory: Path, config: Any, dtype: torch.dtype, device: torch.device, plan: LaunchPlan) -> Any:
     """The model in memory, in evaluation mode. Raises `ArtifactError`, `LaunchFailed`."""
-    check_weights(directory)
+    safe = check_weights(directory, pickled=plan.pickled_weights)
     library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, info = library.from_pretrained(
-            str(directory), config=config, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True,
+            str(directory), config=config, dtype=dtype, use_safetensors=safe, weights_only=True, local_files_only=True,
+            trust_remote_code=plan.trust_remote_code, output_loading_info=True,
         )  # fmt: skip
         model = model.to(device).eval()
     except (MemoryError, torch.OutOfMemoryError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from xi_core.engine.base import ApiRequest, LoadedModel
 from xi_core.engine.child_address import Address
-from xi_core.engine.child_options import cause, complaint, count, flags, parallelism
+from xi_core.engine.child_options import cause, complaint, count, flags, parallelism, too_long
 from xi_core.engine.child_server import ChildServerEngine, ServerCommand
 from xi_core.engine.child_sharding import devices_of
 from xi_core.errors import EngineError, EngineNotInstalled, UnknownOption, XiError
@@ -85,6 +85,8 @@ class VllmEngine(ChildServerEngine):
     def _options(self, plan: LaunchPlan, address: Address) -> dict[str, Any]:
         """vLLM's options, but for the model and the address. Raises `UnknownOption`, `ArtifactError`."""
         options = {**_DEFAULTS, **lora_options(plan), **rank_defaults(plan), "max_num_seqs": slots(plan), **plan.options}
+        if plan.trust_remote_code:
+            options["trust_remote_code"] = True
         options |= parallelism(NAME, plan.options, devices_of(plan), _PARALLEL) | rank_options(plan)
         if plan.chat_template is not None:
             options.setdefault("chat_template", address.write("chat_template.jinja", plan.chat_template))
@@ -115,6 +117,8 @@ class VllmEngine(ChildServerEngine):
         why = cause(lines, _NO_CAUSE)
         if "No module named 'vllm" in why:
             return EngineNotInstalled(f"vLLM can't be imported: {why}; install it with: {INSTALL}")
+        if (wrong := too_long(why, "context_length")) is not None:
+            return wrong
         if "memory" in why.lower():
             return EngineError(f"vLLM has too little memory: {why}")
         return EngineError(f"vLLM {how} while it started: {why}") if why else super().failed_start(how, lines)

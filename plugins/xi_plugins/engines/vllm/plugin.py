@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
-from xi_core.engine.child_options import normalised, refuse
+from xi_core.engine.child_options import checked_context, normalised, refuse
 from xi_core.engine.child_sharding import refused, shared_by
 from xi_core.engine.info import EngineInfo, HostInfo, ShardRequest, Support
 from xi_core.hookspecs import hookimpl
@@ -70,6 +70,7 @@ RESERVED = {
     "model": "it is the model that is launched (xi launch MODEL)",
     "served_model_name": "it is the launch's uid (--model-uid)",
     "config": "give the options themselves",
+    "trust_remote_code": "use --trust-remote-code of the launch, which the operator must allow too (XI_ALLOW_REMOTE_CODE=1)",
     "lora_modules": "it is a field of the launch itself (--lora-modules NAME=PATH)",
     "runner": "it is the launch's model type (-t embedding, -t rerank)",
     **dict.fromkeys(("nnodes", "node_rank", "master_addr", "master_port"), "xi joins the workers itself (--n-worker)"),
@@ -91,7 +92,7 @@ class VllmInfo(EngineInfo, kw_only=True):
 
     def check_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """`options` in vLLM's names. Raises `UnknownOption` for one that xi sets itself, or that is given twice."""
-        found = normalised(options, ALIASES)
+        found = normalised(checked_context(self.name, options), ALIASES)
         refuse(self.name, found, RESERVED)
         return found
 
