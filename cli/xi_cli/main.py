@@ -22,6 +22,9 @@ BUILT_IN = {
         "xi_cli.commands.cluster:cluster", "Show the workers: devices, memory, load, versions, and in what they aren't alike."
     ),
     "drain": BuiltIn("xi_cli.commands.drain:drain", "Move everything that runs on WORKER to other workers."),
+    "pull": BuiltIn("xi_cli.commands.pull:pull", "Download a model into this machine's XI_HOME, where launches find it."),
+    "cached": BuiltIn("xi_cli.commands.cached:cached", "List the downloaded models of all workers."),
+    "remove-cache": BuiltIn("xi_cli.commands.cached:remove_cache", "Delete a downloaded model from all workers, unless something uses it."),
     "envs": BuiltIn("xi_cli.commands.envs:envs", "The environments that models run in, where a launch brought packages of its own."),
     "stop-cluster": BuiltIn(
         "xi_cli.commands.stop_cluster:stop_cluster", "Stop every worker with its models, the supervisor and its gateway."
@@ -30,9 +33,14 @@ BUILT_IN = {
     "generate": BuiltIn("xi_cli.commands.generate:generate", "Let a model continue a text."),
     "batch": BuiltIn("xi_cli.commands.batch:batch", "Answer a file of requests in OpenAI's batch format."),
     "engines": BuiltIn("xi_cli.commands.engines:engines", "Show the engines, and which can run."),
-    "registrations": BuiltIn("xi_cli.commands.registrations:registrations", "List the models that can be launched by name."),
-    "register": BuiltIn("xi_cli.commands.register:register", "Register a model of one's own."),
-    "unregister": BuiltIn("xi_cli.commands.register:unregister", "Take a registered model out again."),
+    "registrations": BuiltIn(
+        "xi_cli.commands.registrations:registrations",
+        "List the models that can be launched by name: built-in ones, and those that were registered.",
+    ),
+    "register": BuiltIn(
+        "xi_cli.commands.register:register", "Register a model of one's own, which can be launched by its name from then on."
+    ),
+    "unregister": BuiltIn("xi_cli.commands.register:unregister", "Take a registered model out again. What runs of it runs on."),
     "vllm-models": BuiltIn("xi_cli.commands.registrations:vllm_models", "List the models that vLLM is known to run, on Linux with a GPU."),
     "cal-model-mem": BuiltIn("xi_cli.commands.cal_model_mem:cal_model_mem", "Estimate the memory that a model takes."),
     "plan": BuiltIn("xi_cli.commands.plan:plan", "Tell which machines and layout a model needs."),

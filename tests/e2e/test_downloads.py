@@ -100,9 +100,10 @@ def test_the_clients_field_chooses_the_source_and_progress_is_told(hub: HubStand
     assert hub.stalled.wait(30)
     wait_until(lambda: "downloading 1/1 tiny-f16.gguf" in server.client.model("tiny").replicas[0].stage, 30, "progress")
     server.client.terminate("tiny")
-    hub.resume.set()
-    wait_until(lambda: not server.client.models(), 30, "the launch's end")
     assert server.client.cached() == []
+    again = xi(server, "launch", ID, "-q", "f16", "-u", "tiny", "--source", "modelscope")
+    assert again.returncode == 0, again.stderr
+    assert hub.gets("FilePath=tiny-f16.gguf")[-1].range, "it was gone on with"
 
 
 def test_sources_that_arent_there_are_said(hub: HubStandIn, server: RunningServer) -> None:

@@ -473,7 +473,7 @@ def edit(path: Path, **changes: Any) -> None:
     [
         ({"architectures": ["BertModel"]}, ArtifactError, "not a text generation model"),
         ({"model_type": "nonesuch"}, ArtifactError, "can't load this model"),
-        ({"model_type": "nonesuch", "auto_map": {"AutoConfig": "evil.Evil"}}, ArtifactError, "can't load this model"),
+        ({"model_type": "nonesuch", "auto_map": {"AutoConfig": "evil.Evil"}}, ArtifactError, "launch it with --trust-remote-code"),
         ({"model_type": "t5"}, ArtifactError, "not a text generation model"),
         ({"num_hidden_layers": 3}, ArtifactError, r"lacks 9 weights of the model, the first is model\.layers\.2"),
         ({"hidden_size": 64}, ArtifactError, "weights can't be loaded"),

@@ -50,6 +50,11 @@ def vllm_models(as_json: bool, endpoint: str | None, api_key: str | None) -> Non
 
     They are told by the architectures that vLLM has code for, whether it is installed here or not; which of their specs run here is told
     by `xi engines NAME -en vLLM`.
+
+    \b
+    Examples:
+      xi vllm-models
+      xi vllm-models --json
     """
     client = connect(endpoint, api_key)
     found = client.registrations(engine="vLLM")

@@ -89,7 +89,7 @@ class RunningReplica:
         self._heard_at = self._healthy_at = 0.0
         self._looked_at = time.monotonic()
         self._complaint = ""
-        self._told_at = 0.0
+        self._told_at, self._told_kind = 0.0, ""
         self._failure: XiError | None = None
         self._grace: float | None = None
         self._stopping = asyncio.Event()
@@ -171,9 +171,9 @@ class RunningReplica:
         """From the fetching thread. Raises `LaunchCancelled`, through the source, when nobody wants the artifact any more."""
         if self._stopping.is_set():
             raise LaunchCancelled(f"{self.plan.replica_id} was stopped while its artifact was fetched")
-        now = time.monotonic()
-        if share is None or share >= 1.0 or now - self._told_at >= PROGRESS_INTERVAL:
-            self._told_at = now
+        now, kind = time.monotonic(), stage.partition(":")[0]
+        if share is None or share >= 1.0 or kind != self._told_kind or now - self._told_at >= PROGRESS_INTERVAL:
+            self._told_at, self._told_kind = now, kind
             self._loop.call_soon_threadsafe(self._tell, "PREPARING", stage, share)
 
     def _spawn(self, artifact: Path) -> None:

@@ -37,11 +37,11 @@ def spec_of_hub(
     """The spec of a hub's model by its id alone; format and quantization as they are given, else as the id has them."""
     name = hub_id.rpartition("/")[2]
     form = model_format or format_of(hub_id)
-    files = (f"*{glob.escape(quantization or '')}*.gguf",) if form == "ggufv2" else ()
+    wanted = f"*{glob.escape(quantization)}*.gguf" if quantization else "*.gguf"
     return ModelSpec(
         name=name,
         format=form,
-        source=SourceRef(source=source, id=hub_id, files=files),
+        source=SourceRef(source=source, id=hub_id, files=(wanted,) if form == "ggufv2" else ()),
         size_in_billions=size_of(name),
         quantization=quantization,
         model_type=model_type,

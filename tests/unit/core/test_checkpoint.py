@@ -55,6 +55,28 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         checkpoint.check_weights(tmp_path)
 
 
+def test_pickled_weights_need_the_operators_opt_in(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(ArtifactError, match="XI_ALLOW_PICKLED_WEIGHTS=1"):
+        checkpoint.check_weights(tmp_path)
+    assert checkpoint.check_weights(tmp_path, pickled=True) is False
+    (tmp_path / "model.safetensors").write_bytes(safetensors())
+    assert checkpoint.check_weights(tmp_path, pickled=True) is True
+
+
+def test_opt_in_is_for_transformers_names_only(tmp_path: Path) -> None:
+    (tmp_path / "training_args.bin").write_bytes(b"\x80")
+    with pytest.raises(ArtifactError, match=r"only pickled weights \(training_args\.bin\)"):
+        checkpoint.check_weights(tmp_path, pickled=True)
+
+
+def test_missing_pickled_shard_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "pytorch_model.bin.index.json", {"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}})
+    (tmp_path / "pytorch_model-1.bin").write_bytes(b"\x80")
+    with pytest.raises(ArtifactError, match=r"pytorch_model-2\.bin missing \(1 of 2\)"):
+        checkpoint.check_weights(tmp_path, pickled=True)
+
+
 def test_config_must_be_of_a_text_generation_model(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"config\.json is missing"):
         checkpoint.read_config(tmp_path)

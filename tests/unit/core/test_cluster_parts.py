@@ -15,12 +15,14 @@ import pytest
 
 from xi_core.cluster import host, logs, runtime
 from xi_core.cluster.devices import Device, DeviceProbe, DeviceProbeInfo
-from xi_core.cluster.envrules import check_env
-from xi_core.cluster.launcher import listen, say, url_of
+from xi_core.cluster.envrules import allowed_prefixes, check_env
+from xi_core.cluster.launcher import listen, say, siblings_of, url_of
 from xi_core.cluster.messages import ModelRoute
 from xi_core.cluster.process import environment
+from xi_core.cluster.runtime import RuntimeFolder
 from xi_core.cluster.siblings import Sibling
 from xi_core.cluster.table import RoutingTable
+from xi_core.config import Settings
 from xi_core.errors import ConfigError, InvalidRequest
 from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan
 
@@ -69,6 +71,42 @@ def test_env_values_that_are_refused(value: str) -> None:
 
 def test_env_that_is_fine() -> None:
     check_env({"OMP_NUM_THREADS": "2", "VLLM_USE_V1": "1", "_x": "", "MY_PATH": "/a b:/c"})
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "VLLM_USE_V1", "HF_HUB_OFFLINE", "MINE_LEVEL"])
+def test_env_off_loopback_takes_what_engines_know_and_the_operator_adds(name: str) -> None:
+    check_env({name: "1"}, allowed_prefixes(Settings(env_allow="MINE_, OURS_")))
+
+
+@pytest.mark.parametrize("name", ["MY_PATH", "_x", "vllm_use_v1", "MINE", "GIT_SSH_COMMAND"])
+def test_env_off_loopback_refuses_other_names(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"'{name}' is refused: other machines.*VLLM_.*MINE_.*XI_ENV_ALLOW") as caught:
+        check_env({"OMP_NUM_THREADS": "1", name: "x"}, allowed_prefixes(Settings(env_allow="MINE_")))
+    assert caught.value.param == "env"
+
+
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "LD_PRELOAD", "XI_HOME", "HF_PROXY"])
+def test_env_that_the_operator_cannot_allow(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="could change which code runs"):
+        check_env({name: "x"}, allowed_prefixes(Settings(env_allow="LD_,XI_,CUDA_")))
+
+
+@pytest.mark.parametrize("text", ["A-B", "*", "1A", "A B_"])
+def test_a_wrong_list_of_prefixes_names_the_setting(text: str) -> None:
+    with pytest.raises(ConfigError, match="XI_ENV_ALLOW") as caught:
+        allowed_prefixes(Settings(env_allow=f"MINE_,{text}"))
+    assert caught.value.param == "XI_ENV_ALLOW"
+
+
+@pytest.mark.parametrize(("host", "exposed"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_the_supervisor_is_told_whether_other_machines_reach_the_server(tmp_path: Path, host: str, exposed: bool) -> None:
+    runtime = RuntimeFolder()
+    try:
+        with listen(host, 0) as listening:
+            supervisor = siblings_of(listening, runtime, None)[0]
+    finally:
+        runtime.remove()
+    assert ("--exposed" in supervisor._command) is exposed
 
 
 def test_log_is_rotated_once_and_its_tail_read(tmp_path: Path) -> None:

@@ -336,3 +336,17 @@ def test_all_parts_of_a_split_file_count(tmp_path: Path) -> None:
     (tmp_path / "m[x]-00001-of-00002.gguf").write_bytes(WHOLE)
     assert inspect(tmp_path / "m[x]-00001-of-00003.gguf").weight_bytes == 3 * len(WHOLE) + 6
     assert inspect(tmp_path / "m[x]-00001-of-00003.gguf").architecture_figures is None
+
+
+def test_pickled_weights_with_the_operators_opt_in(tmp_path: Path) -> None:
+    _pickles(directory(tmp_path))
+    spec = inspect(tmp_path, pickled=True)
+    assert (spec.format, spec.pickled) == ("pytorch", True)
+    assert spec.weight_bytes == sum(file.stat().st_size for file in tmp_path.glob("pytorch_model*.bin"))
+    with pytest.raises(ArtifactError, match="XI_ALLOW_PICKLED_WEIGHTS=1"):
+        inspect(tmp_path)
+
+
+def test_safetensors_go_before_pickled_weights(tmp_path: Path) -> None:
+    (directory(tmp_path) / "pytorch_model.bin").write_bytes(b"\x80")
+    assert inspect(tmp_path, pickled=True).pickled is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -29,8 +30,9 @@ Key = tuple[str, int]
 """An incarnation, and the number of a rank."""
 
 
-def wanted(uid: str, replicas: int, n_worker: int, n_gpu: int, memory: int) -> Wanted:
-    """`memory` in GiB; 0: devices are not shared."""
+def wanted(uid: str, replicas: int, n_worker: int, n_gpu: int) -> Wanted:
+    """Those of `a` share no device; those of `b` take memory of it. The same spec is resolved to the same."""
+    memory = 0 if uid == "a" else 30 * n_worker
     model = ModelSpec(name="toy", format="toy", source=SourceRef(source="local", id="x"))
     spec = LaunchSpec(model_name="toy", model_uid=uid, replica=replicas, n_gpu=n_gpu, n_worker=n_worker)
     return Wanted(uid=uid, spec=spec, model=model, engine="e", n_gpu=n_gpu, created=1, memory=memory * GIB, exclusive=not memory)
@@ -129,10 +131,10 @@ class World(RuleBasedStateMachine):
     # ---- what users do ----------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.core.listed()) < 2 or self.now % 2 < 0.5)
-    @rule(uid=UIDS, replicas=st.integers(1, 2), n_worker=st.integers(1, 2), n_gpu=st.integers(0, 1), memory=st.sampled_from([0, 30, 60]))
-    def launch(self, uid: str, replicas: int, n_worker: int, n_gpu: int, memory: int) -> None:
+    @rule(uid=UIDS, replicas=st.integers(1, 2), n_worker=st.integers(1, 2), n_gpu=st.integers(0, 1))
+    def launch(self, uid: str, replicas: int, n_worker: int, n_gpu: int) -> None:
         try:
-            self.carry_out(self.core.accept(self.now, wanted(uid, replicas, n_worker, n_gpu, memory)))
+            self.carry_out(self.core.accept(self.now, wanted(uid, replicas, n_worker, n_gpu)))
         except (Conflict, NoPlacement):
             return
 
@@ -166,9 +168,10 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.processes)
     @rule(data=st.data(), new=st.sampled_from(["LOADING", "READY", "READY"]))
     def progress(self, data: st.DataObject, new: LaunchState) -> None:
-        process = self.processes[data.draw(st.sampled_from(sorted(self.processes)))]
-        process.status.state = new
-        process.manifest = of_fields(chat={}) if new == "READY" else None
+        key = data.draw(st.sampled_from(sorted(self.processes)))
+        before, manifest = self.processes[key], of_fields(chat={}) if new == "READY" else None
+        status = msgspec.structs.replace(before.status, state=new)
+        process = self.processes[key] = msgspec.structs.replace(before, status=status, manifest=manifest)
         if process.status.worker in self.up:
             self.carry_out(self.core.replica_updated(self.now, process.status.worker, process))
 

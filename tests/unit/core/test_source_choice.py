@@ -46,7 +46,7 @@ def test_a_hub_id_is_looked_for_where_it_is_said_to_be() -> None:
 def test_a_quantization_of_a_gguf_id_names_its_file() -> None:
     name = "Someone/Some-7B-GGUF"
     assert refs(model_name=name, quantization="q4_k_m") == [SourceRef(source="huggingface", id=name, files=("*q4_k_m*.gguf",))]
-    assert refs(model_name=name) == [SourceRef(source="huggingface", id=name, files=("**.gguf",))]
+    assert refs(model_name=name) == [SourceRef(source="huggingface", id=name, files=("*.gguf",))]
 
 
 def test_a_model_that_isnt_at_the_source_is_refused_with_those_where_it_is() -> None:

@@ -391,6 +391,51 @@ def test_why_the_start_failed(plugin):
     assert "some line" in other.message
 
 
+@PLUGINS
+@pytest.mark.parametrize("name", ["trust_remote_code", "trust-remote-code"])
+def test_code_of_a_model_is_no_option_of_the_engine(plugin, name):
+    with pytest.raises(UnknownOption, match="use --trust-remote-code of the launch") as caught:
+        info(plugin).check_options({name: True})
+    assert caught.value.param == "trust_remote_code"
+
+
+@PLUGINS
+@pytest.mark.parametrize("trust", [False, True])
+def test_code_of_a_model_runs_where_the_plan_says_so(plugin, model, address, trust):
+    made = plan(plugin, model)
+    made.trust_remote_code = trust
+    argv = engine(plugin).command(made, address(plugin)).argv
+    assert [word for word in argv if "trust" in word] == (["--trust-remote-code"] if trust else [])
+
+
+@PLUGINS
+def test_the_context_goes_by_one_name(plugin):
+    name = {vllm: "max_model_len", sglang: "context_length"}[plugin]
+    assert info(plugin).check_options({"context-length": "2048"}) == {name: 2048}
+    assert info(plugin).check_options({"max_model_len": 2048}) == {name: 2048}
+
+
+@PLUGINS
+@pytest.mark.parametrize("value", [0, -1, "many", 2.5, True])
+def test_a_context_that_is_no_number(plugin, value):
+    with pytest.raises(UnknownOption, match=r"context_length.*whole number from 1 on") as caught:
+        info(plugin).check_options({"context_length": value})
+    assert caught.value.param == "context_length"
+
+
+@PLUGINS
+def test_a_context_longer_than_the_models_own(plugin):
+    said = {
+        vllm: "ValueError: User-specified max_model_len (9999) is greater than the derived max_model_len (max_position_embeddings=1024.0 "
+        "or model_max_length=None in model's config.json).",
+        sglang: "ValueError: Warning: User-specified context_length (9999) is greater than the derived context_length (1024). This may",
+    }[plugin]
+    error = engine(plugin).failed_start("ended with status 1", [said])
+    assert isinstance(error, UnknownOption)
+    assert error.param == "context_length"
+    assert "9999 is more than the 1024 that this model was made for" in error.message
+
+
 def test_stages_of_vllm():
     assert engine(vllm).stage("Loading safetensors checkpoint shards:  50% Completed | 1/2") == ("loading weights", 0.5)
     assert engine(vllm).stage("nothing of note") is None

@@ -51,11 +51,11 @@ def request(route=CHAT, adapter=None, **body):
 
 
 def test_command_line():
-    argv = command_line(plan(trust_remote_code=False, mem_fraction_static=0.8), port=4711)
+    argv = command_line(plan(enable_metrics=False, mem_fraction_static=0.8), port=4711)
     assert argv[:2] == [sys.executable, "-P"]
     assert argv[2].endswith("start.py")
     wanted = {"--model-path=/m", "--served-model-name=uid", "--host=127.0.0.1", "--port=4711", "--mem-fraction-static=0.8"}
-    assert wanted | {"--no-trust-remote-code", "--grammar-backend=llguidance", "--max-running-requests=32"} <= set(argv)
+    assert wanted | {"--no-enable-metrics", "--grammar-backend=llguidance", "--max-running-requests=32"} <= set(argv)
 
 
 def test_key_and_log_probabilities_go_by_environment(model, address):
