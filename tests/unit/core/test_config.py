@@ -1,6 +1,7 @@
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from xi_core.access import check_access
@@ -24,8 +25,8 @@ def test_each_setting_has_its_variable() -> None:
 def test_xinferences_names_work_and_ours_win(setting: str, variable: str) -> None:
     other, ours = ("7", "8") if setting.startswith("batch") else ("0", "1") if setting.startswith("allow") else ("theirs", "ours")
     kind = type(getattr(Settings(), setting))
-    assert getattr(read({variable: other}), setting) == kind(other)
-    assert getattr(read({variable: other, f"XI_{setting.upper()}": ours}), setting) == kind(ours)
+    assert getattr(read({variable: other}), setting) == msgspec.convert(other, kind, strict=False)
+    assert getattr(read({variable: other, f"XI_{setting.upper()}": ours}), setting) == msgspec.convert(ours, kind, strict=False)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,10 @@ MEMORY_SHARE = 0.9
 GPUs, with what it computes in besides."""
 
 _OURS = "xi connects to SGLang's server itself"
+RUNS_CODE = ("custom_weight_loader", "forward_hooks", "enable_custom_logit_processor")
+"""Options that name Python code to import, or let requests bring some."""
 RESERVED = {
+    **dict.fromkeys(RUNS_CODE, "it lets code run that a launch or a request brings"),
     **dict.fromkeys(("host", "port", "api_key", "admin_api_key", "grpc_mode", "smg_grpc_mode", "config"), _OURS),
     **dict.fromkeys(("ssl_keyfile", "ssl_certfile", "ssl_ca_certs"), "xi serves HTTP itself"),
     **dict.fromkeys(("model", "model_path"), "it is the model that is launched (xi launch MODEL)"),

@@ -63,7 +63,13 @@ MEMORY_SHARE = 0.92
 """Part of a GPU's memory that vLLM takes where the launch doesn't say."""
 
 _OURS = "xi connects to vLLM's server itself"
+RUNS_CODE = (
+    "middleware", "tool_parser_plugin", "reasoning_parser_plugin", "io_processor_plugin", "worker_cls", "worker_extension_cls",
+    "scheduler_cls", "logits_processors",
+)  # fmt: skip
+"""Options that name Python code to import."""
 RESERVED = {
+    **dict.fromkeys(RUNS_CODE, "it names code to run, which a launch can't bring; whoever runs the worker can install a plugin of vLLM"),
     **dict.fromkeys(("host", "port", "uds", "api_key", "root_path", "headless", "grpc", "api_server_count"), _OURS),
     **dict.fromkeys(("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs"), "xi serves HTTP itself"),
     "model": "it is the model that is launched (xi launch MODEL)",
