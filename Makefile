@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ENGINES := .venv-engines
 
-.PHONY: demo matching test test-engines test-engine-transformers test-engine-llama-cpp test-engine-mlx test-engine-llama-cpp-python test-engine-vllm test-engine-transformers-quantization test-engine-sglang check bench docs clean
+.PHONY: demo matching test test-engines test-engine-transformers test-engine-llama-cpp test-engine-mlx test-engine-llama-cpp-python test-engine-vllm test-engine-transformers-quantization test-engine-sglang check simulate bench docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +28,11 @@ demo: $(VENV)/.base
 # Two at a time: most tests wait for processes. One file's tests stay together, for they share a server.
 test: $(VENV)/.dev
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# Processes killed and stopped, cables pulled, under load: a quarter of an hour. Tests with network namespaces need root and iproute2, and
+# are skipped with the reason elsewhere. CHAOS_MINUTES=60 makes the churn of launches last an hour (--timeout: for that test).
+test-chaos: $(VENV)/.dev
+	$(BIN)/pytest --timeout 7200 tests/chaos
 
 # The parity suite on every engine; those whose libraries are not in .venv each in an environment of its own (MLX's takes a minute and a
 # half to install, the others more, so that only the first two run in `make test` too). One that fails stops none of the others; a table
@@ -93,6 +98,13 @@ test-engine-sglang: $(ENGINES)/sglang/.ready
 $(ENGINES)/sglang/.ready: pyproject.toml constraints.txt tests/engines/sglang_environment.sh tests/engines/sglang_stubs/sglang_stubs.py
 	PYTHON=$(PYTHON) tests/engines/sglang_environment.sh $(ENGINES)/sglang
 	@touch $@
+
+# Clusters simulated from seeds 0 … SEEDS-1: `make simulate SEEDS=20000 FIRST=0 SCHEDULER=spread`.
+SEEDS ?= 2000
+FIRST ?= 0
+SCHEDULER ?= idle_first
+simulate: $(VENV)/.dev
+	$(BIN)/python -m xi_core.testing.simulation --seeds $(SEEDS) --first $(FIRST) --scheduler $(SCHEDULER)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

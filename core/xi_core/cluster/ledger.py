@@ -57,9 +57,9 @@ class Ledger:
         self._views.pop(member.name, None)
 
     def devices_changed(self, member: Member, devices: list[Device]) -> None:
-        """A worker's devices are like this now."""
+        """A worker's devices are like this now. All workers tell that each second, so that it is seen to here, and not when one places."""
         member.devices = devices
-        self._views.pop(member.name, None)
+        self._views[member.name] = self._worker_view(member, None)
 
     def begin(self, launch: LaunchEntry, replica: Replica) -> None:
         """A life begins, or is adopted."""
@@ -158,6 +158,16 @@ class Ledger:
 
 def _device_view(worker: str, device: Device, held: list[tuple[Promise, bool]]) -> DeviceView:
     """A probe sees the memory of replicas that have loaded; what others were promised comes off what it says is free."""
+    if not held:
+        return DeviceView(
+            worker=worker,
+            device=device.id,
+            kind=device.kind,
+            memory=device.memory,
+            memory_free=min(device.memory_free, device.memory),
+            utilisation=device.utilisation,
+            domain=device.domain,
+        )
     needs = [(max(promise.memory, round(promise.memory_share * device.memory)), ready) for promise, ready in held]
     loading = sum(need for need, ready in needs if not ready)
     return DeviceView(

@@ -354,8 +354,10 @@ class Lifecycle:
 
     def _took(self, now: float, launch: LaunchEntry, replica: Replica, record: ReplicaRecord) -> list[Action]:
         """Take over what a worker tells of a rank."""
+        before = replica.state
         launch.take(replica, record, now + self._state.launch_timeout)
-        self._state.ledger.changed(replica)
+        if (before == "READY") != (replica.state == "READY"):
+            self._state.ledger.changed(replica)
         self._state.touched.touch(launch)
         return self._state.moved(now, launch)
 

@@ -20,7 +20,7 @@ SAMPLES: dict[str, Any] = {
     "repetition_penalty": 1.5, "logit_bias": {"65": 1}, "seed": 1, "stop": "x", "ignore_eos": True, "max_tokens": 4,
     "logprobs": 1, "return_token_ids": True, "echo": True, "chat_template_kwargs": {"a": 1},
     "stream_options": {"include_usage": True}, "response_format": {"type": "json_object"}, "structured_outputs": {"choice": ["a"]},
-    "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "auto", "parallel_tool_calls": True,
+    "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "auto", "parallel_tool_calls": False,
 }  # fmt: skip
 """A good value of each field of chat and completions."""
 

@@ -39,8 +39,6 @@ class ParityKit(EngineKit):
     """Largest difference to the reference, in nats: what the engine's precision makes."""
     logprobs_by_character: ClassVar[bool] = False
     """Whether tokens that make one character together are told as one."""
-    several_calls: ClassVar[bool] = True
-    """Whether a model that has to call and can't end its turn calls again."""
     chunked: ClassVar[dict[str, Any]]
     """Options under which prompts are read in parts of at most `chunk` tokens."""
     chunk: ClassVar[int] = 32
@@ -226,13 +224,10 @@ class ParityKit(EngineKit):
     @proves("parallel_tool_calls")
     def test_one_call_at_most(self, harness: Harness, expected: dict[str, Any]) -> None:
         self.supports(harness, "parallel_tool_calls", "tool_choice", "logit_bias")
-        values = harness.model.manifest.endpoints[self.route]["tool_choice"].values
-        choice = "auto" if values and "required" not in values else "required"
-        unending: dict[str, Any] = {"tool_choice": choice, "logit_bias": {END_OF_TURN: -100}, "max_tokens": 100}
+        unending: dict[str, Any] = {"tool_choice": "required", "logit_bias": {END_OF_TURN: -100}, "max_tokens": 100}
         for case in expected["tools"][::16]:
             assert called(self.with_tools(harness, expected, case, **unending, parallel_tool_calls=False)) == case["calls"]
-            if self.several_calls:
-                assert len(self.with_tools(harness, expected, case, **unending).tool_calls) > 1
+            assert len(self.with_tools(harness, expected, case, **unending).tool_calls) > 1, "it would call again"
 
     # -- a long prompt -----------------------------------------------------------------------------
 
