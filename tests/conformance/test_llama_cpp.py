@@ -1,37 +1,42 @@
-"""The kit on the llama.cpp engine, with xi-tiny."""
+"""The parity suite on the llama.cpp engine, with xi-tiny."""
 
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import pytest
 from msgspec.structs import replace
 
 from xi_core.serving.request import COMPLETIONS
-from xi_core.testing.engine_kit import EngineKit
 from xi_core.testing.harness import Harness, plan_for
+from xi_core.testing.parity_kit import COMPLETION_PROMPTS, ParityKit
+from xi_core.testing.proofs import ClaimsKit
 
 pytest.importorskip("xllamacpp", reason="the llama.cpp engine's library is not installed")
 XI_TINY = Path(__file__).parents[2] / "plugins/xi_plugins/families/xi_tiny/xi-tiny-f16.gguf"
+ENGINE = "xi_plugins.engines.llama_cpp.engine:LlamaCppEngine"
 
 
-class TestLlamaCpp(EngineKit):
+class TestLlamaCpp(ParityKit):
+    """With grammars."""
+
     plugin = "xi_plugins.engines.llama_cpp.plugin"
-    plan = plan_for("xi_plugins.engines.llama_cpp.engine:LlamaCppEngine", str(XI_TINY), "ggufv2")
-
-    def test_expected_answers(self, harness: Harness, expected: dict[str, Any]) -> None:
-        calls = [(fact, harness.start_chat(fact["prompt"], temperature=0)) for fact in expected["chat"]]
-        for fact, call in calls:
-            answer = call.answer()
-            assert answer.text == fact["answer"]
-            assert answer.usage["prompt_tokens"] == len(fact["prompt_ids"])
-            assert answer.usage["completion_tokens"] == len(fact["answer_ids"])
+    plan = plan_for(ENGINE, str(XI_TINY), "ggufv2", grammars=True)
+    chunked: ClassVar = {"batch_size": 32}
+    logprob_tolerance = 0.1
+    logprobs_by_character = True
 
 
-class TestLlamaCppCompletions(EngineKit):
+class TestLlamaCppCompletions(ParityKit):
+    """Without grammars, which are refused then."""
+
     plugin = TestLlamaCpp.plugin
-    plan = TestLlamaCpp.plan
+    plan = plan_for(ENGINE, str(XI_TINY), "ggufv2")
     route = COMPLETIONS
-    prompts = tuple(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in EngineKit.prompts)
+    prompts = COMPLETION_PROMPTS
+    chunked = TestLlamaCpp.chunked
+    logprob_tolerance = TestLlamaCpp.logprob_tolerance
+    logprobs_by_character = True
+    runs = 10
 
 
 def test_thinking_is_switched_by_launch_and_by_request() -> None:
@@ -46,3 +51,8 @@ def test_thinking_is_switched_by_launch_and_by_request() -> None:
     assert sizes[True, None] == sizes[True, True] == sizes[False, True]
     assert sizes[False, None] == sizes[False, False] == sizes[True, False]
     assert sizes[False, None] < sizes[True, None]
+
+
+class TestLlamaCppClaims(ClaimsKit):
+    plugin = TestLlamaCpp.plugin
+    engine = ENGINE

@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from xi_core.models.inspect import inspect
-from xi_core.serving.pooling_request import EMBEDDINGS
+from xi_core.serving.pooling_request import EMBEDDINGS, RERANK
 from xi_core.testing.harness import Harness, plan_for
 from xi_core.testing.pooling_kit import EmbeddingKit, PoolingKit, RerankKit
+from xi_core.testing.proofs import ClaimsKit
 from xi_core.wire.plan import Artifact, LaunchPlan
 
 pytest.importorskip("xllamacpp", reason="the llama.cpp engine's library is not installed")
@@ -24,6 +25,7 @@ transformers = pytest.importorskip("transformers")
 import tokenizers  # noqa: E402
 
 XI_TINY = Path(__file__).parents[2] / "plugins/xi_plugins/families/xi_tiny/xi-tiny-f16.gguf"
+NUMBERS = json.loads((Path(__file__).parents[1] / "data/xi_tiny_numbers.json").read_text("utf-8"))
 PLUGIN = "xi_plugins.engines.llama_cpp.plugin"
 EMBEDDER = "xi_plugins.engines.llama_cpp.pooling:LlamaCppEmbedder"
 RERANKER = "xi_plugins.engines.llama_cpp.pooling:LlamaCppReranker"
@@ -175,6 +177,8 @@ class TestXiTinyMean(TestBert):
 
     pooling = MEAN
     tolerance = 2e-2
+    reference = NUMBERS["vectors"]
+    reference_tolerance = 2e-2
 
     @classmethod
     def make(cls, folder: Path) -> Path:
@@ -183,6 +187,7 @@ class TestXiTinyMean(TestBert):
 
 class TestXiTinyLast(TestXiTinyMean):
     pooling = LAST
+    reference = NUMBERS["last_vectors"]
 
 
 class TestBertReranker(_OnModel, RerankKit):
@@ -212,3 +217,9 @@ def test_inspection_tells_the_type(tmp_path: Path) -> None:
     assert [inspect(with_pooling(tmp_path / f"{kind}.gguf", kind)).model_type for kind in (0, MEAN, LAST, RANK)] == [
         "LLM", "embedding", "embedding", "rerank",
     ]  # fmt: skip
+
+
+class TestLlamaCppPoolingClaims(ClaimsKit):
+    plugin = PLUGIN
+    engine = EMBEDDER
+    routes = (EMBEDDINGS, RERANK)

