@@ -12,7 +12,7 @@ import pytest
 
 import xi_core
 from xi_core.cluster.environments import Environments
-from xi_core.errors import Conflict, EnvironmentFailed, InvalidRequest, LaunchCancelled, LaunchError, NotFound
+from xi_core.errors import Conflict, EnvironmentFailed, LaunchCancelled, LaunchError, NotFound
 from xi_core.testing.server import RunningServer
 
 OLD = "xllamacpp==2026.9.11063"
@@ -84,7 +84,7 @@ def test_what_can_not_be_solved_is_told_in_the_solver_s_words(server: RunningSer
     shown = server.xi("launch", "xi-tiny", "-u", "worse", "-vp", "torch @ https://example.org/torch.whl")
     assert shown.returncode == 1
     assert "is no package with versions" in shown.stderr
-    with pytest.raises(InvalidRequest, match="is no directory of the worker's machine"):
+    with pytest.raises(LaunchError, match="is no directory of the worker's machine"):
         server.client.launch(
             "xi-tiny", model_uid="ugly", model_engine="llama.cpp", enable_virtual_env=True, virtual_env_find_links=["/not/there"]
         )

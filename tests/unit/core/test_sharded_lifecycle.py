@@ -212,6 +212,17 @@ def test_an_adopted_replica_whose_other_rank_is_gone_is_ended_and_relaunched() -
     assert len(again.assignments) == 2
 
 
+def test_an_adopted_replica_whose_other_worker_has_told_that_it_runs_nothing_is_relaunched() -> None:
+    old = cluster("w1", "w2")
+    (start,) = starts(old.accept(0.0, wanted()))
+    core = Lifecycle(IdleFirst(), "e2", launch_timeout=TIMEOUT, grace=5.0, settled_at=3.0)
+    core.worker_joined(1.0, member("w2"), [])
+    assert stops(core.worker_joined(1.5, member("w1"), [record(start, 0)])) == [("w1", 0)]
+    core.replica_gone(2.0, start.incarnation, rank=0)
+    (again,) = starts(core.tick(3.0))
+    assert len(again.assignments) == 2
+
+
 def test_terminating_ends_every_rank() -> None:
     core = cluster("w1", "w2")
     (start,) = starts(core.accept(0.0, wanted()))
