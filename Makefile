@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ENGINES := .venv-engines
 
-.PHONY: demo matching test test-engines test-engine-transformers test-engine-llama-cpp test-engine-mlx test-engine-llama-cpp-python test-engine-vllm test-engine-transformers-quantization test-engine-sglang check simulate bench docs clean
+.PHONY: demo matching test test-engines test-engine-transformers test-engine-llama-cpp test-engine-mlx test-engine-llama-cpp-python test-engine-vllm test-engine-transformers-quantization test-engine-sglang test-chaos check simulate bench docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

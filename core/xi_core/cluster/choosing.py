@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from heapq import nsmallest
 from typing import Any
 
 from xi_core.cluster.placement import (
@@ -35,7 +36,7 @@ class RankedScheduler(Scheduler):
     def place(self, request: PlacementRequest, cluster: ClusterView) -> Placement | Rejection:
         offers = {w.worker: offer for w in cluster.workers if (offer := self._offer(request, w)) is not None}
         by_name = {w.worker: w for w in cluster.workers}
-        best = sorted(offers, key=lambda name: (self._rank_offer(request, by_name[name], offers[name]), name))[: request.n_worker]
+        best = nsmallest(request.n_worker, offers, key=lambda name: (self._rank_offer(request, by_name[name], offers[name]), name))
         enough = len(best) == request.n_worker
         chosen = [Assignment(name, tuple(d.device for d in offers[name])) for name in best] if enough else []
         if enough and not request.explain:

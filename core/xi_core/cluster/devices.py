@@ -11,7 +11,7 @@ FAKE = "fake"
 """Kind of a device that XI_FAKE_DEVICES made up, and the beginning of its id."""
 
 
-class Device(Struct, kw_only=True):
+class Device(Struct, kw_only=True, gc=False):
     """One accelerator of a worker. `id` is unique on its worker (`cuda:0`); memory in bytes; utilisation 0 to 1."""
 
     id: str

@@ -241,8 +241,8 @@ class Lifecycle:
             if (replica.incarnation, number) not in reported:
                 why = Ending(f"worker {member.name} started anew", fault=False)
                 actions += self._state.lose(now, launch, replica, [rank], why)
-        if member.draining:
-            actions += self._state.move_all(member)
+        for drained in [one for one in self.members.values() if one.draining]:  # a rank of what was adopted may be there
+            actions += self._state.move_all(drained)
         return actions + self._state.start_due(now)
 
     def worker_beat(self, now: float, worker: str, devices: list[Device]) -> list[Action]:
@@ -390,6 +390,8 @@ class Lifecycle:
             self._state.touched.touch(launch)
             return self._state.refuse(member.name, record)
         actions = self._took(now, launch, replica, record)
+        if found is None:
+            actions += self._state.lose_absent(now, launch, replica, member)
         if launch.end or replica.leaving:  # the word to end may have been lost
             return self._state.refuse(member.name, record, self._state.grace if launch.was_ready else 0.0)
         return actions

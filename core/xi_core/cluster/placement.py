@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from msgspec import Struct, field
 
 
-class DeviceView(Struct, kw_only=True, frozen=True):
+# gc=False: there are thousands of them, and no cycles of them.
+class DeviceView(Struct, kw_only=True, frozen=True, gc=False):
     """One device as a scheduler sees it. Memory in bytes; `replicas` counts those placed on it.
 
     `memory_free` is what a new replica may have: what is promised to replicas that are still loading is taken off already.
@@ -26,7 +27,7 @@ class DeviceView(Struct, kw_only=True, frozen=True):
     """A replica holds it that shares it with no other."""
 
 
-class WorkerView(Struct, kw_only=True, frozen=True):
+class WorkerView(Struct, kw_only=True, frozen=True, gc=False):
     """One live worker; a worker without accelerators has no devices and takes CPU replicas."""
 
     worker: str
@@ -43,7 +44,7 @@ class ClusterView(Struct, kw_only=True, frozen=True):
     workers: tuple[WorkerView, ...] = ()
 
 
-class Assignment(Struct, frozen=True):
+class Assignment(Struct, frozen=True, gc=False):
     """What one rank of a replica gets: a worker, and devices of it."""
 
     worker: str

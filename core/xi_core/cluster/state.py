@@ -137,6 +137,14 @@ class ClusterState:
         served = replica.ending is None and any(rank is replica.ranks[0] for rank in ranks)
         return replica.stops(0.0) if served else []  # whatever grace the other ranks were given: rank 0 has finished what it ran
 
+    def lose_absent(self, now: float, launch: LaunchEntry, replica: Replica, reporter: Member) -> list[Action]:
+        """A life was adopted: its ranks on workers that are here, and have told before what they run, are gone."""
+        here = [m.name for m in self.ledger.members.values() if m.present and m is not reporter]
+        absent = [rank for rank in replica.ranks if rank.worker in here and not rank.gone]
+        if not absent:
+            return []
+        return self.lose(now, launch, replica, absent, Ending(f"worker {absent[0].worker} doesn't run its rank", fault=False))
+
     def _concluded(self, now: float, launch: LaunchEntry, replica: Replica) -> list[Action]:
         """Nothing is left of this life."""
         why, moving = replica.ending, replica.move_by is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -54,6 +55,8 @@ STOP_MARGIN = 10.0
 """Seconds beyond the grace in which the replicas of a terminated launch must be gone."""
 SETTLE = 3.0
 """Seconds in which workers notice that the last supervisor is gone, and dial this one."""
+COLLECT = (700, 10, 100)
+"""Thresholds of garbage collection: a whole one takes 40 ms where thousands of replicas run, and finds next to nothing."""
 INVITATION_TTL = 3600.0
 """Seconds for which the token that is shown at the start is good."""
 
@@ -385,6 +388,7 @@ def main() -> int:
     parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends")
     arguments = parser.parse_args()
     set_up_logging("supervisor", settings().log_level)
+    gc.set_threshold(*COLLECT)
     return exit_status(run(arguments))
 
 

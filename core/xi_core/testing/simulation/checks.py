@@ -13,6 +13,8 @@ from xi_core.testing.simulation.workers import SimWorker
 
 SLACK = 0.2
 """Seconds by which a timer may be late."""
+LOADING = 4.0
+"""Seconds from the beginning of a life in which it is READY, where nothing fails."""
 DYING = 4.0
 """Seconds after the end of a launch in which processes of it may still be dying."""
 
@@ -129,10 +131,11 @@ def converged(now: float, supervisor: SimSupervisor, workers: Sequence[SimWorker
                 continue
             if not replica.live:
                 require(isinstance(core._state.place(launch, replica), Rejection), f"{where} waits though there is a place")
+            young = now < supervisor.began.get(replica.incarnation, -LOADING) + LOADING  # another launch gave its room up late
             for number, _ in enumerate(replica.ranks):
                 known.add((replica.incarnation, number))
                 process = processes.get((replica.incarnation, number))
-                require(process is not None and process.state == "READY", f"{where}: rank {number} doesn't run")
-            require(not replica.live or replica.state == "READY", f"{where} isn't READY")
+                require(young or (process is not None and process.state == "READY"), f"{where}: rank {number} doesn't run")
+            require(not replica.live or young or replica.state == "READY", f"{where} isn't READY")
     for (life, rank), process in processes.items():
         require((life, rank) in known, f"{life} rank {rank} runs on {process.worker}, and nobody wants it")

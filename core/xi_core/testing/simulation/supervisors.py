@@ -40,6 +40,8 @@ class SimSupervisor:
         """`begun` is called with each life that begins, `changed` after each step of the lifecycle."""
         self.lifecycle, self.table = lifecycle, RoutingTable(epoch)
         self.alive = True
+        self.began: dict[str, float] = {}
+        """When each life was begun."""
         self.followed: dict[str, m.ModelRoute] = {}
         """The table as a gateway has it, made of the changes alone."""
         self._clock, self._trace, self._begun, self._changed = clock, trace, begun, changed
@@ -59,6 +61,7 @@ class SimSupervisor:
         for action in actions:
             if isinstance(action, Start):
                 self._begun(action)
+                self.began[action.incarnation] = self._clock.now
                 self._trace(f"start {action.incarnation} of {action.replica_id} on {[(a.worker, *a.devices) for a in action.assignments]}")
                 self._clock.after(0.0, self._start, action)
             else:
