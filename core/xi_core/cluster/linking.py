@@ -68,9 +68,9 @@ class SupervisorLink:
                     await link.closed.wait()
                     log.warning("the supervisor is away; replicas go on serving")
                     self._said_at = time.monotonic()
-                    self._away()
                 finally:
                     self._link, self._introduced = None, False
+                    self._away()
                     self.registered.clear()
                     await link.close()
             except XiError as error:
