@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
 from xi_core.engine.child_options import checked_context, normalised, refuse
 from xi_core.engine.child_sharding import refused, shared_by
 from xi_core.engine.info import EngineInfo, HostInfo, ShardRequest, Support
+from xi_core.engine.installed import installed
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
 from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Manifest, limited, no, of_fields, pooling_manifest
@@ -85,16 +84,7 @@ def probe(host: HostInfo) -> Support:
     """Whether SGLang is installed, by metadata only; its version when it is."""
     if host.system.lower() != "linux":
         return Support(ok=False, reason=f"SGLang runs on Linux, and this is {host.system}")
-    if importlib.util.find_spec(PACKAGE) is None:
-        return Support(ok=False, reason=f"{PACKAGE} is not installed; install it with: {INSTALL}")
-    try:
-        found = importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return Support(ok=False, reason=f"{PACKAGE} can be imported but is not properly installed; install it again: {INSTALL}")
-    parts = found.split(".")
-    if all(part.isdigit() for part in parts[:2]) and tuple(int(part) for part in parts[:2]) < OLDEST:
-        return Support(ok=False, reason=f"{PACKAGE} {found} is installed, {'.'.join(map(str, OLDEST))} or later is needed: {INSTALL}")
-    return Support(ok=True, reason=f"{PACKAGE} {found}")
+    return installed(PACKAGE, (PACKAGE,), OLDEST, INSTALL)
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
 from xi_core.engine.child_options import checked_context, normalised, refuse
 from xi_core.engine.child_sharding import refused, shared_by
 from xi_core.engine.info import EngineInfo, HostInfo, ShardRequest, Support
+from xi_core.engine.installed import installed
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
 from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Manifest, limited, no, of_fields, pooling_manifest
@@ -105,30 +104,11 @@ class VllmInfo(EngineInfo, kw_only=True):
         return found
 
 
-def installed() -> str | None:
-    """The version of the vLLM that is installed; None where there is none."""
-    for name in DISTRIBUTIONS:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def probe(host: HostInfo) -> Support:
     """Whether vLLM is installed, by metadata only; its version when it is."""
     if host.system.lower() != "linux":
         return Support(ok=False, reason=f"vLLM runs on Linux, and this is {host.system}")
-    if importlib.util.find_spec("vllm") is None:
-        return Support(ok=False, reason=f"vllm is not installed; install it with: {INSTALL}")
-    found = installed()
-    if found is None:
-        return Support(ok=False, reason=f"vllm can be imported but is not properly installed; install it again: {INSTALL}")
-    parts = found.split(".")
-    if all(part.isdigit() for part in parts[:2]) and tuple(int(part) for part in parts[:2]) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        return Support(ok=False, reason=f"vllm {found} is installed, {oldest} or later is needed: {INSTALL}")
-    return Support(ok=True, reason=f"vllm {found}")
+    return installed("vllm", DISTRIBUTIONS, OLDEST, INSTALL)
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
