@@ -24,7 +24,7 @@ LAUNCH = 120.0
 def xi_serve(home: Path) -> Iterator[tuple[Child, str]]:
     """`xi serve` with its files in `home`; its process and its URL, once it is ready."""
     port = free_port()
-    argv = [str(XI), "serve", "--port", str(port), "--log-level", "warning"]
+    argv = [str(XI), "serve", "--port", str(port), "--no-restore", "--log-level", "warning"]
     with Child(argv, {"XI_HOME": str(home), "XI_API_KEY": "", "XI_GRACE": "2"}) as serving:
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + READY

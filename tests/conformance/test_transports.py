@@ -222,6 +222,18 @@ async def test_listener_closed_is_a_loss_once(wire: Wire) -> None:
     assert (dialled.lost, other.lost) == (1, 1)
 
 
+async def test_listener_aborted_is_a_loss_without_what_was_queued(wire: Wire) -> None:
+    listener = wire.listen()
+    dialled = await wire.connected()
+    listener.abort()
+    listener.abort()
+    with pytest.raises(ChannelClosed):
+        listener.send(dialled.peer, b"x")
+    await until(lambda: dialled.lost == 1, 2.0)
+    await listener.close()
+    assert dialled.received == []
+
+
 async def test_last_messages_come_before_the_loss(wire: Wire) -> None:
     listener = wire.listen()
     log: list[bytes] = []

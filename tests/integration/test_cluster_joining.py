@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from xi_core.api.control import MemberRole
-from xi_core.cluster import joining
+from xi_core.cluster import addresses, joining
 from xi_core.cluster import messages as m
 from xi_core.cluster.admission import Admission
 from xi_core.cluster.joining import Join, JoinToken
@@ -22,7 +24,7 @@ from xi_core.cluster.store import Store
 from xi_core.cluster.supervisor import VOCABULARY, Supervisor
 from xi_core.cluster.worker import Worker
 from xi_core.config import Settings
-from xi_core.errors import ChannelRefused, ConfigError, Conflict, Forbidden, InvalidRequest, ProtocolMismatch, XiError
+from xi_core.errors import ChannelRefused, ConfigError, Conflict, Forbidden, InvalidRequest, ProtocolMismatch, TransportError, XiError
 from xi_core.plugins import PluginHub
 from xi_core.testing.waiting import until
 from xi_core.transport import rpc
@@ -288,6 +290,51 @@ async def test_a_worker_that_was_in_stays_when_the_supervisor_forgets_it(town: T
     town.store._allowed = members
     await asyncio.wait_for(worker.registered.wait(), SOON)
     assert not serving.done()
+
+
+async def test_a_supervisor_whose_port_is_held_a_moment_longer_waits_for_it(town: Town) -> None:
+    port = int(town.endpoint.rpartition(":")[2])
+    await town.supervisor.close()
+    held = await until_bound(port + 1)
+    threading.Timer(0.3, held.close).start()
+    town.supervise(port)
+    assert town.endpoint.endswith(f":{port}")
+
+
+async def test_a_supervisor_that_cannot_start_leaves_no_port_behind(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "PATIENCE", 0.1)
+    port = int(town.endpoint.rpartition(":")[2])
+    await town.supervisor.close()
+    with await until_bound(port + 1), pytest.raises(ConfigError, match=r"--cluster-port"):
+        town.supervise(port)
+    (town.folder / "taken").mkdir()
+    monkeypatch.setattr(addresses, "PATIENCE", 5.0)
+    for _ in range(2):  # the local socket can't be had: the cluster's ports, taken first, are given back
+        with pytest.raises(TransportError):
+            Supervisor(
+                town.hub,
+                Settings(home=str(town.folder / "s")),
+                f"ipc://{town.folder}/taken",
+                0.0,
+                store=town.store,
+                cluster=("127.0.0.1", port),
+            )
+    town.supervise(port)
+
+
+async def until_bound(port: int) -> socket.socket:
+    """The port, as soon as ZeroMQ's own thread has let go of it, held by somebody else."""
+    for _ in range(100):
+        held = socket.socket()
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind(("127.0.0.1", port))
+            held.listen()
+            return held
+        except OSError:
+            held.close()
+            await asyncio.sleep(0.02)
+    raise AssertionError(f"port {port} is not free")
 
 
 @pytest.mark.parametrize("ttl", [0.0, -1.0, 0.5, 1e9, float("inf"), float("nan")])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import socket
+import time
 
 from xi_core.access import is_loopback
 from xi_core.errors import ConfigError
@@ -11,6 +14,9 @@ from xi_core.errors import ConfigError
 EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
 TRIES = 20
 """Pairs of neighbouring ports that are tried where any will do."""
+PATIENCE = 2.0
+"""Seconds in which a given port that is taken may become free."""
+_PAUSE = 0.05
 _FAR = ("192.0.2.1", 9)
 """An address of documentation (RFC 5737): no packet is sent there, the system only says by which way it would go."""
 
@@ -69,21 +75,24 @@ def own_address(toward: str = "", port: int = 9) -> str:
 
 
 def neighbours(address: str, port: int) -> int:
-    """The first of two neighbouring ports that are free at `address`: this one, or where it is 0, any. Raises `ConfigError`."""
-    for left in range(0 if port else TRIES - 1, -1, -1):
-        first = None
+    """The first of two neighbouring ports that are free at `address`: this one, or where it is 0, any. Raises `ConfigError`.
+
+    Blocks for up to `PATIENCE` seconds while a given port is taken: who listened there before may be about to end.
+    """
+    deadline = time.monotonic() + PATIENCE
+    for tries in itertools.count(1):
         try:
-            first = _bound(address, port)
-            number = int(first.getsockname()[1])
-            _bound(address, number + 1).close()
-            return number
+            with _bound(address, port) as first:
+                number = int(first.getsockname()[1])
+                _bound(address, number + 1).close()
+                return number
         except (OSError, OverflowError) as error:
-            if not left:
+            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            if (tries >= TRIES) if not port else (not taken or time.monotonic() > deadline):
                 which = f"{port} and {port + 1}" if port else "for the cluster"
                 raise ConfigError(f"ports {which} of {address} can't be had: {error}; choose others with --cluster-port") from None
-        finally:
-            if first is not None:
-                first.close()
+        if port:
+            time.sleep(_PAUSE)
     raise AssertionError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -48,11 +49,18 @@ class Admission:
         port = addresses.neighbours(address, port)
         members, anybody = ServerSecurity(self._keys, self._name), ServerSecurity(self._keys, lambda key: key)
         self._server = LinkServer(transport, addresses.endpoint(address, port), vocabulary, self._admit, closed, members)
-        self._desk = LinkServer(
-            transport, addresses.endpoint(address, port + 1), joining.VOCABULARY, self._meet, lambda link: None, anybody
-        )
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._server.abort)
+            desk = addresses.endpoint(address, port + 1)
+            self._desk = LinkServer(transport, desk, joining.VOCABULARY, self._meet, lambda link: None, anybody)
+            undo.pop_all()
         self.endpoint = addresses.endpoint(addresses.reachable(host), port)
         """Where other machines dial."""
+
+    def abort(self) -> None:
+        """Stop listening at once; for a supervisor that could not start."""
+        self._desk.abort()
+        self._server.abort()
 
     async def close(self) -> None:
         """Stop listening."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -109,21 +110,27 @@ class Supervisor:
         self._resolving: dict[str, tuple[LaunchSpec, asyncio.Task[None]]] = {}
         if store is not None:
             self._restore(Desired(store), restore)
-        self._server = LinkServer(by_scheme(hub.transports, endpoint), endpoint, VOCABULARY, self._accept, self._closed)
         self.admission: Admission | None = None
         """The ports for other machines; None where there are none."""
-        if store is not None and cluster is not None:
-            self.admission = Admission(
-                store,
-                by_scheme(hub.transports, "tcp://x:0"),
-                host=cluster[0],
-                port=cluster[1],
-                vocabulary=VOCABULARY,
-                accept=self._accept,
-                closed=self._closed,
-                connected=self._connected,
-            )
-            self._executor.gateways_key = self.admission.gateway_keys.public
+        with contextlib.ExitStack() as undo:
+            if store is not None and cluster is not None:
+                self.admission = self._admit(store, *cluster)
+                undo.callback(self.admission.abort)
+                self._executor.gateways_key = self.admission.gateway_keys.public
+            self._server = LinkServer(by_scheme(hub.transports, endpoint), endpoint, VOCABULARY, self._accept, self._closed)
+            undo.pop_all()
+
+    def _admit(self, store: Store, host: str, port: int) -> Admission:
+        return Admission(
+            store,
+            by_scheme(self._hub.transports, "tcp://x:0"),
+            host=host,
+            port=port,
+            vocabulary=VOCABULARY,
+            accept=self._accept,
+            closed=self._closed,
+            connected=self._connected,
+        )
 
     @property
     def endpoint(self) -> str:

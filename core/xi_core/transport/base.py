@@ -54,6 +54,10 @@ class Listener(ABC):
     async def close(self, grace: float = 1.0) -> None:
         """Send what is queued, for `grace` seconds at most, then close. Idempotent."""
 
+    @abstractmethod
+    def abort(self) -> None:
+        """Close at once, dropping what is queued. Idempotent."""
+
 
 class Transport(ABC):
     """A way to carry messages, by the scheme of its endpoints (`ipc`, `tcp`, `inproc`).

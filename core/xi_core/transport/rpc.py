@@ -349,6 +349,10 @@ class LinkServer:
         await asyncio.gather(*(link.close() for link in list(self._links.values())))
         await self._listener.close()
 
+    def abort(self) -> None:
+        """Stop listening at once; for a server that was never used. Idempotent."""
+        self._listener.abort()
+
     def _receive(self, peer: Peer, message: bytes) -> None:
         link = self._links.get(peer)
         if link is not None:

@@ -175,16 +175,25 @@ class InprocListener(Listener):
         channel.inbox.put(message)
 
     async def close(self, grace: float = 1.0) -> None:
+        await asyncio.gather(*(channel.inbox.flushed(grace) for channel in self._shut()))
+
+    def abort(self) -> None:
+        self._shut(drop=True)
+
+    def _shut(self, *, drop: bool = False) -> list[InprocChannel]:
+        """End every channel, when what is queued was delivered or was dropped, and listen no more; the channels that were open."""
         if self._closed:
-            return
+            return []
         self._closed = True
         del _listeners[self._name]
         channels = list(self.channels.values())
         self.channels.clear()
         for channel in channels:
             channel.outbox.drop()
+            if drop:
+                channel.inbox.drop()
             channel.inbox.end(channel.lose)
-        await asyncio.gather(*(channel.inbox.flushed(grace) for channel in channels))
+        return channels
 
 
 class InprocTransport(Transport):

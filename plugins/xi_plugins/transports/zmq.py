@@ -267,11 +267,10 @@ class ZmqListener(Listener):
             self._reader.look_soon()
 
     async def close(self, grace: float = 1.0) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._reader.stop()
-        self._free(grace)
+        self._shut(grace)
+
+    def abort(self) -> None:
+        self._shut(0)
 
     def key_of(self, peer: Peer) -> str:
         return self._keys.get(peer, "") if self._keys is not None else ""
@@ -284,6 +283,12 @@ class ZmqListener(Listener):
             self._sock.setsockopt(zmq.IPV6, 1)
         self._sock.bind(endpoint)
         self.endpoint = endpoint if self._file else self._sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    def _shut(self, grace: float) -> None:
+        if not self._closed:
+            self._closed = True
+            self._reader.stop()
+            self._free(grace)
 
     def _free(self, grace: float) -> None:
         if self._file is not None:

@@ -136,7 +136,8 @@ def test_addresses() -> None:
     assert raised.value.param == "host"
 
 
-def test_two_neighbouring_ports() -> None:
+def test_two_neighbouring_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "PATIENCE", 0.1)
     port = addresses.neighbours("127.0.0.1", 0)
     assert addresses.neighbours("127.0.0.1", port) == port
     held = addresses._bound("127.0.0.1", port + 1)
