@@ -38,18 +38,24 @@ class RandomModel(msgspec.Struct):
 
 
 def make(directory: Path) -> RandomModel:
-    """Write the model of 60 M into `directory`; takes some seconds and 250 MB."""
+    """Write the model of 60 M into `directory` in both forms; takes some seconds and 250 MB. Needs the package gguf."""
     import torch
 
     from training.xi_tiny.convert import convert
 
-    model = _model(SHAPES["60 M"])
-    hf, half, gguf = directory / "random-60m", directory / "half", directory / "random-60m.gguf"
-    for folder, dtype in ((hf, torch.bfloat16), (half, torch.float16)):
-        _save(model.to(dtype), folder)
+    half, gguf = directory / "half", directory / "random-60m.gguf"
+    _save(_model(SHAPES["60 M"]).to(torch.float16), half)
     convert(half, gguf)
     shutil.rmtree(half)
-    return RandomModel(hf=hf, gguf=gguf, vocabulary=_small()["bos_token_id"])
+    return RandomModel(hf=make_directory(directory / "random-60m"), gguf=gguf, vocabulary=_small()["bos_token_id"])
+
+
+def make_directory(folder: Path) -> Path:
+    """Write the model of 60 M into `folder` as Hugging Face does, in bfloat16."""
+    import torch
+
+    _save(_model(SHAPES["60 M"]).to(torch.bfloat16), folder)
+    return folder
 
 
 def make_endless(folder: Path, size: str, dtype: str = "float32") -> Path:

@@ -28,7 +28,7 @@ from benchmarks.bodies import CHAT, request
 from benchmarks.client import BadAnswer, Client
 from benchmarks.gateways import free_port
 from benchmarks.processes import READY, Child, NotReady, family_cpu
-from benchmarks.random_model import TOKENIZER, make
+from benchmarks.random_model import TOKENIZER, make_directory
 from benchmarks.results import Row, ratio, report
 from benchmarks.served import launch, xi_serve
 
@@ -188,6 +188,6 @@ def run(*, quick: bool, save: bool) -> bool:
         folder = Path(directory)
         rows = list(_compare("xi-tiny (1 M)", TOKENIZER, folder / "home-tiny", tokens, repetitions))
         if not quick:
-            rows += _compare("random Qwen2 (60 M)", make(folder).hf, folder / "home-60m", tokens, repetitions)
+            rows += _compare("random Qwen2 (60 M)", make_directory(folder / "random-60m"), folder / "home-60m", tokens, repetitions)
     conditions = {"options": OPTIONS, "answer_tokens": tokens, "cores": os.cpu_count(), "python": sys.version.split()[0]}
     return report("vllm", rows, conditions, save=save)
