@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.processes import stop_on_sigterm
 
-NAMES = ("relay", "engines", "joining", "embeddings", "footprint", "routing", "control_plane")
+NAMES = ("relay", "engines", "joining", "launching", "embeddings", "footprint", "routing", "control_plane")
 APART = ("vllm", "xinference")
 """Those that need an environment of their own."""
 
@@ -56,6 +56,10 @@ def _runner(name: str, arguments: argparse.Namespace) -> Callable[[], bool]:
             from benchmarks import joining
 
             return joining.run(quick=quick, save=save, threads=arguments.threads)
+        if name == "launching":
+            from benchmarks import launching
+
+            return launching.run(quick=quick, save=save, threads=arguments.threads)
         if name == "control_plane":
             from benchmarks import control_plane
 

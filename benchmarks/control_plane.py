@@ -173,7 +173,7 @@ async def _beat_of_links(links: int, seconds: float) -> float:
 def _lost(plane: Plane) -> list[Row]:
     """A worker is lost: how long its replicas have no place, in simulated time, and what the steps cost."""
     worker = "w0000"
-    held = set(plane.core.holds(worker))
+    held = {replica.replica_id for replica, _ in plane.core.on(worker)}
     lost_at = 10.0
     now = lost_at + SILENCE
     took, _ = plane.do(lambda: plane.core.worker_left(now, worker))

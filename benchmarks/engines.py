@@ -41,7 +41,6 @@ WITH_USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 TRANSFORMERS_TARGET = 0.9
 LLAMA_TARGET = 0.95
 BATCHES_TARGET = 0.9
-BATCHES_PYTHON = ROOT / ".venv-engines" / "llama-cpp-python" / "bin" / "python"
 ENGINES = {
     "transformers": ("xi_plugins.engines.transformers.engine:TransformersEngine", "pytorch"),
     "llama.cpp": ("xi_plugins.engines.llama_cpp.engine:LlamaCppEngine", "ggufv2"),
@@ -208,18 +207,27 @@ def _llama(model: RandomModel, load: Load, threads: int, in_process: bool, home:
 
 
 def _llama_cpp_python(model: RandomModel, load: Load, threads: int, in_process: bool, home: Path) -> list[Row]:
-    """xi's engine and batcher, without its serving layer, beside the bare loop: both in the environment that has the library."""
-    if not BATCHES_PYTHON.exists():
-        print("llama-cpp-python is left out: `make test-engine-llama-cpp-python` makes the environment that it is measured in")
+    return _batches("llama-cpp-python", "a bare loop over its batches", model.gguf, load, threads)
+
+
+def _mlx(model: RandomModel, load: Load, threads: int, in_process: bool, home: Path) -> list[Row]:
+    return _batches("mlx", "the bare BatchGenerator", model.hf, load, threads)
+
+
+def _batches(engine: str, peer: str, model: Path, load: Load, threads: int) -> list[Row]:
+    """xi's engine and batcher, without its serving layer, beside the bare library: both in the environment that has the library."""
+    python = ROOT / ".venv-engines" / engine / "bin" / "python"
+    if not python.exists():
+        print(f"{engine} is left out: `make test-engine-{engine}` makes the environment that it is measured in")
         return []
-    command = [str(BATCHES_PYTHON), "-m", "benchmarks.llama_batches"]
-    arguments = ["--model", str(model.gguf), "--threads", str(threads)]
+    command = [str(python), "-m", "benchmarks.batches", engine]
+    arguments = ["--model", str(model), "--threads", str(threads)]
     with Child([*command, "batched", *arguments]) as ours, Child([*command, "bare", *arguments]) as bare:
         for child in (ours, bare):
             child.line()
         rounds = _in_turns(load, [_ordered(ours, ""), _ordered(bare, "")])
-    what = f"llama-cpp-python, {REQUESTS} requests of {load.tokens} tokens"
-    return _rows(what, "a bare loop over its batches", [(ours, theirs) for ours, theirs in rounds], BATCHES_TARGET)
+    what = f"{engine}, {REQUESTS} requests of {load.tokens} tokens"
+    return _rows(what, peer, [(ours, theirs) for ours, theirs in rounds], BATCHES_TARGET)
 
 
 def run(*, quick: bool, save: bool, in_process: bool, threads: int | None) -> bool:
@@ -230,7 +238,9 @@ def run(*, quick: bool, save: bool, in_process: bool, threads: int | None) -> bo
         model = make(folder)
         load = Load(tokens=64 if quick else 96, repetitions=2 if quick else 5, vocabulary=model.vocabulary)
         rows = [
-            row for part in (_transformers, _llama, _llama_cpp_python) for row in part(model, load, threads, in_process, folder / "home")
+            row
+            for part in (_transformers, _llama, _llama_cpp_python, _mlx)
+            for row in part(model, load, threads, in_process, folder / "home")
         ]
     conditions = {
         "model": "random Qwen2, 60 M",

@@ -1,28 +1,19 @@
-"""llama-cpp-python's batches, by a bare loop over its functions or by xi's engine under xi's batcher, in a process that takes orders.
-
-    python -m benchmarks.llama_batches bare|batched --model FILE.gguf --threads N
-
-runs batches that it is told of on stdin, line by line, and writes the seconds of each. It runs in the environment that has the library
-(`make test-engine-llama-cpp-python` makes it), and imports nothing that isn't there.
-"""
+"""llama-cpp-python's batches by a bare loop over its functions. It imports nothing that the library's environment doesn't have."""
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import CONTEXT, SLOTS, orders
+from benchmarks.peers import CONTEXT, SLOTS
 
 CAPACITY = 512
 """Most tokens of one batch."""
 
 
-class Bare:
+class BareLlama:
     """The shortest loop that batches: one cache for all sequences, prompts first, then a token of each at a time. Greedy."""
 
     def __init__(self, model: Path, threads: int) -> None:
@@ -75,63 +66,3 @@ class Bare:
         logits = numpy.ctypeslib.as_array(self._library.llama_get_logits(self._context), shape=(rows, self._size))
         best: list[int] = logits.argmax(-1).tolist()
         return best
-
-
-class Batched:
-    """xi's engine under xi's batcher, as in a replica, without the serving layer around it."""
-
-    def __init__(self, model: Path, threads: int) -> None:
-        from xi_core.engine.batcher import Batcher
-        from xi_core.testing.harness import plan_for
-        from xi_plugins.engines.llama_cpp.llama_cpp_python.engine import LlamaCppPythonEngine
-
-        options: dict[str, Any] = {"threads": threads, "context_length": CONTEXT, "slots": SLOTS, "batch_size": CAPACITY}
-        engine = LlamaCppPythonEngine()
-        engine.load(plan_for("", str(model), "ggufv2", **options), lambda stage, share: None)
-        self._finished = threading.Semaphore(0)
-        self._made = self._submitted = 0
-        self._failure: BaseException | None = None
-        self._batcher = Batcher(engine, self._take, self._fail, interval=0.003)
-        self._batcher.start()
-
-    def run(self, prompts: list[list[int]], tokens: int) -> float:
-        """Seconds for these prompts with so many tokens each."""
-        from xi_core.engine.base import SamplingParams
-
-        began, before = time.perf_counter(), self._made
-        for prompt in prompts:
-            self._submitted += 1
-            self._batcher.submit(self._submitted, prompt, SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True))
-        for _ in prompts:
-            self._finished.acquire()
-        seconds = time.perf_counter() - began
-        if self._failure or self._made - before != len(prompts) * tokens:
-            raise RuntimeError(f"{self._made - before} tokens instead of {len(prompts) * tokens}") from self._failure
-        return seconds
-
-    def _take(self, output: Any) -> None:
-        self._made += len(output.tokens)
-        ended = len(output.errors) + sum(token.finish is not None for token in output.tokens)
-        if ended:
-            self._finished.release(ended)
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure = error
-        self._finished.release(SLOTS)
-
-
-def main() -> None:
-    """Take orders until killed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.llama_batches")
-    parser.add_argument("side", choices=("bare", "batched"))
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    arguments = parser.parse_args()
-    side = (Bare if arguments.side == "bare" else Batched)(arguments.model, arguments.threads)
-    print("ready", flush=True)
-    for order in orders():
-        print(json.dumps(side.run(order["prompts"], order["tokens"])), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -45,6 +45,13 @@ def launch(url: str, **fields: Any) -> None:
         raise NotReady(f"{fields.get('model_uid')} can't be launched: {error.read().decode(errors='replace')}") from None
 
 
+def terminate(url: str, uid: str) -> None:
+    """End a launch, and wait until its processes are gone."""
+    asking = urllib.request.Request(f"{url}/v1/models/{uid}", method="DELETE")
+    with urllib.request.urlopen(asking, timeout=LAUNCH) as answer:
+        answer.read()
+
+
 def _ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/ready", timeout=5.0) as answer:

@@ -3,6 +3,9 @@
 Run it with the interpreter of an environment that has vLLM (`make .venv-engines/vllm/.ready` builds one). Both servers run all the time
 with the same options, and are idle while the other is measured. Beside tokens per second and the time to the first token it counts the
 CPU of xi's own processes per token, which a machine that has other work moves least.
+
+The targets are for the model of 60 M. The one of 1 M costs next to nothing itself: it shows what all the processes cost, vLLM's own and
+xi's, which on a machine of few cores take turns on them.
 """
 
 from __future__ import annotations
@@ -158,19 +161,19 @@ def _own_cpu(serving: Child) -> float:
 # ---- the whole --------------------------------------------------------------------------------------
 
 
-def _rows(name: str, load: Load, pairs: list[tuple[Measured, Measured]]) -> list[Row]:
+def _rows(name: str, load: Load, pairs: list[tuple[Measured, Measured]], *, wanted: bool) -> list[Row]:
     what = f"{name}, {load.streams} streams, {load.route.removeprefix('/v1/')}"
     rates = [(ours.rate, theirs.rate) for ours, theirs in pairs]
     firsts = [(1000 * ours.ttft, 1000 * theirs.ttft) for ours, theirs in pairs]
     cpu = 1e6 * statistics.median(ours.cpu for ours, _ in pairs)
     return [
-        ratio(what, "tokens/s", "vLLM's server", rates, least=LEAST_THROUGHPUT),
-        ratio(what, "ms to the first token", "vLLM's server", firsts, most=MOST_TTFT),
+        ratio(what, "tokens/s", "vLLM's server", rates, least=LEAST_THROUGHPUT if wanted else None),
+        ratio(what, "ms to the first token", "vLLM's server", firsts, most=MOST_TTFT if wanted else None),
         Row(what=what, unit="µs of xi's CPU per token", value=cpu, target="", met=True),
     ]
 
 
-def _compare(name: str, model: Path, home: Path, tokens: int, repetitions: int) -> Iterator[Row]:
+def _compare(name: str, model: Path, home: Path, tokens: int, repetitions: int, *, wanted: bool) -> Iterator[Row]:
     with _bare(model) as theirs, _through_xi(model, home) as ours:
         for load in (Load(route=route, streams=streams, tokens=tokens) for route in (CHAT, COMPLETIONS) for streams in STREAMS):
             pairs = []
@@ -178,7 +181,7 @@ def _compare(name: str, model: Path, home: Path, tokens: int, repetitions: int) 
                 sides = (ours, theirs) if n % 2 else (theirs, ours)
                 first, second = (measure(side, load, n) for side in sides)
                 pairs.append((first, second) if n % 2 else (second, first))
-            yield from _rows(name, load, pairs[1:])
+            yield from _rows(name, load, pairs[1:], wanted=wanted)
 
 
 def run(*, quick: bool, save: bool) -> bool:
@@ -186,8 +189,10 @@ def run(*, quick: bool, save: bool) -> bool:
     tokens, repetitions = (64, 4) if quick else (128, 10)
     with tempfile.TemporaryDirectory(prefix="xi-bench-") as directory:
         folder = Path(directory)
-        rows = list(_compare("xi-tiny (1 M)", TOKENIZER, folder / "home-tiny", tokens, repetitions))
-        if not quick:
-            rows += _compare("random Qwen2 (60 M)", make_directory(folder / "random-60m"), folder / "home-60m", tokens, repetitions)
+        large = make_directory(folder / "random-60m")
+        rows = [
+            *_compare("xi-tiny (1 M)", TOKENIZER, folder / "home-tiny", tokens, 2 * repetitions, wanted=False),
+            *_compare("random Qwen2 (60 M)", large, folder / "home-60m", tokens, repetitions, wanted=True),
+        ]
     conditions = {"options": OPTIONS, "answer_tokens": tokens, "cores": os.cpu_count(), "python": sys.version.split()[0]}
     return report("vllm", rows, conditions, save=save)
