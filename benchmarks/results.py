@@ -39,11 +39,12 @@ def at_most(what: str, unit: str, value: float, limit: float) -> Row:
 def ratio(
     what: str, unit: str, peer: str, pairs: Sequence[tuple[float, float]], *, most: float | None = None, least: float | None = None
 ) -> Row:
-    """A comparison by interleaved pairs: the median ratio, which is to be at most or at least so much."""
+    """A comparison by interleaved pairs: the median ratio, which is to be at most or at least so much, if either is given."""
     value = statistics.median(ours / theirs for ours, theirs in pairs)
     met = (most is None or value <= most) and (least is None or value >= least)
+    target = f"≤ {most:g} ×" if most is not None else f"≥ {least:g} ×" if least is not None else ""
     return Row(
-        what=what, unit=unit, value=value, target=f"≤ {most:g} ×" if most is not None else f"≥ {least:g} ×", met=met, peer=peer,
+        what=what, unit=unit, value=value, target=target, met=met, peer=peer,
         ours=statistics.median(ours for ours, _ in pairs), theirs=statistics.median(theirs for _, theirs in pairs), pairs=list(pairs),
     )  # fmt: skip
 
