@@ -1,8 +1,9 @@
-"""A plugin whose engine dies at its start, or at each request with certain words. Loaded by the town's processes, from this folder."""
+"""A plugin whose engine dies at its start, or at each request with certain words, or then takes more memory than there is. Loaded by the town's processes, from this folder."""
 
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,10 @@ FORMAT = "doomed"
 MODEL = "doomed"
 POISON = "Drop dead!"
 """A request with these words ends it."""
+FEAST = "Eat it all!"
+"""A request with these words makes it take all the memory it may have."""
+ROOM = 256 * 2**20
+PORTION = 16 * 2**20
 LAST_WORDS = "the sky fell on the engine"
 
 
@@ -41,6 +46,8 @@ class DyingEngine(CountingEngine):
     def add(self, id: int, prompt: list[int], sampling: SamplingParams) -> None:
         if POISON.encode() in bytes(prompt):
             _die()
+        if FEAST.encode() in bytes(prompt):
+            _eat()
         super().add(id, prompt, sampling)
 
 
@@ -48,6 +55,15 @@ def _die() -> None:
     print("before it all went well", file=sys.stderr)
     print(LAST_WORDS, file=sys.stderr, flush=True)
     os._exit(9)
+
+
+def _eat() -> None:
+    """Take memory in portions until the system refuses one, as it does where a container's or a user's limit is reached."""
+    held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + ROOM, resource.RLIM_INFINITY))
+    hoard = []
+    while True:
+        hoard.append(bytearray(PORTION))
 
 
 class Nowhere(Source):

@@ -1,4 +1,4 @@
-"""Engines that die, at their start or at each request: the launch ends FAILED and says why, and what runs beside it doesn't feel it."""
+"""Engines that die, at their start or at each request, or of memory: the launch ends FAILED and says why, and what runs beside it doesn't feel it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dying_engine import LAST_WORDS, MODEL, POISON
+from dying_engine import FEAST, LAST_WORDS, MODEL, POISON
 from town import Load, Town, eventually
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
@@ -42,7 +42,7 @@ def test_an_engine_that_dies_at_its_start(doomed: Town, replica: int) -> None:
     load.all_well()
     for text in (said, why):
         assert LAST_WORDS in text
-        assert "exited with status 9" in text
+        assert "ended with status 9" in text
     assert "ended 4 times within 60 s" in why, "three restarts, no more"
     doomed.settled(["w1", "w2"])
     assert doomed.pids("replica") == neighbours
@@ -73,6 +73,22 @@ def test_an_engine_that_dies_at_each_request(doomed: Town) -> None:
     assert set(answers) <= {500, 502, 503}, answers
     doomed.settled(["w1", "w2"])
     assert doomed.pids("replica") == neighbours
+
+
+def test_an_engine_that_runs_out_of_memory(doomed: Town) -> None:
+    doomed.launch(model_name=MODEL, model_engine="dying")
+    neighbours = {name: pid for name, pid in doomed.pids("replica").items() if name.startswith("xi-tiny")}
+    with Load(doomed) as load:
+        answer = doomed.http.post("/v1/chat/completions", json={**CHAT, "messages": [{"role": "user", "content": FEAST}]})
+        assert answer.status_code in {500, 502, 503}
+        assert "MemoryError" in answer.text
+        restarts = lambda: doomed.status(MODEL)["replicas"][0]["restarts"]  # noqa: E731
+        eventually(lambda: restarts() and doomed.usable(MODEL) == 1, 60.0, "it to be back", lambda: str(doomed.status(MODEL)))
+        load.more()
+    load.all_well()
+    assert doomed.http.post("/v1/chat/completions", json=CHAT).status_code == 200
+    doomed.settled(["w1", "w2"])
+    assert {name: pid for name, pid in doomed.pids("replica").items() if name.startswith("xi-tiny")} == neighbours
 
 
 def test_one_bad_request_does_not_end_all_replicas(doomed: Town) -> None:

@@ -358,7 +358,7 @@ async def test_a_crash_loop_ends_failed_with_the_last_lines_and_can_be_launched_
     await stage.launch(options={"mode": "crash"})
     found = await until_ended(stage, "FAILED")
     assert "ended 4 times within 60 s" in (found.error or "")
-    assert "exited with status 7" in (found.error or "")
+    assert "ended with status 7" in (found.error or "")
     assert "out of luck" in (found.error or "")
     await stage.launch()
     await stage.until("READY")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+
+from xi_core.process_end import how_ended
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.2, 5.0
 STEADY = 30.0
@@ -109,7 +110,7 @@ class Sibling:
         self.ready = False
         self.deaths_in_row = 1 if now - self._started_at > STEADY else self.deaths_in_row + 1
         self.start_at = now + min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** (self.deaths_in_row - 1))
-        self.end = _how(self._process.returncode)
+        self.end = how_ended(self._process.returncode)
         self._close_stdin()
         return True
 
@@ -138,12 +139,3 @@ class Sibling:
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
-
-
-def _how(returncode: int) -> str:
-    if returncode >= 0:
-        return f"has ended with status {returncode}"
-    try:
-        return f"was killed by {signal.Signals(-returncode).name}"
-    except ValueError:
-        return f"was killed by signal {-returncode}"

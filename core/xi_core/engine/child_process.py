@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from xi_core.process_end import how_ended
+
 TAG = "XI_CHILD_ID"
 _START = str(Path(__file__).with_name("child_start.py"))
 _MOST_LINES = 2000
@@ -55,13 +57,7 @@ class Child:
 
     def how(self) -> str:
         """How it ended, in words."""
-        status = self._process.returncode
-        if status is None:
-            return "still runs"
-        if status < 0:
-            with contextlib.suppress(ValueError):
-                return f"was killed by {signal.Signals(-status).name}"
-        return f"ended with status {status}"
+        return how_ended(self._process.returncode)
 
     async def stop(self, grace: float) -> None:
         """SIGTERM, SIGKILL after `grace` seconds, and SIGKILL to all that it has started."""
