@@ -120,10 +120,12 @@ def _of_id(spec: LaunchSpec, default_source: str) -> ModelSpec:
 def _at_path(family: ModelFamily, inspected: ModelSpec) -> ModelSpec:
     """The family's spec for files of the user's own: what the files say goes before what the family says."""
     size = inspected.size_in_billions
-    nearest = next((s for s in family.specs if s.format == inspected.format), family.specs[0] if family.specs else inspected)
+    own = family.at_path or inspected
+    nearest = next((s for s in family.specs if s.format == inspected.format), family.specs[0] if family.specs else own)
     return msgspec.structs.replace(
         nearest,
         name=family.name,
+        model_type=nearest.model_type if family.specs else inspected.model_type,
         format=inspected.format,
         source=inspected.source,
         size_in_billions=size,

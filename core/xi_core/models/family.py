@@ -15,6 +15,10 @@ class SourceRef(Struct, kw_only=True, frozen=True):
     revision: str | None = None
     files: tuple[str, ...] = ()
     """Those files of a repository that are the model, the first to load first; empty: all of it."""
+    code: bool = False
+    """This launch may have the repository's Python code. Its worker says so, not who wrote the reference; and so of `pickled`."""
+    pickled: bool = False
+    """This launch may have `pytorch_model*.bin` where there are no other weights."""
 
 
 class ModelSpec(Struct, kw_only=True):
@@ -46,6 +50,9 @@ class ModelSpec(Struct, kw_only=True):
     """Its weights are there as `pytorch_model*.bin` only."""
     remote_code: bool = False
     """This launch lets code in the model's directory run."""
+    stop: list[str] = field(default_factory=list)
+    """Strings, names of special tokens among them, that end an answer beside the end tokens in the model's files."""
+    stop_token_ids: list[int] = field(default_factory=list)
 
     def describe(self) -> str:
         """A short name for people: `xi-tiny 0.001B ggufv2 f16`."""
@@ -63,3 +70,5 @@ class ModelFamily(Struct, kw_only=True):
     aliases: tuple[str, ...] = ()
     path: str | None = None
     """A directory or file of the worker's machine that is the model: read when it is launched, in place of `specs`."""
+    at_path: ModelSpec | None = None
+    """What the family says itself of the model at `path`: template, parsers, stops. The rest is read there."""

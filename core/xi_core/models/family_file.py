@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -24,6 +24,8 @@ FamilyName = Annotated[str, Meta(pattern=r"^(?!\.+$)[A-Za-z0-9._-]{1,128}$(?!\n)
 Size = Annotated[str, Meta(pattern=r"^\d{1,6}(\.\d{1,6})?$(?!\n)")]
 """Billions of weights: "7" or "0.5"."""
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
+Stop = Annotated[str, Meta(min_length=1, max_length=256)]
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Format = Literal["pytorch", "ggufv2", "mlx", "gptq", "awq", "fp8"]
 Kind = Literal["LLM", "embedding", "rerank"]
 WORDS = {"LLM": ("generate", "chat", "tools", "reasoning", "hybrid"), "embedding": ("embed",), "rerank": ("rerank",)}
@@ -77,6 +79,10 @@ class FamilyFile(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields
     reasoning_parser: Text | None = None
     chat_template: Annotated[str, Meta(min_length=1, max_length=262144)] | None = None
     """Instead of the one in the model's own files."""
+    stop: Annotated[list[Stop], Meta(max_length=32)] = field(default_factory=list)
+    """Strings that end an answer, beside the end tokens in the model's own files; a special token by its name."""
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] = field(default_factory=list)
+    """The same by ids, for tokens whose names the model's files don't tell. The engine `llama.cpp` has no field for them."""
     figures: dict[Size, Architecture] = field(default_factory=dict)
     """By size: figures of the layers, from which memory is estimated."""
     path: Text | None = None
@@ -178,6 +184,9 @@ def _faults(family: FamilyFile) -> Iterator[tuple[str, str]]:
     if family.path and not _is_local(family.path):
         yield "path", f"'{family.path}' is no absolute path (nor a file:// URL)"
     yield from _ability_faults("abilities", family.model_type, family.abilities)
+    for name in ("stop", "stop_token_ids"):
+        if getattr(family, name) and family.model_type != "LLM":
+            yield name, f"a model of type {family.model_type} generates no text that could end"
     sizes = {size for entry in family.specs for size in entry.sizes}
     for size in family.figures:
         if size not in sizes:
@@ -253,6 +262,25 @@ def expanded(file: FamilyFile) -> ModelFamily:
         model_type=file.model_type,
         aliases=tuple(file.aliases),
         path=file.path,
+        at_path=_spec(file, SourceRef(source="local", id=file.path), file.abilities) if file.path else None,
+    )
+
+
+def _spec(file: FamilyFile, source: SourceRef, abilities: Sequence[str]) -> ModelSpec:
+    """What all specs of a family have in common."""
+    return ModelSpec(
+        name=file.name,
+        format="",
+        source=source,
+        context_length=file.context_length,
+        architecture=file.architecture,
+        model_type=file.model_type,
+        abilities=list(abilities),
+        tool_parser=file.tool_parser,
+        reasoning_parser=file.reasoning_parser,
+        chat_template=file.chat_template,
+        stop=list(file.stop),
+        stop_token_ids=list(file.stop_token_ids),
     )
 
 
@@ -261,20 +289,14 @@ def _specs(file: FamilyFile, entry: SpecEntry) -> Iterator[ModelSpec]:
     for size in entry.sizes or [""]:
         for quantization in entry.quantizations:
             source, *mirrors = _references(entry, size, quantization)
-            yield ModelSpec(
-                name=file.name,
+            yield msgspec.structs.replace(
+                _spec(file, source, abilities),
                 format=entry.format,
-                source=source,
                 mirrors=tuple(mirrors),
                 size_in_billions=size or None,
                 quantization=quantization,
                 context_length=entry.context_length or file.context_length,
                 architecture=entry.architecture or file.architecture,
-                model_type=file.model_type,
-                abilities=abilities,
-                tool_parser=file.tool_parser,
-                reasoning_parser=file.reasoning_parser,
-                chat_template=file.chat_template,
                 architecture_figures=file.figures.get(size),
             )
 

@@ -47,6 +47,14 @@ class RegisteredFamilies:
 
     def register(self, text: str, model_type: str | None, persist: bool) -> Form:
         """Add the family in `text`. Raises `InvalidRequest` (line and field named), `Conflict` for a name that is taken."""
+        form = self.checked(text, model_type)
+        if persist:
+            self.write(form.family)
+        self.add(form.family, persist)
+        return form
+
+    def checked(self, text: str, model_type: str | None) -> Form:
+        """The family in `text`, which can be added. Raises as `register`."""
         form = read_form(text, model_type)
         if model_type is not None and form.family.model_type != model_type:
             raise InvalidRequest(
@@ -54,9 +62,6 @@ class RegisteredFamilies:
                 param="model_type",
             )
         self._check_free(form.family)
-        if persist:
-            self._write(form.family)
-        self._add(form.family, persist)
         return form
 
     def unregister(self, name: str, model_type: str | None = None) -> None:
@@ -75,7 +80,7 @@ class RegisteredFamilies:
 
     def _take_in(self, family: FamilyFile) -> None:
         self._check_free(family)
-        self._add(family, True)
+        self.add(family, True)
 
     def _check_free(self, family: FamilyFile) -> None:
         for name in (family.name, *family.aliases):
@@ -85,13 +90,14 @@ class RegisteredFamilies:
                     raise Conflict(f"'{name}' is registered already; take it out first: xi unregister -n {holder.name}", param="model_name")
                 raise Conflict(f"the name '{name}' is taken by the built-in model '{holder.name}'; choose another", param="model_name")
 
-    def _add(self, family: FamilyFile, kept: bool) -> None:
+    def add(self, family: FamilyFile, kept: bool) -> None:
+        """Add a family that was checked; `kept`: and written."""
         self._families.add(expanded(family), PLUGIN)
         if kept:
             self._kept.add(family.name.lower())
 
-    def _write(self, family: FamilyFile) -> None:
-        """Whole or not at all. Raises `InvalidRequest` where it can't be written."""
+    def write(self, family: FamilyFile) -> None:
+        """Write its file, whole or not at all; it waits for the disk. Raises `InvalidRequest` where it can't be written."""
         path = self._path(family.name)
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:

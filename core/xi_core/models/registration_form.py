@@ -14,8 +14,6 @@ from xi_core.errors import InvalidRequest
 from xi_core.models.family_file import WORDS, Ability, FamilyFile, Format, Kind, SpecEntry, check, field_error, read_family, syntax_error
 
 UNUSED = {
-    "stop": "xi stops where the model's own files say",
-    "stop_token_ids": "xi stops where the model's own files say",
     "reasoning_start_tag": "name a reasoning parser at launch (--reasoning-parser)",
     "reasoning_end_tag": "name a reasoning parser at launch (--reasoning-parser)",
     "prompt_style": "give a chat_template",
@@ -85,8 +83,8 @@ class _Custom(Struct, kw_only=True, forbid_unknown_fields=True):
     model_hub: str = "huggingface"
     model_revision: str | None = None
     model_specs: list[_Spec] = field(default_factory=list)
-    stop: Any = None
-    stop_token_ids: Any = None
+    stop: list[str] | None = None
+    stop_token_ids: list[int] | None = None
     reasoning_start_tag: Any = None
     reasoning_end_tag: Any = None
     prompt_style: Any = None
@@ -162,6 +160,8 @@ def _converted(custom: _Custom, model_type: str | None) -> FamilyFile:
         context_length=custom.context_length or custom.max_tokens,
         architecture=custom.architectures[0] if custom.architectures else None,
         chat_template=custom.chat_template or None,
+        stop=[text for text in custom.stop or () if text] if kind == "LLM" else [],
+        stop_token_ids=list(custom.stop_token_ids or ()) if kind == "LLM" else [],
         path=custom.model_path,
         specs=[_entry(spec) for spec in specs],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 from xi_core.api.openai import TokenLogprob, TopLogprob
 from xi_core.engine.base import Tokenizer, TokenLogprobs, TokenOut
@@ -20,17 +21,19 @@ class Choice:
 
     One that the answer's end cuts short does not come out at all, as in vLLM and llama.cpp. Stop strings are looked for in the text as
     it is generated, reasoning and the marks of calls included; special tokens have no text but for a parser that asks for theirs.
-    With `one_call` the answer ends where the model begins a second one.
+    With `one_call` the answer ends where the model begins a second one. `ends`: ids of tokens that end it beside the engine's own end
+    tokens; like those, they add no text.
     """
 
     def __init__(
         self,
         index: int,
         tokenizer: Tokenizer,
-        stops: list[str],
+        stops: Sequence[str],
         parser: OutputParser | None = None,
         specials: frozenset[str] = frozenset(),
         *,
+        ends: frozenset[int] = frozenset(),
         token_ids: bool = False,
         one_call: bool = False,
     ) -> None:
@@ -40,6 +43,7 @@ class Choice:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = StopMatcher(stops)
+        self._ends = ends
         self._parser = parser
         self._specials = specials if parser is not None else frozenset()
         self._opened = Parsed()
@@ -59,14 +63,14 @@ class Choice:
         self.tokens += 1
         if self._ids is not None:
             self._ids.append(out.token)
-        text = self._decode(out)
-        if out.logprobs is not None and out.finish != "stop":  # the end token is not part of the answer
+        at_end = out.token in self._ends
+        finish = "stop" if at_end else out.finish
+        text = self._stops.feed("" if at_end else self._decode(out))
+        if out.logprobs is not None and finish != "stop":  # the end token is not part of the answer
             self._logprobs.append(logprob_entry(self._tokenizer, out.token, out.logprobs))
-        text = self._stops.feed(text)
-        ended = out.finish is not None or self._stops.found is not None
-        if ended and self._stops.found is None:
+        if finish is not None and self._stops.found is None:
             text += self._stops.finish()
-        finish = "stop" if self._stops.found is not None else out.finish  # a stop string wins over the length that it just fits
+        finish = "stop" if self._stops.found is not None else finish  # a stop string wins over the length that it just fits
         return self._delta(text, finish)
 
     def _decode(self, out: TokenOut) -> str:

@@ -14,10 +14,12 @@ from xi_core.api.openai import Message
 from xi_core.engine.base import LoadedModel, SamplingParams, StepOutput, TokenEngine, TokenOut
 from xi_core.engine.batcher import Batcher
 from xi_core.engine.grammar import Grammar
+from xi_core.engine.sequence_check import check_ids
 from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, XiError
 from xi_core.serving.choice import Choice
 from xi_core.serving.compiling import Compilations
 from xi_core.serving.loop_queue import LoopQueue
+from xi_core.serving.model_stops import by_tokenizer
 from xi_core.serving.parsing import END, Parsers, Prompt
 from xi_core.serving.request import Job, message_text
 from xi_core.serving.service import GenerationService, Running
@@ -40,6 +42,7 @@ class TokenService(GenerationService):
         self._sampling = engine.default_sampling
         source = plan.chat_template or engine.tokenizer.chat_template
         self._template = ChatTemplate(source, engine.tokenizer.special_tokens) if source else None
+        self._stops = by_tokenizer(plan, engine.tokenizer)
         self._ids = itertools.count(1)
         self._encoders = ThreadPoolExecutor(1, "xi-prompts")
         self._compilations = Compilations(engine.prepare)
@@ -65,7 +68,8 @@ class TokenService(GenerationService):
         prompt = job.completion.prompt if job.kind == "completions" and job.echo else ""
         if isinstance(prompt, str):
             return prompt
-        return b"".join(map(self._tokenizer.token_bytes, self._checked(prompt))).decode("utf-8", "replace")
+        check_ids("prompt", prompt, self._tokenizer.vocabulary_size)
+        return b"".join(map(self._tokenizer.token_bytes, prompt)).decode("utf-8", "replace")
 
     def _start(self, run: Running) -> None:
         if run.size <= LONG_BODY:
@@ -105,13 +109,16 @@ class TokenService(GenerationService):
                 "answer included",
                 param=job.prompt_field,
             )
-        self._check_biases(job.logit_bias)
+        check_ids("logit_bias", job.logit_bias, self._tokenizer.vocabulary_size)
         most = min(job.max_tokens or room, room)
+        stops = self._stops.of(job)
         for index in range(job.n):
             part = next(self._ids)
             parser = self._parsers.chain(job, prompt)
-            asked = {"token_ids": job.token_ids, "one_call": job.one_call}
-            choice = Choice(index, self._tokenizer, job.stops, parser, self._parsers.specials, **asked)
+            choice = Choice(
+                index, self._tokenizer, stops.strings, parser, self._parsers.specials,
+                ends=stops.ids, token_ids=job.token_ids, one_call=job.one_call,
+            )  # fmt: skip
             choice.open(prompt.opening)
             self._parts[part] = (run, choice)
             run.parts.append(part)
@@ -123,7 +130,11 @@ class TokenService(GenerationService):
             opening, grammar = self._parsers.opening(job, text)
             return Prompt(self._tokenizer.encode(text + opening), text[-END:], opening, grammar)
         prompt = job.completion.prompt
-        ids = self._tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        if isinstance(prompt, str):
+            ids = self._tokenizer.encode_prompt(prompt)
+        else:
+            check_ids("prompt", prompt, self._tokenizer.vocabulary_size)
+            ids = prompt
         if not ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
         return Prompt(ids, grammar=job.grammar)
@@ -132,19 +143,6 @@ class TokenService(GenerationService):
         if self._template is None:
             raise InvalidRequest(f"{self.plan.uid} has no chat template; use /v1/completions", param="messages")
         return self._template.render([plain_message(message) for message in job.chat.messages], job.tools, **job.variables)
-
-    def _checked(self, ids: list[int]) -> list[int]:
-        size = self._tokenizer.vocabulary_size
-        wrong = next((token for token in ids if token >= size), None)
-        if wrong is not None:
-            raise InvalidRequest(f"prompt: token id {wrong} is outside the vocabulary of {size}", param="prompt")
-        return ids
-
-    def _check_biases(self, biases: dict[int, float]) -> None:
-        size = self._tokenizer.vocabulary_size
-        wrong = next((token for token in biases if not 0 <= token < size), None)
-        if wrong is not None:
-            raise InvalidRequest(f"logit_bias: token id {wrong} is outside the vocabulary of {size}", param="logit_bias")
 
     def _take(self, output: StepOutput | EngineError) -> None:
         if isinstance(output, EngineError):

@@ -97,8 +97,8 @@ class ReplicaSecurity(Struct, kw_only=True, frozen=True):
 class LaunchPlan(Struct, kw_only=True):
     """One replica's part of a launch, resolved: artifact, engine, devices, address.
 
-    `parsers` maps a kind (`tool`, `reasoning`) to the `module:Class` that the serving layer loads; `stop_token_ids` and
-    `chat_template` override what the artifact's own files say.
+    `parsers` maps a kind (`tool`, `reasoning`) to the `module:Class` that the serving layer loads; `chat_template` stands instead of the
+    artifact's own, `stop` and `stop_token_ids` beside the end tokens that its files name.
     """
 
     uid: str
@@ -131,3 +131,6 @@ class LaunchPlan(Struct, kw_only=True):
     """The request and the operator let Python code in the artifact's directory run."""
     pickled_weights: bool = False
     """The worker's operator lets weights be read from `pytorch_model*.bin`, by `weights_only` loading."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end an answer, a special token's name among them: from the model's family."""
+    stop_token_ids: list[int] = field(default_factory=list)

@@ -11,6 +11,7 @@ from xi_core.api.control import LaunchSpec
 from xi_core.errors import InvalidRequest, UnknownModel
 from xi_core.models.catalog import candidates, default_uid, normalised, path_of, same_size
 from xi_core.models.family import ModelFamily, ModelSpec, SourceRef
+from xi_core.models.family_file import expanded, read_family
 
 
 def model(fmt: str, size: str | None, quantization: str | None = None, **more: Any) -> ModelSpec:
@@ -120,6 +121,17 @@ def test_a_family_with_a_path_keeps_its_parsers_but_takes_the_files_word() -> No
     assert (spec.context_length, spec.architecture, spec.size_in_billions) == (77, "Q", None)
     with pytest.raises(UnknownModel, match="it has: pytorch"):
         candidates(LaunchSpec(model_name="qwen", model_path="/y", model_format="mlx"), FAMILIES, inspected)
+
+
+def test_a_family_that_is_a_path_says_template_parsers_and_stops_of_what_is_there() -> None:
+    text = '{"name": "mine", "path": "/y", "tool_parser": "hermes", "chat_template": "T", "stop": ["END"], "stop_token_ids": [7], "abilities": ["chat"]}'
+    inspected = ModelSpec(
+        name="dir", format="pytorch", source=SourceRef(source="local", id="/y"), context_length=77, model_type="embedding"
+    )
+    (spec,) = candidates(LaunchSpec(model_name="mine"), [expanded(read_family(text))], inspected)
+    assert (spec.name, spec.format, spec.source.id, spec.context_length) == ("mine", "pytorch", "/y", 77)
+    assert (spec.tool_parser, spec.chat_template, spec.stop, spec.stop_token_ids) == ("hermes", "T", ["END"], [7])
+    assert (spec.abilities, spec.model_type) == (["chat", "generate"], "embedding"), "the type is what the files say"
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,10 @@ def test_what_is_right() -> None:
         (text(path="/x"), 3, "specs", "either specs"),
         (text(specs=None), 1, "specs", "either specs"),
         (text(specs=None, path="x"), 3, "path", "no absolute path"),
+        (text(stop=[""]), 15, "stop[0]", "length >= 1"),
+        (text(stop_token_ids=[-1]), 15, "stop_token_ids[0]", ">= 0"),
+        (text(model_type="embedding", stop=["x"]), 15, "stop", "no text that could end"),
+        (text(model_type="rerank", stop_token_ids=[1]), 15, "stop_token_ids", "no text that could end"),
         (text(figures={"9": {"layers": 1}}), 14, "figures", "missing required field"),
     ],
 )  # fmt: skip

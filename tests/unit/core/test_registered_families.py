@@ -129,7 +129,8 @@ CUSTOM = {
             "quantization_parts": {"q8": ["00001-of-00002", "00002-of-00002"]},
         },
     ],
-    "stop": ["</s>"],
+    "stop": ["</s>", ""],
+    "stop_token_ids": [2],
 }
 
 
@@ -145,7 +146,14 @@ def test_xinferences_form() -> None:
         {"huggingface": "v1"},
     )
     assert (hub.file, hub.split_file, hub.parts) == ("llama.{quantization}.gguf", "llama.{quantization}-{part}.gguf", {"q8": 2})
-    assert found.notes == ["stop is not used: xi stops where the model's own files say", "the ability vision is not served"]
+    assert found.notes == ["the ability vision is not served"]
+    assert (found.family.stop, found.family.stop_token_ids) == (["</s>"], [2])
+
+
+def test_xinferences_stops_are_none_of_a_model_that_writes_no_text() -> None:
+    custom = {"model_name": "e", "model_uri": "/models/e", "stop": ["</s>"], "stop_token_ids": [2]}
+    family = read_form(json.dumps(custom), "embedding").family
+    assert (family.stop, family.stop_token_ids) == ([], [])
 
 
 def test_xinferences_embedding_model_has_no_specs() -> None:

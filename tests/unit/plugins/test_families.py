@@ -15,6 +15,7 @@ from xi_plugins import parsers
 
 FOLDER = Path(xi_plugins.families.__file__).parent
 FILES = sorted(FOLDER.glob("*.json"))
+VERIFIED = Path(__file__).parents[2] / "data" / "verified_hub_ids.txt"
 SCHEMA = Path(__file__).parents[3] / "docs" / "reference" / "family.schema.json"
 WANTED = """
 qwen-chat qwen1.5-chat qwen2.5-instruct qwen2.5-coder-instruct qwen3 llama-3.1-instruct llama-3.2-instruct llama-3.3-instruct deepseek-v3
@@ -63,6 +64,37 @@ def test_specs_are_whole(family: FamilyFile) -> None:
             assert "{" not in ref.id + "".join(ref.files)
             assert ref.source == "builtin" or HUB_ID.fullmatch(ref.id)
             assert ref.source == "builtin" or bool(ref.files) == (spec.format == "ggufv2"), spec.describe()
+
+
+def verified() -> dict[tuple[str, str], str]:
+    """Hub and id → where it was seen."""
+    found, where = dict[tuple[str, str], str](), ""
+    for line in VERIFIED.read_text(encoding="utf-8").splitlines():
+        if line.startswith("== "):
+            where = line.removeprefix("== ")
+        elif line and not line.startswith("#"):
+            hub, id = line.split(" ")
+            assert (hub, id) not in found, f"{id} stands there twice"
+            found[hub, id] = where
+    return found
+
+
+def test_every_hub_id_was_seen_in_a_public_source_and_none_is_listed_in_vain() -> None:
+    refs = [ref for family in xi_plugins.families.xi_model_families() for spec in family.specs for ref in (spec.source, *spec.mirrors)]
+    sources = verified()
+    assert {(ref.source, ref.id) for ref in refs if ref.source != "builtin"} == set(sources), "look it up, and note where, or leave it out"
+    assert all(where.startswith("https://") or where == "public code on GitHub" for where in sources.values())
+
+
+def test_models_that_generate_text_know_where_it_ends(family: FamilyFile) -> None:
+    if family.model_type == "LLM" and family.name != "xi-tiny":  # whose own files name all of its end tokens
+        assert family.stop, family.name
+    specs = expanded(family).specs
+    assert all((spec.stop, spec.stop_token_ids) == (family.stop, family.stop_token_ids) for spec in specs)
+
+
+def test_figures_stand_in_every_family(family: FamilyFile) -> None:
+    assert all(spec.architecture_figures is not None for spec in expanded(family).specs)
 
 
 def test_the_size_of_weights_is_known_and_like_the_name(family: FamilyFile) -> None:
