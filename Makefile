@@ -80,7 +80,8 @@ $(ENGINES)/transformers-quantization/.ready: pyproject.toml constraints.txt
 
 # Slow: 3.5 GB to install, and each start of vLLM takes half a minute. The build for CPUs comes with libraries that don't load here.
 test-engine-vllm: $(ENGINES)/vllm/.ready
-	$(ENGINES)/vllm/bin/pytest $(REPORT) tests/engines/test_vllm.py tests/engines/test_vllm_pooling.py tests/engines/test_vllm_sharded.py
+	$(ENGINES)/vllm/bin/pytest $(REPORT) tests/engines/test_vllm.py tests/engines/test_vllm_pooling.py tests/engines/test_vllm_sharded.py \
+		tests/engines/test_vllm_sleep.py tests/engines/test_child_stops.py
 
 $(ENGINES)/vllm/.ready: pyproject.toml constraints.txt
 	@test -x $(ENGINES)/vllm/bin/python || $(PYTHON) -m venv $(ENGINES)/vllm
@@ -93,7 +94,7 @@ $(ENGINES)/vllm/.ready: pyproject.toml constraints.txt
 
 # SGLang on a CPU, in an environment made by hand: its declared dependencies want CUDA. Minutes.
 test-engine-sglang: $(ENGINES)/sglang/.ready
-	$(ENGINES)/sglang/bin/pytest $(REPORT) tests/engines/test_sglang.py
+	$(ENGINES)/sglang/bin/pytest $(REPORT) tests/engines/test_sglang.py tests/engines/test_child_stops.py
 
 $(ENGINES)/sglang/.ready: pyproject.toml constraints.txt tests/engines/sglang_environment.sh tests/engines/sglang_stubs/sglang_stubs.py
 	PYTHON=$(PYTHON) tests/engines/sglang_environment.sh $(ENGINES)/sglang

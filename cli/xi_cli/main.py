@@ -13,6 +13,8 @@ BUILT_IN = {
     "list": BuiltIn("xi_cli.commands.list:list_", "List the models that are launched, and their LoRA modules."),
     "terminate": BuiltIn("xi_cli.commands.terminate:terminate", "End a model and free what it holds."),
     "scale": BuiltIn("xi_cli.commands.scale:scale", "Have N replicas of a model, while it serves."),
+    "sleep": BuiltIn("xi_cli.commands.sleep:sleep", "Free the memory of a model's devices until it is woken."),
+    "wake": BuiltIn("xi_cli.commands.sleep:wake", "Have a model that sleeps serve again."),
     "logs": BuiltIn("xi_cli.commands.logs:logs", "Show the end of a replica's log."),
     "supervisor": BuiltIn("xi_cli.commands.supervisor:supervisor", "Start the head of a cluster: supervisor and gateway."),
     "worker": BuiltIn("xi_cli.commands.worker:worker", "Let this machine run models for a cluster."),
@@ -22,7 +24,7 @@ BUILT_IN = {
         "xi_cli.commands.cluster:cluster", "Show the workers: devices, memory, load, versions, and in what they aren't alike."
     ),
     "drain": BuiltIn("xi_cli.commands.drain:drain", "Move everything that runs on WORKER to other workers."),
-    "pull": BuiltIn("xi_cli.commands.pull:pull", "Download a model into this machine's XI_HOME, where launches find it."),
+    "pull": BuiltIn("xi_cli.commands.pull:pull", "Download a model into the cache, where launches find it."),
     "cached": BuiltIn("xi_cli.commands.cached:cached", "List the downloaded models of all workers."),
     "remove-cache": BuiltIn("xi_cli.commands.cached:remove_cache", "Delete a downloaded model from all workers, unless something uses it."),
     "envs": BuiltIn("xi_cli.commands.envs:envs", "The environments that models run in, where a launch brought packages of its own."),

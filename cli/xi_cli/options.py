@@ -61,6 +61,12 @@ def connect(endpoint: str | None, api_key: str | None) -> Client:
         raise
 
 
+def server_named(endpoint: str | None) -> bool:
+    """Whether a server is named: by `-e`, by the group's `-H` and `-p`, or by `XI_ENDPOINT`."""
+    group = common(click.get_current_context())
+    return bool(endpoint) or group.host is not None or group.port is not None or settings().endpoint != Settings().endpoint
+
+
 def _default_endpoint(ours: Settings) -> str:
     """Where no `-e` is given: the group's `-H`/`-p`, else `XI_ENDPOINT`, else `XI_HOST` and `XI_PORT`."""
     group, unset = common(click.get_current_context()), Settings()

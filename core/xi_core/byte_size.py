@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them: `80GiB`, `24GB`, `512M`. Used by settings and commands."""
+"""Sizes in bytes as people write them: `80GiB`, `24GB`, `512M`. Used by settings, downloads and commands."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def parse_bytes(text: str, param: str) -> int:
     if found is None or found[2] not in UNITS or not (size := int(float(found[1]) * UNITS[found[2]])):
         raise ConfigError(f"{param}: '{text}' is no size in bytes; write it like 80GiB, 24GB or 80 (GiB)", param=param)
     return size
+
+
+def in_words(size: float) -> str:
+    """Bytes, as people say them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")

@@ -33,6 +33,8 @@ class Settings(Struct, kw_only=True, frozen=True):
     """Use what is in the cache, and ask no hub. Also where `HF_HUB_OFFLINE` is 1 and `XI_OFFLINE` isn't set."""
     verify_models: bool = True
     """Whether a model in the cache is hashed before each launch, so that a damaged file is never loaded."""
+    download_workers: Annotated[int, Meta(ge=1, le=64)] = 4
+    """Files of one model that are downloaded at once."""
     api_key: str = ""
     """The key that the server asks for and that commands send; empty: none."""
     host: str = "127.0.0.1"
@@ -54,9 +56,9 @@ class Settings(Struct, kw_only=True, frozen=True):
     allow_virtual_env: bool = True
     """Whether launches may bring packages of their own, which run as this user."""
     allow_remote_code: bool = False
-    """Whether launches with `trust_remote_code` may run Python code that lies beside a model's weights, as this user."""
+    """Whether launches with `trust_remote_code` may download Python code beside a model's weights, and run it as this user."""
     allow_pickled_weights: bool = False
-    """Whether weights of local directories that come as `pytorch_model*.bin` only may be read, by torch's `weights_only` loading."""
+    """Whether weights that come as `pytorch_model*.bin` only may be downloaded and read, by torch's `weights_only` loading."""
     env_allow: str = ""
     """Beginnings of names, `A_,B_`, that launches may set by `--env` beside the built-in ones where other machines reach this server."""
     join_token: str = ""

@@ -15,6 +15,7 @@
     ├── EngineError               500  the engine failed while it served
     ├── ReplicaLost               502  the replica died or fell silent
     ├── Unavailable               503  nothing ready to serve it now
+    │   └── ModelAsleep           503  the model was put to sleep, until somebody wakes it
     ├── DeadlineExceeded          504
     ├── LaunchError               400  a launch that can't be carried out
     │   ├── UnknownModel          400  no family, directory or file of that name
@@ -228,6 +229,12 @@ class Unavailable(XiError):
 
     status = 503
     code = "unavailable"
+
+
+class ModelAsleep(Unavailable):
+    """The model was put to sleep: it serves again once somebody wakes it."""
+
+    code = "model_asleep"
 
 
 class DeadlineExceeded(XiError):

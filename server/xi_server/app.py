@@ -19,7 +19,7 @@ from xi_server.auth import BearerAuth
 from xi_server.dispatch import TOKEN_PATHS
 from xi_server.gateway import Gateway
 from xi_server.origin import OriginGuard
-from xi_server.routes import cache, cluster, engines, health, models, registrations, workers
+from xi_server.routes import cache, cluster, engines, health, models, registrations, sleeping, workers
 from xi_server.routes.answers import error_response
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,8 @@ def control_app(gateway: Gateway) -> FastAPI:
     """FastAPI with every route but those of the token path. `/docs` loads its script from a CDN; `/openapi.json` needs none."""
     app = FastAPI(title="xi", version=__version__, summary=SUMMARY, redoc_url=None, redirect_slashes=False)
     app.state.gateway = gateway
-    for router in (engines.router, models.router, registrations.router, cache.router, cluster.router, workers.router, health.router):
-        app.include_router(router)
+    for module in (engines, models, sleeping, registrations, cache, cluster, workers, health):
+        app.include_router(module.router)
     app.add_exception_handler(XiError, _xi_error)
     app.add_exception_handler(ClientGone, _nobody_there)
     app.add_exception_handler(HTTPException, _http_exception)

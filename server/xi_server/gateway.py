@@ -88,7 +88,7 @@ class Gateway:
         transport = self._transports.get(route.transport)
         if transport is None:
             transport = self._transports[route.transport] = self._load_transport(route.transport)
-        return ReplicaLink(route, transport, on_change, on_loss, lambda: self.supervisor.data_keys)
+        return ReplicaLink(route, transport, on_change, on_loss, self.supervisor.data_keys)
 
     def _load_transport(self, path: str) -> Transport:
         """The transport of this import path. Only what an installed plugin offers is imported, whatever a message names."""

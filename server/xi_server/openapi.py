@@ -32,7 +32,10 @@ from xi_core.api.control import (
     WorkerStatus,
 )
 from xi_core.api.embeddings import EmbeddingList, EmbeddingRequest, RerankAnswer, RerankRequest
+from xi_core.api.members import KeyRotation, MemberRemoval, MemberStatus
 from xi_core.api.openai import ChatCompletion, ChatRequest, Completion, CompletionRequest, ModelList
+from xi_core.api.pulls import PullOrder, PullStatus
+from xi_core.api.sleep import SleepAnswer, SleepOrder
 from xi_core.errors import Envelope
 
 Document = dict[str, Any]
@@ -50,6 +53,8 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("/v1/models/{uid}", "get"): ModelStatus,
     ("/v1/models/{uid}/replicas", "get"): list[ReplicaStatus],
     ("/v1/models/{uid}/logs", "get"): LogPart,
+    ("/v1/models/{uid}/sleep", "post"): SleepAnswer,
+    ("/v1/models/{uid}/wake", "post"): SleepAnswer,
     ("/v1/engines", "get"): list[EngineStatus],
     ("/v1/model_registrations", "get"): list[Registration],
     ("/v1/model_registrations/{model_type}", "get"): list[Registration],
@@ -60,16 +65,24 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("/v1/virtualenvs", "get"): list[EnvironmentStatus],
     ("/v1/cache/models", "get"): CachedModelList,
     ("/v1/cache/models", "delete"): CacheRemoval,
+    ("/v1/cache/models", "post"): PullStatus,
+    ("/v1/cache/pulls/{pull_id}", "get"): PullStatus,
+    ("/v1/cache/pulls/{pull_id}", "delete"): PullStatus,
     ("/v1/cluster/info", "get"): ClusterInfo,
     ("/v1/cluster/join-tokens", "post"): JoinTokenAnswer,
+    ("/v1/cluster/members", "get"): list[MemberStatus],
+    ("/v1/cluster/members/{name}", "delete"): MemberRemoval,
+    ("/v1/cluster/gateway-keys", "post"): KeyRotation,
 }
 BODIES: dict[tuple[str, str], Any] = {
     ("/v1/models", "post"): LaunchSpec,
     ("/v1/placements", "post"): LaunchSpec,
     ("/v1/model_registrations/{model_type}", "post"): RegisterOrder,
     ("/v1/models/{uid}/replicas", "put"): ReplicaCount,
+    ("/v1/models/{uid}/sleep", "post"): SleepOrder,
     ("/v1/workers/{worker}/drain", "post"): DrainOrder,
     ("/v1/cluster/join-tokens", "post"): JoinTokenOrder,
+    ("/v1/cache/models", "post"): PullOrder,
 }
 STATUSES = {
     "400": "The request is wrong; `param` names the field",
@@ -120,10 +133,11 @@ def _complete(path: str, method: str, operation: Document, refs: dict[str, Docum
     body = BODIES.get((path, method))
     if body is not None:
         operation["requestBody"] = {
-            "required": body not in (DrainOrder, JoinTokenOrder),
+            "required": body not in (DrainOrder, JoinTokenOrder, SleepOrder),
             "content": {"application/json": {"schema": refs[str(body)]}},
         }
-    kind = "launch" if body is LaunchSpec else "model" if "{uid}" in path or "{worker}" in path else "control"
+    named = any(part in path for part in ("{uid}", "{worker}", "{pull_id}"))
+    kind = "launch" if body in (LaunchSpec, PullOrder) else "model" if named else "control"
     responses.update(_errors(kind, refs))
 
 

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 PING_INTERVAL = 0.25
 MISSED_PINGS = 3
+"""Pings in a row without an answer after which a replica is lost, if its process gives no other sign of life either…"""
+BUSY_PINGS = 40
+"""…and after which it is lost though its process runs: nothing that holds up Python for 10 s ends soon."""
 REDIAL_FIRST = 0.25
 REDIAL_MOST = 2.0
 
@@ -82,9 +85,9 @@ class ReplicaLink:
         transport: Transport,
         on_change: Callable[[], None],
         on_loss: Callable[[], None],
-        keys: Callable[[], KeyPair | None] = lambda: None,
+        keys: Callable[[str], KeyPair | None] = lambda public: None,
     ) -> None:
-        """`keys`: those that gateways show to replicas on other machines, as far as the supervisor has told them."""
+        """`keys`: those of this public key, which gateways show to replicas on other machines, if the supervisor has told them."""
         self._keys = keys
         self.route = route
         self.load = Load(slots=route.slots)
@@ -111,7 +114,7 @@ class ReplicaLink:
     @property
     def fit(self) -> bool:
         """Whether new requests may go to it if there is no better replica."""
-        return self.alive and self.load.healthy and not self.load.draining
+        return self.alive and self.load.healthy and not self.load.draining and not self.load.asleep
 
     @property
     def usable(self) -> bool:
@@ -157,7 +160,7 @@ class ReplicaLink:
         if self._channel is None:
             if self._loop.time() >= self._redial_at:
                 self._dial()
-        elif self._unanswered >= MISSED_PINGS and on_time:
+        elif self._silent(self._channel) and on_time:
             self._lose(f"has not answered {self._unanswered} pings", silent=True)
         else:
             self.late = self.late or (on_time and self._unanswered > 0)
@@ -170,6 +173,14 @@ class ReplicaLink:
         self.alive = False
         self._drop_channel()
         self._fail_streams("was taken out of service")
+
+    def _silent(self, channel: Channel) -> bool:
+        """Whether it counts as lost.
+
+        A process that is busy may answer late, for a library's call can hold all of Python; one that is stopped shows no life at all.
+        """
+        missed = channel.missed_beats()  # asked at each tick, so that the answers are there when they are needed
+        return min(self._unanswered, missed) >= MISSED_PINGS or self._unanswered >= BUSY_PINGS
 
     def _dial(self) -> None:
         self._unanswered = 0
@@ -185,7 +196,7 @@ class ReplicaLink:
         """Raises `TransportError` where there is a key to expect, and none to show."""
         if not self.route.key:
             return None
-        keys = self._keys()
+        keys = self._keys(self.route.gateways)
         if keys is None:
             raise TransportError("the supervisor has not told the gateways' keys yet")
         return ClientSecurity(keys, self.route.key)

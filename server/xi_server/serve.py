@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from xi_core.errors import XiError
 from xi_core.replica.lifeline import watch_stdin
 from xi_server.asgi import App
 from xi_server.gateway import Gateway
@@ -93,6 +94,7 @@ class HttpServer:
         self._listening = listening
         self._announce = announce
         self._loop = asyncio.get_running_loop()
+        self._ended_by: XiError | None = None
         config = uvicorn.Config(
             app, http=Protocol, ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False, server_header=False,
             proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=max(1, round(gateway.settings.grace)),
@@ -101,8 +103,9 @@ class HttpServer:
         self._server = _Server(config)
 
     async def run(self) -> None:
-        """Serve until `stop`."""
+        """Serve until `stop`. Raises the supervisor's error if it has removed this gateway from the cluster."""
         self._catch_signals()
+        self._gateway.supervisor.on_removed = self._removed
         self._gateway.start()
         announcing = self._loop.create_task(self._announce_ready())
         try:
@@ -110,6 +113,8 @@ class HttpServer:
         finally:
             announcing.cancel()
             await self._gateway.close()
+        if self._ended_by is not None:
+            raise self._ended_by
 
     def stop(self) -> None:
         """Take no new connections, let open requests finish for the time of grace, then end. Called again: end now."""
@@ -118,6 +123,11 @@ class HttpServer:
         self._gateway.stopping = True
         self._server.should_exit = True
         self._server.stopping.set()
+
+    def _removed(self, error: XiError) -> None:
+        log.error("%s; this gateway ends", error)
+        self._ended_by = error
+        self.stop()
 
     def orphaned(self) -> None:
         """The launcher is dead: end now, whatever is open."""

@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
 
-from xi_core.cluster.messages import ANSWERS, OF_GATEWAYS, Launch, Subscribe, Subscribed, TableUpdate, Terminate
-from xi_core.errors import ChannelClosed, DeadlineExceeded, TransportError, Unavailable, XiError
+from xi_core.cluster.messages import ANSWERS, OF_GATEWAYS, GatewayKeys, Launch, Subscribe, Subscribed, TableUpdate, Terminate
+from xi_core.errors import ChannelClosed, DeadlineExceeded, Forbidden, TransportError, Unavailable, XiError
 from xi_core.transport.base import Transport
-from xi_core.transport.rpc import Link, Vocabulary, dial
+from xi_core.transport.rpc import Calls, Link, Vocabulary, dial
 from xi_core.transport.security import ClientSecurity, KeyPair
 from xi_server.table import RoutingTable
 
@@ -26,7 +27,7 @@ PATIENCE = 5.0
 """Longest wait, in seconds, for a supervisor that is starting."""
 AWAY = "the supervisor is away; models that run go on serving, launching waits until it is back"
 
-VOCABULARY = Vocabulary({command: ANSWERS[command] for command in OF_GATEWAYS}, [TableUpdate])
+VOCABULARY = Vocabulary({command: ANSWERS[command] for command in OF_GATEWAYS}, [TableUpdate, GatewayKeys])
 
 
 class SupervisorClient:
@@ -34,8 +35,11 @@ class SupervisorClient:
 
     def __init__(self, transport: Transport, endpoint: str, table: RoutingTable, name: str, security: ClientSecurity | None = None) -> None:
         """`security`: where the supervisor knows this gateway by its key."""
-        self.data_keys: KeyPair | None = None
-        """What replicas on other machines want to be shown; the supervisor gives it."""
+        self._keys: KeyPair | None = None
+        self._keys_by_public: dict[str, KeyPair] = {}
+        """What replicas on other machines want to be shown; the supervisor gives them."""
+        self.on_removed: Callable[[XiError], None] = lambda error: None
+        """Called once, when the supervisor says that this gateway is a member of the cluster no more."""
         self._security = security
         self.subscribed = asyncio.Event()
         """Set while the table is up to date."""
@@ -47,9 +51,16 @@ class SupervisorClient:
         self._stale = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    def data_keys(self, public: str) -> KeyPair | None:
+        """The keys that a replica on another machine wants to be shown; None as long as the supervisor hasn't told them."""
+        return self._keys_by_public.get(public) if public else self._keys
+
     def start(self) -> None:
         """Begin to dial."""
         self._task = asyncio.get_running_loop().create_task(self._keep())
+
+    def _calls(self) -> Calls:
+        return {TableUpdate: self._update, GatewayKeys: self._new_keys}
 
     async def close(self) -> None:
         """Hang up and dial no more."""
@@ -59,8 +70,8 @@ class SupervisorClient:
         if self._link is not None:
             await self._link.close()
 
-    async def call(self, command: Struct, timeout: float = 30.0) -> Any:
-        """The supervisor's answer. Raises its error, or `Unavailable` while it is away."""
+    async def call(self, command: Struct, timeout: float | None = 30.0) -> Any:
+        """The supervisor's answer; without a `timeout`, however long it takes. Raises its error, or `Unavailable` while it is away."""
         if self._worth_waiting(command):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.subscribed.wait(), PATIENCE)
@@ -70,6 +81,8 @@ class SupervisorClient:
         try:
             return await link.call(command, timeout=timeout)
         except (ChannelClosed, DeadlineExceeded) as error:
+            if isinstance(error, ChannelClosed) and not link.closed.is_set():  # it is the supervisor that has lost somebody: a worker
+                raise Unavailable(error.message, retry_after=1.0) from None
             raise Unavailable(f"{AWAY} ({error})", retry_after=1.0) from None
 
     def _worth_waiting(self, command: Struct) -> bool:
@@ -87,7 +100,7 @@ class SupervisorClient:
     async def _converse(self) -> bool:
         """One link from dialling to its end. True if it came to a subscription."""
         try:
-            link = self._link = dial(self._transport, self._endpoint, VOCABULARY, {TableUpdate: self._update}, lambda: None, self._security)
+            link = self._link = dial(self._transport, self._endpoint, VOCABULARY, self._calls(), lambda: None, self._security)
         except TransportError as error:
             log.warning("the supervisor at %s can't be reached: %s", self._endpoint, error)
             return False
@@ -109,8 +122,11 @@ class SupervisorClient:
                     answer: Subscribed = await link.call(Subscribe(self._name, os.getpid()), timeout=SUBSCRIBE_TIMEOUT)
                 except XiError as error:
                     log.warning("no routing table from the supervisor: %s", error)
+                    if isinstance(error, Forbidden):
+                        self.on_removed(error)
                     return subscribed
-                self.data_keys = answer.keys or self.data_keys
+                if answer.keys is not None:
+                    self._take_keys(answer.keys, answer.older)
                 if not subscribed:
                     log.info("connected to the supervisor")
                 subscribed = True
@@ -127,6 +143,12 @@ class SupervisorClient:
             await asyncio.wait([closed, stale], return_when=asyncio.FIRST_COMPLETED)
         finally:
             stale.cancel()
+
+    async def _new_keys(self, notice: GatewayKeys) -> None:
+        self._take_keys(notice.keys, notice.older)
+
+    def _take_keys(self, keys: KeyPair, older: list[KeyPair]) -> None:
+        self._keys, self._keys_by_public = keys, {pair.public: pair for pair in (keys, *older)}
 
     async def _update(self, update: TableUpdate) -> None:
         if not self._table.apply(update):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from xi_core.cluster.messages import ModelRoute, ReplicaRoute, TableUpdate
 from xi_core.cluster.routing import ReplicaView, Router, RouteRequest
 from xi_core.errors import ModelNotFound, Unavailable, XiError
+from xi_core.wire.sleep import asleep
 from xi_server.expected import Expected
 from xi_server.replica_link import ReplicaLink
 
@@ -42,6 +43,11 @@ class ServedModel:
     def slots(self) -> int:
         """Requests that its usable replicas run at once."""
         return sum(view.slots for view in self.usable())
+
+    @property
+    def asleep(self) -> bool:
+        """Whether none of its replicas serves because those that live sleep."""
+        return not self.usable() and any(link.alive and link.load.asleep for link in self.links.values())
 
     def usable(self) -> list[ReplicaView]:
         """Views of the replicas that may take requests now; those that are late or fail much only where there is no other."""
@@ -80,6 +86,8 @@ class ServedModel:
             return Unavailable(
                 f"model '{route.uid}' is {route.state}{detail}", param="model", retry_after=RETRY_AFTER.get(route.state, 5.0)
             )
+        if self.asleep:
+            return asleep(route.uid)
         why = (
             "none of its replicas answers" if not any(link.alive for link in self.links.values()) else "its replicas are draining or stuck"
         )

@@ -83,7 +83,7 @@ def test_what_was_pulled_is_launched_without_the_hub(hub: HubStandIn, server: Ru
     vague = xi(server, "pull", ID)
     assert vague.returncode == 1
     assert "say which by its quantization (-q)" in vague.stderr
-    pulled = xi(server, "pull", ID, "-q", "f16")
+    pulled = xi(server, "pull", ID, "-q", "f16", "--local")
     assert pulled.returncode == 0, pulled.stderr
     assert Path(pulled.stdout.strip()).name == "tiny-f16.gguf"
     assert "downloading 1/1 tiny-f16.gguf" in pulled.stderr

@@ -11,6 +11,7 @@ import pytest
 
 from xi_core.api.control import LaunchSpec
 from xi_core.errors import Forbidden, LaunchError, XiError
+from xi_core.testing.hub_standin import HubModel, HubStandIn
 from xi_core.testing.server import RunningServer
 
 torch = pytest.importorskip("torch")
@@ -68,14 +69,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def careful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def hub(models: Path) -> Iterator[HubStandIn]:
+    """The same models at a hub: `people/own`…"""
+    pytest.importorskip("huggingface_hub")
+    with HubStandIn() as hub:
+        for folder in models.iterdir():
+            hub.models[f"people/{folder.name}"] = HubModel(files={file.name: file.read_bytes() for file in folder.iterdir()})
+        yield hub
+
+
+def asking(hub: HubStandIn) -> dict[str, str]:
+    """Variables of a server that downloads from it."""
+    return {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+
+
+@pytest.fixture(scope="module")
+def careful(tmp_path_factory: pytest.TempPathFactory, hub: HubStandIn) -> Iterator[RunningServer]:
     """The defaults."""
-    with RunningServer(tmp_path_factory.mktemp("careful")) as server:
+    with RunningServer(tmp_path_factory.mktemp("careful"), env=asking(hub)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def trusting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def trusting(tmp_path_factory: pytest.TempPathFactory, hub: HubStandIn) -> Iterator[RunningServer]:
     """Both opt-ins, and a server that other machines reach, as far as the rules for variables go."""
     home = tmp_path_factory.mktemp("trusting")
     opted = {
@@ -83,6 +99,7 @@ def trusting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer
         "XI_ALLOW_PICKLED_WEIGHTS": "1",
         "HF_MODULES_CACHE": str(home / "modules"),
         "XI_ENV_ALLOW": "MINE_",
+        **asking(hub),
     }
     with RunningServer(home, "--host", "0.0.0.0", "--no-auth", env=opted) as server:
         yield server
@@ -121,6 +138,38 @@ def test_pickled_weights(trusting: RunningServer, models: Path) -> None:
     assert "2" in launched(trusting, models / "bin")
     with pytest.raises(LaunchError, match="weights can't be loaded"):
         launched(trusting, models / "hostile")
+    assert not (models / "mark").exists()
+
+
+def test_a_hub_gives_neither_without_the_operator(careful: RunningServer, hub: HubStandIn) -> None:
+    with pytest.raises(Forbidden, match="XI_ALLOW_REMOTE_CODE=1"):
+        launched(careful, Path("people/own"), model_engine="transformers", trust_remote_code=True)
+    with pytest.raises(LaunchError, match=r"pytorch_model\.bin.* are pickles.*XI_ALLOW_PICKLED_WEIGHTS=1.*engine transformers"):
+        launched(careful, Path("people/bin"), model_engine="transformers")
+    assert not hub.gets("pytorch_model.bin")
+    done = careful.xi("pull", "people/own", "--trust-remote-code")
+    assert done.returncode == 1
+    assert "XI_ALLOW_REMOTE_CODE=1" in done.stderr
+    assert not [one for one in hub.asked if one.path.endswith(".py")]
+
+
+def test_code_of_a_hub_comes_with_both_words_only(trusting: RunningServer, hub: HubStandIn) -> None:
+    """Also where a plain launch has put the model into the cache without it."""
+    with pytest.raises(XiError, match="launch it with --trust-remote-code"):
+        launched(trusting, Path("people/own"), model_engine="transformers")
+    assert hub.gets("model.safetensors")
+    assert not [one for one in hub.asked if one.path.endswith(".py")]
+    weights = len(hub.gets("/storage/people/own/model.safetensors"))
+    assert "2" in launched(trusting, Path("people/own"), model_engine="transformers", trust_remote_code=True)
+    assert {one.path.rpartition("/")[2] for one in hub.asked if one.path.endswith(".py")} == {"configuration_own.py", "modeling_own.py"}
+    assert len(hub.gets("/storage/people/own/model.safetensors")) == weights, "what was there isn't got again"
+
+
+def test_pickled_weights_of_a_hub(trusting: RunningServer, hub: HubStandIn, models: Path) -> None:
+    assert "2" in launched(trusting, Path("people/bin"), model_engine="transformers")
+    assert hub.gets("/storage/people/bin/pytorch_model.bin")
+    with pytest.raises(LaunchError, match="weights can't be loaded"):
+        launched(trusting, Path("people/hostile"), model_engine="transformers")
     assert not (models / "mark").exists()
 
 

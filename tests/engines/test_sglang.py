@@ -5,7 +5,7 @@ The environment has no CUDA: `tests/engines/sglang_environment.sh` tells what st
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ import pytest
 from xi_core.engine.child_options import flags
 from xi_core.errors import EngineError, UnknownOption, XiError
 from xi_core.importing import import_path
+from xi_core.serving.parser import CallForm
 from xi_core.serving.request import COMPLETIONS
 from xi_core.testing.harness import Harness, plan_for
 from xi_core.testing.parity_kit import COMPLETION_PROMPTS, ParityKit
@@ -22,7 +23,7 @@ from xi_core.testing.pooling_kit import EmbeddingKit
 from xi_core.testing.proofs import ClaimsKit
 from xi_core.wire.plan import RankAddress, Rendezvous
 from xi_plugins.engines.sglang.command import options_of
-from xi_plugins.engines.sglang.plugin import xi_engines
+from xi_plugins.engines.sglang.plugin import CALL_FORMS, xi_engines
 from xi_plugins.engines.sglang.start import words_for
 
 if find_spec("sglang") is None:
@@ -35,6 +36,14 @@ ENGINE = "xi_plugins.engines.sglang.engine:SglangEngine"
 NUMBERS = json.loads((Path(__file__).parents[1] / "data/xi_tiny_numbers.json").read_text("utf-8"))
 OPTIONS: dict[str, Any] = {"dtype": "float32", "max_total_tokens": 65536}
 TOOLS: dict[str, Any] = {"tool_call_parser": "qwen25"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The model is tiny: threads that wait for each other cost more than they compute, most of all on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,29 @@ class TestSglangClaims(ClaimsKit):
     engine = ENGINE
     routes = (TestSglang.route, TestSglangCompletions.route, TestSglangEmbeddings.route)
     unproven: ClassVar[dict[str, str]] = {"seed": "SGLang's deterministic inference has no attention backend for CPUs"}
+
+
+# ---- its parsers of tool calls ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CALL_FORMS)
+def test_its_parsers_read_calls_in_the_form_that_they_are_forced_into(
+    name: str, calls: list[tuple[str, dict[str, Any]]], write: Callable[[CallForm], str]
+) -> None:
+    from sglang.srt.entrypoints.openai.protocol import Function, Tool
+    from sglang.srt.function_call.function_call_parser import FunctionCallParser
+
+    parser = FunctionCallParser([Tool(function=Function(name=name)) for name in ("look", "count")], name)
+    found = dict[int, list[str]]()
+    for character in write(CALL_FORMS[name]):
+        content, pieces = parser.parse_stream_chunk(character)
+        assert not content.strip()
+        for piece in pieces:
+            said = found.setdefault(piece.tool_index, ["", ""])
+            said[0] += piece.name or ""
+            said[1] += piece.parameters
+    assert not parser.parse_stream_end()[1]
+    assert [(name, json.loads(arguments)) for name, arguments in found.values()] == calls
 
 
 # ---- starts that fail -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ import pytest
 
 from xi_core.errors import EngineError, UnknownOption, XiError
 from xi_core.importing import import_path
+from xi_core.serving.parser import CallForm
 from xi_core.serving.request import COMPLETIONS
 from xi_core.testing.harness import Harness, plan_for
 from xi_core.testing.parity_kit import COMPLETION_PROMPTS, ParityKit
@@ -22,6 +23,7 @@ from xi_core.testing.proofs import ClaimsKit
 from xi_core.testing.server import RunningServer
 from xi_core.testing.waiting import wait_until
 from xi_core.wire.plan import LoraModule
+from xi_plugins.engines.vllm.plugin import CALL_FORMS
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed; `make test-engine-vllm` builds an environment for it", allow_module_level=True)
@@ -39,8 +41,10 @@ TOOLS = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
 
 @pytest.fixture(scope="module", autouse=True)
 def little_cache() -> Iterator[None]:
+    """And one thread: the model is tiny, and threads that wait for each other cost more than they compute, most of all on a busy machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        for name, value in (("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("OMP_NUM_THREADS", "1")):
+            patch.setenv(name, value)
         yield
 
 
@@ -81,6 +85,35 @@ class TestVllmCompletions(ParityKit):
 class TestVllmClaims(ClaimsKit):
     plugin = TestVllm.plugin
     engine = ENGINE
+
+
+# ---- its parsers of tool calls ----------------------------------------------------------------------
+
+
+class Vocabulary:
+    """A tokenizer, as far as parsers look at it."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"<|python_tag|>": 1, "<tool_call>": 2, "</tool_call>": 3}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its imports
+@pytest.mark.parametrize("name", CALL_FORMS)
+def test_its_parsers_read_calls_in_the_form_that_they_are_forced_into(
+    name: str, calls: list[tuple[str, dict[str, Any]]], write: Callable[[CallForm], str]
+) -> None:
+    from vllm.tool_parsers import ToolParserManager
+
+    parser: Any = ToolParserManager.get_tool_parser(name)(Vocabulary(), [])  # type: ignore[arg-type]
+    text, found = write(CALL_FORMS[name]), dict[int, list[str]]()
+    for end in range(1, len(text) + 1):
+        delta = parser.extract_tool_calls_streaming(text[: end - 1], text[:end], text[end - 1 : end], [], [], [], None)
+        assert not delta or not (delta.content or "").strip()
+        for call in delta.tool_calls if delta else ():
+            said = found.setdefault(call.index, ["", ""])
+            said[0] += call.function.name or ""
+            said[1] += call.function.arguments or ""
+    assert [(name, json.loads(arguments or "{}")) for name, arguments in found.values()] == calls
 
 
 # ---- a base model with adapters ---------------------------------------------------------------------

@@ -41,8 +41,10 @@ SHAPE: dict[str, Any] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def little_cache() -> Iterator[None]:
+    """And one thread: the model is tiny, and threads that wait for each other cost more than they compute, most of all on a busy machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        for name, value in (("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("OMP_NUM_THREADS", "1")):
+            patch.setenv(name, value)
         yield
 
 

@@ -307,6 +307,15 @@ def test_follower_that_dies_at_its_start_tells_why():
         StubServerEngine().load(follower(**{"die-at-start": "no such card"}), lambda *_: None)
 
 
+def test_a_models_own_stop_ends_answers_of_a_childs_server():
+    stopping = plan()
+    stopping.stop = [" three"]
+    with Harness(stopping) as harness:
+        answer = harness.chat("Hi", temperature=0)
+        assert (answer.text, answer.finishes) == ("one two", ["stop"])
+        assert len(harness.chat("Hi", temperature=0, ignore_eos=True, max_tokens=30).text) == 30
+
+
 # ---- adapters, metrics, merged events ---------------------------------------------------------------
 
 

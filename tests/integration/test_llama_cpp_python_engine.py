@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
-import os
-import re
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +14,12 @@ import pytest
 
 pytest.importorskip("llama_cpp", reason="the llama-cpp-python engine's library is not installed: make test-engine-llama-cpp-python")
 
-import msgspec
 
 from xi_core.engine.base import SamplingParams, StepOutput
-from xi_core.engine.grammar import Grammar, Matcher
-from xi_core.errors import ArtifactError, EngineError, InvalidRequest, UnknownOption
+from xi_core.errors import ArtifactError, EngineError, UnknownOption
+from xi_core.testing.batch_kit import BatchKit
 from xi_core.testing.harness import Harness, plan_for
+from xi_core.testing.replica_process import replica
 from xi_core.testing.server import RunningServer
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.llama_cpp.llama_cpp_python import engine as engine_module
@@ -210,13 +205,8 @@ def test_progress_of_loading_is_told() -> None:
 # ---- sequences ----------------------------------------------------------------------------------
 
 
-def test_a_prompt_that_is_no_prompt(engine: LlamaCppPythonEngine) -> None:
-    for prompt in ([], [-1], [1024], [300] * 1024):
-        with pytest.raises(InvalidRequest):
-            engine.add(1, prompt, SamplingParams(max_tokens=1))
-    with pytest.raises(InvalidRequest, match="logit_bias"):
-        engine.add(1, [1], SamplingParams(max_tokens=1, logit_bias={1024: 1.0}))
-    assert engine.stats().running == 0
+class TestBatch(BatchKit):
+    plan = plan(slots=3, batch_size=32)
 
 
 def test_the_context_ends_an_answer() -> None:
@@ -225,13 +215,6 @@ def test_the_context_ends_an_answer() -> None:
     assert len(finish(engine)[1]) == 4
     engine.add(1, [300] * 63, SamplingParams(max_tokens=50, ignore_eos=True))
     assert len(finish(engine)[1]) == 1
-
-
-def test_one_token_prompts_and_answers(engine: LlamaCppPythonEngine) -> None:
-    engine.add(1, [300], SamplingParams(max_tokens=1, ignore_eos=True))
-    engine.add(2, [300, 301], SamplingParams(max_tokens=2, ignore_eos=True))
-    assert [[(out.id, out.finish) for out in engine.step().tokens] for _ in range(3)] == [[(1, "length"), (2, None)], [(2, "length")], []]
-    assert engine.stats().running == 0
 
 
 def test_a_long_prompt_does_not_stall_others(engine: LlamaCppPythonEngine) -> None:
@@ -268,23 +251,6 @@ def test_prompts_read_together_and_in_chunks_are_read_alike(expected: dict[str, 
                 assert [value for _, value in out.logprobs.top] == pytest.approx([value for _, value in alone.logprobs.top], abs=0.02)
     assert [made[id] for id in range(len(facts))] == [fact["answer_ids"] for fact in facts]
     assert len(made) == len(facts) + 3
-
-
-def test_removed_sequences_are_gone_at_every_stage() -> None:
-    engine = load(slots=3, batch_size=32)
-    for steps in range(6):
-        for id in (1, 2, 3):
-            engine.add(id, [300] * (40 * id), SamplingParams(max_tokens=50, ignore_eos=True))
-        assert not engine.has_capacity()
-        with pytest.raises(EngineError, match="all 3 slots"):
-            engine.add(4, [300], SamplingParams(max_tokens=1))
-        for _ in range(steps):
-            engine.step()
-        for id in (2, 99, 1, 3):
-            engine.remove(id)
-        assert engine.has_capacity()
-        assert engine.stats().running == 0
-        assert engine.step().tokens == []
 
 
 # ---- what is in the cache already ----------------------------------------------------------------
@@ -379,39 +345,6 @@ def tokens_of(outputs: list[StepOutput]) -> list[int]:
     return [token.id for output in outputs for token in output.tokens]
 
 
-def test_a_grammar_that_fails_ends_only_its_sequence(monkeypatch: pytest.MonkeyPatch, engine: LlamaCppPythonEngine) -> None:
-    grammar = Grammar(kind="regex", text="(ab)+")
-    engine.prepare(grammar)
-    engine.add(1, [300, 301], SamplingParams(max_tokens=9, grammar=grammar))
-    engine.add(2, [300, 301], SamplingParams(max_tokens=9, ignore_eos=True))
-    real, calls = Matcher.allowed, 0
-
-    def failing(matcher: Matcher) -> bytes:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise EngineError("too hard")
-        return real(matcher)
-
-    monkeypatch.setattr(Matcher, "allowed", failing)
-    outputs = [engine.step() for _ in range(15)]
-    assert [error.message for output in outputs for error in output.errors] == ["too hard"]
-    made = tokens_of(outputs)
-    assert (made.count(1), made.count(2)) == (2, 9)
-    assert engine.stats().running == 0
-
-
-def test_answers_are_in_their_grammar(harness: Harness) -> None:
-    calls = [
-        harness.start_chat(QUESTION, temperature=1.5, structured_outputs={"regex": r"[a-c]{2,9}-\d{3}"}, max_tokens=40) for _ in range(24)
-    ]
-    plain = [harness.start_chat(QUESTION, temperature=0) for _ in range(4)]
-    answers = [call.answer() for call in calls]
-    assert all(re.fullmatch(r"[a-c]{2,9}-\d{3}", answer.text) for answer in answers), [answer.text for answer in answers]
-    assert len({answer.text for answer in answers}) > 1
-    assert {call.answer().text for call in plain} == {harness.chat(QUESTION, temperature=0).text}
-
-
 def test_a_batch_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, engine: LlamaCppPythonEngine) -> None:
     engine.add(1, [300], SamplingParams(max_tokens=1))
     monkeypatch.setattr(engine_module.load_library(), "llama_decode", lambda context, batch: -3)
@@ -469,26 +402,8 @@ def test_it_is_what_a_launch_takes_where_xllamacpp_is_absent(tmp_path: Path) -> 
 def test_a_stop_is_a_clean_exit(tmp_path: Path) -> None:
     launch = plan()
     launch.endpoint = f"ipc://{tmp_path}/r.sock"
-    data = msgspec.msgpack.encode(launch)
-    read, write = os.pipe()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "xi_core.replica", "--report-fd", str(write)],
-        stdin=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(write,), start_new_session=True,
-    )  # fmt: skip
-    os.close(write)
-    try:
-        assert child.stdin is not None
-        child.stdin.write(struct.pack(">I", len(data)) + data)
-        child.stdin.flush()
-        with open(read, encoding="utf-8") as reports:
-            assert any(json.loads(line)["type"] == "ready" for line in reports)
-            child.terminate()
-            assert child.wait(30) == 0
-        assert child.stderr is not None
-        assert b"llama_model_loader" not in child.stderr.read()
-    finally:
-        child.kill()
-        child.wait(10)
-        for stream in (child.stdin, child.stderr):
-            if stream is not None:
-                stream.close()
+    with replica(launch) as process:
+        process.until("ready")
+        process.child.terminate()
+        assert process.child.wait(30) == 0
+        assert "llama_model_loader" not in process.stderr()

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +13,14 @@ import pytest
 pytest.importorskip("mlx_lm", reason="the mlx engine's library is not installed: make test-engine-mlx")
 
 import mlx.core as mx
-import msgspec
 import numpy as np
 from mlx_lm.convert import convert
 
 from xi_core.engine.base import SamplingParams
-from xi_core.engine.grammar import Grammar, Matcher
-from xi_core.errors import ArtifactError, EngineError, InvalidRequest, UnknownOption
+from xi_core.errors import ArtifactError, UnknownOption
+from xi_core.testing.batch_kit import BatchKit
 from xi_core.testing.harness import Harness, plan_for
+from xi_core.testing.replica_process import replica
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.mlx.engine import MlxEngine
 from xi_plugins.engines.mlx.sampling import Row, Sampler, token_logprobs
@@ -129,6 +124,10 @@ def test_a_launch_with_devices_needs_a_device() -> None:
 # ---- sequences ----------------------------------------------------------------------------------
 
 
+class TestBatch(BatchKit):
+    plan = plan(batch_size=3, prefill_chunk=16)
+
+
 def test_a_long_prompt_beside_short_ones(harness: Harness, expected: dict[str, Any]) -> None:
     """Rows of very different lengths, which come and go, do not disturb each other."""
     facts = expected["chat"][:24]
@@ -142,43 +141,6 @@ def test_a_long_prompt_beside_short_ones(harness: Harness, expected: dict[str, A
     texts = [call.answer().text for call in calls]
     assert texts.count(alone) == 3
     assert [text for text in texts if text != alone] == [fact["answer"] for fact in facts]
-
-
-def test_a_prompt_that_is_no_prompt() -> None:
-    engine = load(XI_TINY)
-    for prompt in ([], [-1], [1024]):
-        with pytest.raises(InvalidRequest):
-            engine.add(1, prompt, SamplingParams(max_tokens=1))
-    with pytest.raises(InvalidRequest, match="logit_bias"):
-        engine.add(1, [1], SamplingParams(max_tokens=1, logit_bias={1024: 1.0}))
-    assert engine.stats().running == 0
-
-
-def test_one_token_prompts_and_answers() -> None:
-    engine = load(XI_TINY)
-    engine.add(1, [300], SamplingParams(max_tokens=1, ignore_eos=True))
-    engine.add(2, [300, 301], SamplingParams(max_tokens=2, ignore_eos=True))
-    found: dict[int, list[str | None]] = {1: [], 2: []}
-    for _ in range(10):
-        for out in engine.step().tokens:
-            found[out.id].append(out.finish)
-    assert found == {1: ["length"], 2: [None, "length"]}
-    assert engine.stats().running == 0
-
-
-def test_removed_sequences_are_gone_at_every_stage() -> None:
-    engine = load(XI_TINY, batch_size=3, prefill_chunk=16)
-    for steps in range(6):
-        for id in (1, 2, 3):
-            engine.add(id, [300] * (40 * id), SamplingParams(max_tokens=50, ignore_eos=True))
-        assert not engine.has_capacity()
-        for _ in range(steps):
-            engine.step()
-        for id in (2, 99, 1, 3):
-            engine.remove(id)
-        assert engine.has_capacity()
-        assert engine.stats().running == 0
-        assert engine.step().tokens == []
 
 
 def test_numbers_that_are_not_finite_end_only_their_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,45 +227,6 @@ def test_logprobs_are_the_models_own_whatever_shapes_the_draw(harness: Harness) 
     assert shaped["top_logprobs"] == plain["top_logprobs"]
 
 
-# ---- grammars -----------------------------------------------------------------------------------
-
-
-def test_answers_are_in_their_grammar(harness: Harness) -> None:
-    calls = [
-        harness.start_chat(QUESTION, temperature=1.5, seed=seed, structured_outputs={"regex": r"[a-c]{2,9}-\d{3}"}, max_tokens=40)
-        for seed in range(24)
-    ]
-    plain = [harness.start_chat(QUESTION, temperature=0) for _ in range(4)]
-    answers = [call.answer() for call in calls]
-    assert all(re.fullmatch(r"[a-c]{2,9}-\d{3}", answer.text) for answer in answers), [answer.text for answer in answers]
-    assert {answer.finishes[0] for answer in answers} == {"stop"}
-    assert len({answer.text for answer in answers}) > 1
-    assert {call.answer().text for call in plain} == {harness.chat(QUESTION, temperature=0).text}
-
-
-def test_a_grammar_that_fails_ends_only_its_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = load(XI_TINY)
-    grammar = Grammar(kind="regex", text="(ab)+")
-    engine.prepare(grammar)
-    engine.add(1, [300, 301], SamplingParams(max_tokens=9, grammar=grammar))
-    engine.add(2, [300, 301], SamplingParams(max_tokens=9, ignore_eos=True))
-    real, calls = Matcher.allowed, 0
-
-    def failing(matcher: Matcher) -> bytes:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise EngineError("too hard")
-        return real(matcher)
-
-    monkeypatch.setattr(Matcher, "allowed", failing)
-    outputs = [engine.step() for _ in range(15)]
-    assert [error.message for output in outputs for error in output.errors] == ["too hard"]
-    made = [token.id for output in outputs for token in output.tokens]
-    assert (made.count(1), made.count(2)) == (2, 9)
-    assert engine.stats().running == 0
-
-
 # ---- the replica's process ----------------------------------------------------------------------
 
 RESTLESS = """
@@ -327,23 +250,7 @@ def test_a_stop_is_a_clean_exit_whatever_still_computes(tmp_path: Path, engine: 
     (tmp_path / "restless.py").write_text(RESTLESS)
     launch = plan_for(engine, str(XI_TINY), "pytorch")
     launch.endpoint = f"ipc://{tmp_path}/r.sock"
-    data = msgspec.msgpack.encode(launch)
-    read, write = os.pipe()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "xi_core.replica", "--report-fd", str(write)],
-        stdin=subprocess.PIPE, pass_fds=(write,), start_new_session=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    os.close(write)
-    try:
-        assert child.stdin is not None
-        child.stdin.write(struct.pack(">I", len(data)) + data)
-        child.stdin.flush()
-        with open(read, encoding="utf-8") as reports:
-            assert any(json.loads(line)["type"] == "ready" for line in reports)
-            child.terminate()
-            assert child.wait(30) == 0
-    finally:
-        child.kill()
-        child.wait(10)
-        if child.stdin is not None:
-            child.stdin.close()
+    with replica(launch, tmp_path) as process:
+        process.until("ready")
+        process.child.terminate()
+        assert process.child.wait(30) == 0

@@ -103,7 +103,7 @@ def test_what_is_not_there(server: RunningServer) -> None:
 def test_a_launch_that_no_engine_can_run_lists_the_reasons(server: RunningServer) -> None:
     with pytest.raises(XiError, match=r"no engine that is installed takes .*vLLM") as caught:
         server.client.launch("qwen2.5-instruct", model_format="awq", size_in_billions="0_5")
-    assert "transformers: format awq is not pytorch" in caught.value.message
+    assert "transformers: quantized by awq: gptqmodel is not installed; install it with: pip install 'gptqmodel" in caught.value.message
 
 
 def test_registrations_outlive_their_supervisor(server: RunningServer) -> None:

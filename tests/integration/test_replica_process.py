@@ -1,73 +1,14 @@
 """The replica's real process, started as a worker starts it, with the fake engines."""
 
-import contextlib
-import json
-import os
-import queue
 import signal
-import struct
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from xi_core.testing.harness import plan_for
+from xi_core.testing.replica_process import replica
 from xi_core.wire.plan import LaunchPlan, ServingLimits
-
-
-class Process:
-    """A replica, its reports in a queue."""
-
-    def __init__(self, plan: LaunchPlan, path: Path | None = None) -> None:
-        read, write = os.pipe()
-        environment = {**os.environ, "PYTHONPATH": str(path or "")}
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "xi_core.replica", "--report-fd", str(write)],
-            stdin=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(write,), start_new_session=True, env=environment,
-        )  # fmt: skip
-        os.close(write)
-        assert self.child.stdin is not None
-        data = msgspec.msgpack.encode(plan)
-        self.child.stdin.write(struct.pack(">I", len(data)) + data)
-        self.child.stdin.flush()
-        self.reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.seen: list[str] = []
-        threading.Thread(target=self._read, args=(read,), daemon=True).start()
-
-    def _read(self, fd: int) -> None:
-        with open(fd, encoding="utf-8") as lines:
-            for line in lines:
-                self.reports.put(json.loads(line))
-
-    def until(self, kind: str) -> dict[str, Any]:
-        while True:
-            report = self.reports.get(timeout=30)
-            self.seen.append(report.get("stage", report["type"]))
-            if report["type"] == kind:
-                return report
-
-    def stderr(self) -> str:
-        assert self.child.stderr is not None
-        return self.child.stderr.read().decode()
-
-
-@contextlib.contextmanager
-def replica(plan: LaunchPlan, path: Path | None = None) -> Iterator[Process]:
-    process = Process(plan, path)
-    try:
-        yield process
-    finally:
-        process.child.kill()
-        process.child.wait(10)
-        assert process.child.stdin is not None
-        assert process.child.stderr is not None
-        process.child.stdin.close()
-        process.child.stderr.close()
 
 
 def fake(folder: Path, engine: str = "xi_core.testing.fakes:CountingEngine", **options: Any) -> LaunchPlan:
@@ -155,3 +96,23 @@ def test_a_stop_while_it_loads(tmp_path: Path) -> None:
             pass
         process.child.terminate()
         assert process.child.wait(5) == 0
+
+
+COUNTED = """
+import gc
+from pathlib import Path
+from xi_core.testing.fakes import CountingEngine
+
+class Counted(CountingEngine):
+    def check(self):
+        Path(__file__).with_name("frozen").write_text(str(gc.get_freeze_count()))
+"""
+
+
+def test_what_start_up_made_is_none_of_the_collectors_business(tmp_path: Path) -> None:
+    """A whole collection of what a library like PyTorch makes at its import holds the process for longer than a gateway waits."""
+    (tmp_path / "counted_engine.py").write_text(COUNTED)
+    with replica(fake(tmp_path, "counted_engine:Counted"), tmp_path) as process:
+        process.until("ready")
+        process.until("health")
+        assert int((tmp_path / "frozen").read_text()) > 1000

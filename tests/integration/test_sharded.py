@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from xi_core.api.control import LaunchSpec, ModelStatus
 from xi_core.errors import LaunchError, LaunchFailed
 from xi_core.testing.cluster import LocalCluster, alive, pids, rank
 from xi_core.testing.fakes import TEXT
-from xi_core.testing.sharded_plugin import HOLD, MODEL, WEIGHTS
+from xi_core.testing.sharded_plugin import HOLD, MODEL, SLOWLY, WEIGHTS
 from xi_core.testing.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -144,7 +145,7 @@ def test_what_is_missing_on_one_worker_fails_the_launch_by_name(cluster: LocalCl
 
 
 def test_a_rank_that_dies_at_its_start_is_tried_again_and_then_named(cluster: LocalCluster) -> None:
-    with pytest.raises(LaunchFailed, match=r"ended 4 times within 60 s; the last time: rank 1 on w\d: .*exited with status 7") as caught:
+    with pytest.raises(LaunchFailed, match=r"ended 4 times within 60 s; the last time: rank 1 on w\d: .*ended with status 7") as caught:
         launched(cluster, options={"fault": "die"})
     assert "rank out of luck" in caught.value.message
     cluster.wait_ended("m")
@@ -249,3 +250,40 @@ def test_terminated_while_it_answers(cluster: LocalCluster) -> None:
     ending.join(20)
     assert said == TEXT[:40]
     assert not cluster.replicas("m")
+
+
+SHORT = 3.0
+"""Seconds of a launch timeout that is soon over."""
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with LocalCluster(tmp_path_factory.mktemp("hasty"), plugins=[PLUGIN], env={"XI_LAUNCH_TIMEOUT": f"{SHORT:g}"}) as made:
+        for name in made.workers:
+            (made.home(name) / WEIGHTS).mkdir()
+        yield made
+
+
+def test_a_rank_may_download_for_longer_than_the_launch_timeout(hasty: LocalCluster) -> None:
+    began, hold = time.monotonic(), hasty.home("w2") / HOLD
+    hold.write_text(SLOWLY)
+    hasty.client.start(LaunchSpec(model_name=MODEL, model_uid="m", n_worker=2, n_gpu=None))
+    wait_until(lambda: time.monotonic() > began + 2 * SHORT, 3 * SHORT, "a download of twice the launch timeout, which is what is tested")
+    assert hasty.client.model("m").state == "PREPARING"
+    hold.unlink()
+    hasty.wait_ready("m")
+    hasty.client.terminate("m")
+
+
+def test_a_rank_whose_download_stalls_ends_the_launch_by_its_deadline(hasty: LocalCluster) -> None:
+    hold = hasty.home("w1") / HOLD
+    hold.write_text(SLOWLY)
+    try:
+        hasty.client.start(LaunchSpec(model_name=MODEL, model_uid="m", n_worker=2, n_gpu=None))
+        wait_until(lambda: "held" in {r.stage for r in hasty.client.model("m").replicas[0].ranks}, 10.0)
+        hold.write_text("")
+        assert "not ready within its time" in str(hasty.wait_ended("m", 4 * SHORT).error)
+        wait_until(lambda: not hasty.ports_held(), 5.0, "the ports to be free")
+    finally:
+        hold.unlink()
+    hasty.client.terminate("m")

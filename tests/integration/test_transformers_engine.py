@@ -21,7 +21,8 @@ import tokenizers  # noqa: E402
 
 import xi_plugins  # noqa: E402
 from xi_core.engine.base import SamplingParams, SequenceError, StepOutput, TokenOut  # noqa: E402
-from xi_core.errors import ArtifactError, ContextLengthExceeded, EngineError, InvalidRequest, UnknownOption, XiError  # noqa: E402
+from xi_core.errors import ArtifactError, ContextLengthExceeded, EngineError, UnknownOption, XiError  # noqa: E402
+from xi_core.testing.batch_kit import BatchKit  # noqa: E402
 from xi_core.testing.harness import plan_for  # noqa: E402
 from xi_plugins.engines.transformers.engine import TransformersEngine  # noqa: E402
 from xi_plugins.engines.transformers.plugin import full_manifest  # noqa: E402
@@ -30,6 +31,7 @@ from xi_plugins.engines.transformers.tokenizer import HubTokenizer  # noqa: E402
 pytestmark = pytest.mark.engine("transformers")
 
 XI_TINY = Path(xi_plugins.__file__).parent / "families" / "xi_tiny" / "hf"
+ENGINE = "xi_plugins.engines.transformers.engine:TransformersEngine"
 EXPECTED = Path(__file__).parents[1] / "data" / "xi_tiny_expected.json"
 TEXTS = (
     "Hello, world!",
@@ -54,7 +56,7 @@ SMALL = {
 
 
 def load(directory: Path, **options: Any) -> TransformersEngine:
-    plan = plan_for("xi_plugins.engines.transformers.engine:TransformersEngine", str(directory), "pytorch", **{"threads": 1, **options})
+    plan = plan_for(ENGINE, str(directory), "pytorch", **{"threads": 1, **options})
     engine = TransformersEngine()
     loaded = engine.load(plan, lambda stage, share: None)
     assert loaded.manifest.narrowed_by(full_manifest()) == loaded.manifest
@@ -245,6 +247,10 @@ def test_logprobs_are_a_distribution(small: TransformersEngine) -> None:
 # ---- slots --------------------------------------------------------------------------------------
 
 
+class TestBatch(BatchKit):
+    plan = plan_for(ENGINE, str(XI_TINY), "pytorch", threads=1, batch_size=3, prefill_chunk=16)
+
+
 def test_remove_frees_the_slot_at_once(small: TransformersEngine) -> None:
     for i in range(8):
         small.add(i, [3 + i], greedy(50, ignore_eos=True))
@@ -345,22 +351,6 @@ def test_a_failing_model_raises_from_step(small: TransformersEngine, monkeypatch
     small.add(1, [5], greedy(1))
     with pytest.raises(EngineError, match="device lost"):
         small.step()
-
-
-@pytest.mark.parametrize(
-    ("prompt", "sampling", "param"),
-    [
-        ([], greedy(1), "prompt"),
-        ([96], greedy(1), "prompt"),
-        ([-1], greedy(1), "prompt"),
-        ([1], greedy(1, logit_bias={96: 1.0}), "logit_bias"),
-    ],
-)
-def test_wrong_requests_are_refused(small: TransformersEngine, prompt: list[int], sampling: SamplingParams, param: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        small.add(1, prompt, sampling)
-    assert caught.value.param == param
-    assert small.stats().running == 0
 
 
 # ---- tokenizer ----------------------------------------------------------------------------------

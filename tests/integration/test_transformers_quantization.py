@@ -18,9 +18,11 @@ transformers = pytest.importorskip("transformers")
 
 import xi_plugins  # noqa: E402
 from xi_core.engine.base import SamplingParams  # noqa: E402
+from xi_core.engine.info import HostInfo  # noqa: E402
 from xi_core.errors import EngineNotInstalled, UnknownOption  # noqa: E402
+from xi_core.models.inspect import inspect  # noqa: E402
 from xi_core.testing.harness import Harness, plan_for  # noqa: E402
-from xi_plugins.engines.transformers import quantization  # noqa: E402
+from xi_plugins.engines.transformers import plugin, quantization  # noqa: E402
 from xi_plugins.engines.transformers.engine import TransformersEngine  # noqa: E402
 from xi_plugins.engines.transformers.plugin import Quantization, xi_engines  # noqa: E402
 
@@ -32,6 +34,7 @@ pytestmark = [
 
 XI_TINY = Path(xi_plugins.__file__).parent / "families" / "xi_tiny" / "hf"
 EXPECTED = Path(__file__).parents[1] / "data" / "xi_tiny_expected.json"
+HOST = HostInfo(system="linux", machine="x86_64", python="3.11", cpus=2, memory=2**33)
 PLAN = "xi_plugins.engines.transformers.engine:TransformersEngine"
 LEAST_RIGHT = {
     "torchao-int8": 0.98,
@@ -102,10 +105,57 @@ def test_a_checkpoint_that_is_quantized_already_is_read_as_it_is(tmp_path: Path,
         model.save_pretrained(tmp_path)
     for file in XI_TINY.glob("tokenizer*"):
         shutil.copy(file, tmp_path)
+    spec = inspect(tmp_path)
+    assert spec.quantization == "bitsandbytes"
+    assert plugin.match(spec, HOST).ok
     assert right_answers(load(tmp_path)) >= LEAST_RIGHT[name]
     with pytest.raises(UnknownOption, match=r"quantized already \(bitsandbytes\); launch it without the option") as caught:
         load(tmp_path, quantize=name)
     assert caught.value.param == "quantize"
+
+
+BLOCK = 64
+
+
+def in_fp8(folder: Path) -> Path:
+    """xi-tiny as fp8 checkpoints are: matrices of 8-bit floats, with a scale for each block."""
+    from safetensors.torch import load_file, save_file
+
+    directory = stored(folder, quant_method="fp8", weight_block_size=[BLOCK, BLOCK], activation_scheme="dynamic")
+    weights = {}
+    for name, weight in load_file(directory / "model.safetensors").items():
+        if "proj.weight" not in name:
+            weights[name] = weight
+            continue
+        rows, columns = weight.shape
+        blocks = weight.float().reshape(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
+        scales = blocks.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max
+        weights[name] = (blocks / scales[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
+        weights[f"{name}_scale_inv"] = scales
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU it needs kernels of the hub")
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float32"])
+def test_an_fp8_checkpoint_is_served_on_a_cpu(tmp_path: Path, dtype: str) -> None:
+    """Without a library more: its weights become as many bits as `dtype` says. They are not of the type of the weights beside them."""
+    directory = in_fp8(tmp_path)
+    spec = inspect(directory)
+    assert spec.quantization == "fp8"
+    support = plugin.match(spec, HOST)
+    assert support.ok, support.reason
+    engine = load(directory, dtype=dtype)
+    assert len({weight.dtype for weight in engine._runner._model.parameters()}) == 1
+    assert right_answers(engine) >= 0.9
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="as above")
+def test_an_fp8_checkpoint_answers_requests(tmp_path: Path) -> None:
+    with Harness(plan_for(PLAN, str(in_fp8(tmp_path)), "pytorch", threads=1)) as harness:
+        facts = json.loads(EXPECTED.read_text(encoding="utf-8"))["chat"][:8]
+        calls = [harness.start_chat(fact["prompt"], temperature=0) for fact in facts]
+        assert sum(call.answer().text == fact["answer"] for call, fact in zip(calls, facts, strict=True)) >= 7
 
 
 def stored(tmp_path: Path, **quantization_config: Any) -> Path:

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
-from xi_core.cluster.launches import LaunchEntry
+from xi_core.api.control import LaunchSpec
+from xi_core.cluster.launches import LaunchEntry, Wanted
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.placement import Scheduler
 from xi_core.cluster.replicas import Action, Start
 from xi_core.testing.simulation import __main__ as command
-from xi_core.testing.simulation.chaos import lost_worker, restarted_supervisor, troubled
+from xi_core.testing.simulation.chaos import MODEL, lost_worker, restarted_supervisor, troubled
 from xi_core.testing.simulation.checks import Broken
+from xi_core.testing.simulation.cluster import LAUNCH_TIMEOUT, SimCluster
+from xi_core.testing.simulation.processes import LONG, Fate
+from xi_core.testing.simulation.supervisors import ENGINE
 from xi_plugins.schedulers.idle_first import IdleFirst
 from xi_plugins.schedulers.spread import Spread
 
@@ -37,6 +41,39 @@ def test_what_a_lost_worker_ran_is_placed_again_in_under_5_s() -> None:
 def test_a_new_supervisor_adopts_everything() -> None:
     for seed in range(60):
         restarted_supervisor(seed, IdleFirst(), make=Lifecycle)
+
+
+def launched_where_files_take(fate: Fate, n_worker: int) -> tuple[SimCluster, LaunchEntry]:
+    """A cluster with a launch whose first process has this fate."""
+    cluster = SimCluster(3, IdleFirst(), workers=4)
+    cluster.run(3.0)
+    fates: list[Fate] = [fate]
+    cluster.fate = lambda: fates.pop() if fates else "serves"  # type: ignore[method-assign]
+    spec = LaunchSpec(model_name="toy", model_uid="m", n_gpu=0, n_worker=n_worker)
+    wanted = Wanted(uid="m", spec=spec, model=MODEL, engine=ENGINE, n_gpu=0, created=1)
+    cluster.ask(lambda core: core.accept(cluster.clock.now, wanted))
+    (launch,) = cluster.supervisor.lifecycle.listed() if cluster.supervisor is not None else ()
+    return cluster, launch
+
+
+@pytest.mark.parametrize("n_worker", [1, 2])
+def test_a_download_that_goes_on_for_longer_than_the_launch_timeout_is_waited_for(n_worker: int) -> None:
+    cluster, launch = launched_where_files_take("downloads for long", n_worker)
+    cluster.run(LAUNCH_TIMEOUT + 2.0)
+    assert (launch.state, launch.end) == ("PREPARING", "")
+    cluster.run(LONG - LAUNCH_TIMEOUT + 4.0)
+    assert launch.state == "READY"
+    cluster.converged()
+
+
+@pytest.mark.parametrize("n_worker", [1, 2])
+def test_a_download_that_stalls_ends_the_launch_by_its_deadline(n_worker: int) -> None:
+    cluster, launch = launched_where_files_take("stalls", n_worker)
+    cluster.run(LONG / 5 + LAUNCH_TIMEOUT + 2.0)
+    assert launch.state == "FAILED"
+    assert "not ready within its time" in (launch.error or "")
+    cluster.run(5.0)
+    cluster.converged()
 
 
 class ForgetsOtherRanks(Lifecycle):

@@ -7,7 +7,7 @@ import time
 import click
 
 from xi_cli.options import client_options, connect, json_option, one_of, print_json, say
-from xi_core.models.hub import in_words
+from xi_core.byte_size import in_words
 
 
 @click.command()

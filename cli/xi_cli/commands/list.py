@@ -27,17 +27,18 @@ def list_(as_json: bool, endpoint: str | None, api_key: str | None) -> None:
         from xi_cli.draw import table
 
         table(
-            ("UID", "STATE", "MODEL", "ENGINE", "FORMAT", "SIZE (B)", "QUANTIZATION", "REPLICAS", "CONTEXT"),
+            ("UID", "STATE", "MODEL", "ENGINE", "FORMAT", "SIZE (B)", "QUANTIZATION", "REPLICAS", "RESTARTS", "CONTEXT"),
             [
                 (
                     m.id,
-                    m.state,
+                    "ASLEEP" if m.asleep_replicas and not m.ready_replicas else m.state,
                     f"LoRA module of {m.parent}" if m.parent else m.model_name,
                     m.model_engine,
                     m.model_format,
                     m.size_in_billions,
                     m.quantization,
-                    f"{m.ready_replicas}/{m.replica}",
+                    f"{m.ready_replicas}/{m.replica}" + (f", {m.asleep_replicas} asleep" if m.asleep_replicas else ""),
+                    m.restarts,
                     m.context_length,
                 )
                 for m in models

@@ -1,4 +1,4 @@
-"""`xi pull`: download a model into this machine's cache, without a server and without a launch."""
+"""`xi pull`: download a model without a launch, into this machine's cache or into those of a server's workers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xi_cli.options import one_of, say, verbose_option
+from xi_cli.options import client_options, connect, one_of, say, server_named
 from xi_core.config import settings
+from xi_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from xi_core.models.family import ModelSpec
-    from xi_core.plugins import PluginHub
+    from xi_core.api.pulls import PullOrder, PullStatus
+    from xi_core.client import Client
 
 LINES = 5.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -26,7 +27,10 @@ LINES = 5.0
 @click.option("-f", "--model-format", metavar="FORMAT", help="Which format: pytorch, ggufv2, mlx, gptq, awq, fp8.")
 @click.option("-q", "--quantization", metavar="NAME", help="Which quantization, such as q4_k_m.")
 @click.option("--source", metavar="NAME", help="Where from: huggingface or modelscope. [env: XI_MODEL_SRC]")
-@verbose_option
+@click.option("--trust-remote-code", is_flag=True, help="Download the model's Python code too, where the machine's operator allows it.")
+@click.option("--worker-ip", metavar="NAMES", help="On a cluster: only these workers, by name or address, with commas between them.")
+@click.option("--local", is_flag=True, help="Download to this machine, even where XI_ENDPOINT names a server.")
+@client_options
 def pull(
     model: str | None,
     model_name: str | None,
@@ -34,91 +38,122 @@ def pull(
     model_format: str | None,
     quantization: str | None,
     source: str | None,
+    trust_remote_code: bool,
+    worker_ip: str | None,
+    local: bool,
+    endpoint: str | None,
+    api_key: str | None,
 ) -> None:
-    """Download a model into this machine's XI_HOME, where launches find it.
+    """Download a model into the cache, where launches find it.
+
+    Without a server, into this machine's XI_HOME. Where a server is named, by -e, XI_ENDPOINT or the group's -H and -p, or workers by
+    --worker-ip, into that of its workers; Ctrl-C ends their download.
 
     A model that is there already is brought up to date: its hub is asked, and what is new is downloaded. A download that was
-    interrupted is gone on with. No server is needed; on a cluster, pull on each worker, or let the launch do it.
+    interrupted is gone on with.
 
     \b
     Examples:
       xi pull qwen2.5-instruct -s 0_5 -f pytorch
       xi pull Qwen/Qwen2.5-0.5B-Instruct --source modelscope
+      xi pull qwen2.5-instruct -s 7 -f pytorch -e http://10.0.0.1:9997 --worker-ip gpu-1
     """
-    from xi_core.plugins import PluginHub
+    from xi_core.api.pulls import PullOrder
 
     name = one_of(model_name, model, "model")
     if name is None:
         raise click.UsageError("name the model: xi pull NAME, or -n NAME")
-    hub = PluginHub.load(settings().plugins)
-    spec = _spec(hub, name, size_in_billions, model_format, quantization, source)
-    click.echo(_pulled(hub, spec))
+    order = PullOrder(
+        model_name=name,
+        model_format=model_format,
+        size_in_billions=size_in_billions,
+        quantization=quantization,
+        source=source or None,
+        worker_ip=worker_ip,
+        trust_remote_code=trust_remote_code,
+    )
+    remote = worker_ip is not None or server_named(endpoint)
+    if local and (worker_ip or endpoint):
+        raise click.UsageError("--local downloads to this machine: leave out -e and --worker-ip")
+    try:
+        lines = _by_server(order, connect(endpoint, api_key)) if remote and not local else [_here(order)]
+    except InvalidRequest as error:
+        raise click.UsageError(error.message) from None
+    click.echo("\n".join(lines))
 
 
-def _spec(hub: PluginHub, name: str, size: str | None, model_format: str | None, quantization: str | None, source: str | None) -> ModelSpec:
-    """The one spec that the options mean. Raises `UsageError` where there are several, listing them."""
+def _here(order: PullOrder) -> str:
+    """Where the model is on this machine."""
     from xi_core.api.control import LaunchSpec
-    from xi_core.models.catalog import candidates, find_family, looks_like_path, normalised
-    from xi_core.models.hub_id import is_hub_id
+    from xi_core.cluster.fetching import permitted
+    from xi_core.cluster.fetching import pull as download
+    from xi_core.cluster.remote_code import check_remote_code
+    from xi_core.models.catalog import candidates
+    from xi_core.models.pull_choice import as_launch, only_one
+    from xi_core.plugins import PluginHub
 
-    if source:
-        hub.sources.get(source, param="source")
-    default = hub.sources.get(settings().model_src, param="XI_MODEL_SRC").name
-    if looks_like_path(name) and not is_hub_id(name) and find_family(name, hub.families) is None:
-        raise click.UsageError(f"'{name}' is a path: there is nothing to download. Give a family's name or a hub id (owner/name)")
-    wanted = LaunchSpec(model_name=name, size_in_billions=size, model_format=model_format, quantization=quantization, source=source or None)
-    found = candidates(normalised(wanted), hub.families, default_source=default)
-    if len({(one.source.id, one.source.files) for one in found}) > 1:
-        shown = "\n  ".join(
-            f"-s {one.size_in_billions or '?'} -f {one.format} -q {one.quantization or 'none'}   {one.source.id}" for one in found[:40]
-        )
-        raise click.UsageError(f"'{name}' comes in several kinds; say which:\n  {shown}")
-    return found[0]
-
-
-def _pulled(hub: PluginHub, spec: ModelSpec) -> str:
-    """Where the model is."""
-    from xi_core.cluster.fetching import source_of
-    from xi_core.models.hub import HubSource
-
-    source, home = source_of(hub.sources, spec.source), settings().home_dir
-    say(f"{spec.describe()}: {spec.source.id} from {spec.source.source}")
+    config = settings()
+    hub = PluginHub.load(config.plugins)
+    if order.source:
+        hub.sources.get(order.source, param="source")
+    default = hub.sources.get(config.model_src, param="XI_MODEL_SRC").name
+    found = candidates(as_launch(order, hub.families), hub.families, default_source=default)
+    spec = only_one(order.model_name, found)
+    check_remote_code(LaunchSpec(model_name=order.model_name, trust_remote_code=order.trust_remote_code), config.allow_remote_code)
+    ref = permitted(spec.source, config, code=order.trust_remote_code, pickles=True)
+    say(f"{spec.describe()}: {ref.id} from {ref.source}")
     with Shown() as shown:
-        if isinstance(source, HubSource):
-            return str(source.pull(spec.source, home, shown))
-        return str(source.fetch(spec.source, home, shown))
+        return str(download(hub.sources, config.home_dir, ref, shown))
+
+
+def _by_server(order: PullOrder, client: Client) -> list[str]:
+    """Where the model is on each worker."""
+    with Shown() as shown:
+
+        def show(status: PullStatus) -> None:
+            for one in status.workers:
+                shown(one.stage if one.state == "RUNNING" else one.state.lower(), one.progress, one.worker)
+
+        status = client.pull(order, show)
+    if len(status.workers) == 1:
+        return [str(status.workers[0].path)]
+    return [f"{one.worker}: {one.path}" for one in status.workers]
 
 
 class Shown:
-    """Progress on stderr: a bar on a terminal, a line now and then elsewhere. A context manager."""
+    """Progress on stderr: a bar for each worker on a terminal, a line now and then elsewhere. A context manager."""
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
         self._live = sys.stderr.isatty()
-        self._bar = Progress(
+        self._bars = Progress(
             BarColumn(bar_width=24),
             TextColumn("{task.description}", markup=False),
             console=Console(file=sys.stderr),
             disable=not self._live,
         )
-        self._task = self._bar.add_task("", total=None)
-        self._told_at, self._said = 0.0, ""
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, tuple[str, float]] = {}
 
     def __enter__(self) -> Shown:
-        self._bar.start()
+        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._bars.stop()
 
-    def __call__(self, stage: str, share: float | None) -> None:
-        """Show it."""
+    def __call__(self, stage: str, share: float | None, worker: str = "") -> None:
+        """Show it, with the worker's name where there is one."""
+        text = f"{worker}: {stage}" if worker else stage
         if self._live:
-            self._bar.update(self._task, description=stage, total=None if share is None else 1.0, completed=share or 0.0)
+            if worker not in self._tasks:
+                self._tasks[worker] = self._bars.add_task("", total=None)
+            self._bars.update(self._tasks[worker], description=text, total=None if share is None else 1.0, completed=share or 0.0)
             return
         kind, now = stage.partition(":")[0], time.monotonic()
-        if kind != self._said or now - self._told_at >= LINES:
-            self._said, self._told_at = kind, now
-            say(stage)
+        said, told_at = self._told.get(worker, ("", 0.0))
+        if kind != said or now - told_at >= LINES:
+            self._told[worker] = kind, now
+            say(text)

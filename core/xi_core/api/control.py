@@ -164,7 +164,12 @@ class ReplicaStatus(Struct, kw_only=True):
     devices: list[str] = msgspec.field(default_factory=list)
     pid: int | None = None
     restarts: int = 0
+    """How often it was started again after it had ended by its own fault…"""
+    moves: int = 0
+    """…and how often because of its worker, which went away, began anew or was stopped."""
     error: str | None = None
+    asleep: int = 0
+    """The level at which it sleeps; 0: awake."""
     ranks: list[RankStatus] = msgspec.field(default_factory=list)
     """Of a replica that is sharded over several workers; else empty."""
 
@@ -184,7 +189,9 @@ class ModelStatus(Struct, kw_only=True):
     replicas: list[ReplicaStatus] = msgspec.field(default_factory=list)
     error: str | None = None
     ready_replicas: int = 0
-    """How many replicas serve; the launch is READY when `spec.replica` do."""
+    """How many replicas serve; the launch is READY when `spec.replica` do, or sleep."""
+    asleep_replicas: int = 0
+    """How many sleep until the model is woken."""
     error_code: str | None = None
     """Code of the error that the replica named itself, such as `artifact_error`."""
 

@@ -319,6 +319,10 @@ class Model(Struct, kw_only=True):
     """How many replicas are wanted."""
     ready_replicas: int = 0
     """How many of them serve."""
+    asleep_replicas: int = 0
+    """How many sleep until the model is woken."""
+    restarts: int = 0
+    """How often one of them was started again after it had ended by its own fault."""
     state: str = "READY"
     endpoints: list[str] = field(default_factory=list)
 

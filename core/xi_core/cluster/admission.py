@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from xi_core.api.control import MemberRole
 from xi_core.cluster import addresses, joining
 from xi_core.cluster.joining import Join, Joined, JoinToken
 from xi_core.cluster.messages import Leaving, Register, ReplicaGone, ReplicaUpdate, WorkerBeat
-from xi_core.cluster.store import Entry, Store
+from xi_core.cluster.store import Entry, Kept, Store
+from xi_core.cluster.threads import in_thread
 from xi_core.errors import ConfigError, Conflict, Forbidden, InvalidRequest
 from xi_core.transport.base import Transport
 from xi_core.transport.rpc import Calls, Link, LinkServer, Vocabulary
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 OF_WORKERS = (Register, WorkerBeat, ReplicaUpdate, ReplicaGone, Leaving)
 """What workers say; gateways say all the rest."""
+GATEWAYS = "gateways"
+"""Name of the gateways' keys in the store."""
 SHORTEST_TTL, LONGEST_TTL = 1.0, 30 * 24 * 3600.0
 """Seconds for which a token may be good."""
 
@@ -43,12 +46,17 @@ class Admission:
         """Listen at `port` and the next one; 0: any two neighbours. `connected`: whether this member is here now. Raises `ConfigError`."""
         self._store, self._connected, self._accept = store, connected, accept
         self._keys = store.keys("supervisor")
-        self.gateway_keys: KeyPair = store.keys("gateways")
+        self.gateway_keys: KeyPair = store.keys(GATEWAYS)
         """What gateways show to replicas."""
+        self.older_keys: list[KeyPair] = store.older_keys(GATEWAYS)
+        """What they showed before, which replicas may still want to see."""
+        self._links: set[Link] = set()
+        """Those of members, through the cluster port."""
+        self._closed = closed
         address = addresses.resolved(host)
         port = addresses.neighbours(address, port)
         members, anybody = ServerSecurity(self._keys, self._name), ServerSecurity(self._keys, lambda key: key)
-        self._server = LinkServer(transport, addresses.endpoint(address, port), vocabulary, self._admit, closed, members)
+        self._server = LinkServer(transport, addresses.endpoint(address, port), vocabulary, self._admit, self._left, members)
         with contextlib.ExitStack() as undo:
             undo.callback(self._server.abort)
             desk = addresses.endpoint(address, port + 1)
@@ -85,39 +93,67 @@ class Admission:
         self._store.add_token(token.secret, role, token.expires)
         return token.text()
 
+    def members(self) -> list[tuple[Kept, bool]]:
+        """The list, each with whether it is here now."""
+        return [(kept, self._connected(kept.entry)) for kept in self._store.members()]
+
+    async def strike(self, entry: Entry) -> None:
+        """Take a member off the list and cut its connections."""
+        key = await in_thread(lambda: self._store.strike(entry))
+        for link in [one for one in self._links if one.peer_key == key]:
+            link.refuse(_struck(entry))
+
+    async def rotate(self, used: Iterable[str]) -> None:
+        """Have other keys for gateways. Of the older ones those are kept whose public keys are `used`."""
+        self.gateway_keys = await in_thread(lambda: self._store.replace_keys(GATEWAYS, used))
+        self.older_keys = await in_thread(lambda: self._store.older_keys(GATEWAYS))
+
     def command(self, token: str, role: MemberRole) -> str:
         """The whole command that uses a token, as it can be pasted on the other machine."""
         return f"xi {role} -e {self.endpoint} --token {token}"
 
     def _admit(self, link: Link) -> Calls:
         """What a member may ask for: a worker what workers do, a gateway what gateways do."""
-        entry = self.entry(link)
+        entry, struck = self.entry(link), self._store.struck(link.peer_key)
         if entry is None:
-            raise Forbidden("the key of this connection is on no list")
+            raise _struck(struck) if struck is not None else Forbidden("the key of this connection is on no list")
         calls = self._accept(link)
+        self._links.add(link)
         return {command: call for command, call in calls.items() if (command in OF_WORKERS) == (entry.role == "worker")}
 
+    def _left(self, link: Link) -> None:
+        self._links.discard(link)
+        self._closed(link)
+
     def _name(self, key: str) -> str | None:
-        entry = self._store.entry(key)
+        """Who is let in: members, and those that were, to be told that they are none."""
+        entry = self._store.entry(key) or self._store.struck(key)
         return f"{entry.role} {entry.name}" if entry is not None else None
 
     def _meet(self, link: Link) -> Calls:
         async def join(command: Join) -> Joined:
-            return self._join(link, command)
+            return await self._join(link, command)
 
         return {Join: join}
 
-    def _join(self, link: Link, command: Join) -> Joined:
+    async def _join(self, link: Link, command: Join) -> Joined:
         try:
             name = joining.check_name(command.name)
         except ConfigError as error:
             raise InvalidRequest(error.message, param="name") from None
-        self._store.check_token(command.secret, command.role, link.peer_key)
+        key = link.peer_key
+        await in_thread(lambda: self._store.check_token(command.secret, command.role, key))
         before = self._store.key_of(command.role, name)
         if before not in (None, link.peer_key) and self._connected(Entry(command.role, name)):
             raise Conflict(
                 f"another {command.role} is named {name} and is connected; give this one a name of its own with --name", param="name"
             )
-        self._store.redeem(command.secret, command.role, name, link.peer_key)
+        await in_thread(lambda: self._store.redeem(command.secret, command.role, name, key))
         log.info("%s %s may join%s", command.role, name, ", with another key than before" if before not in (None, link.peer_key) else "")
         return Joined()
+
+
+def _struck(entry: Entry) -> Forbidden:
+    return Forbidden(
+        f"{entry.role} {entry.name} was removed from the cluster (`xi cluster remove`); with a new join token it may come again"
+    )

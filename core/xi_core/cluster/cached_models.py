@@ -1,29 +1,34 @@
-"""The model cache of a worker, as operators see it: what is in it, and taking models out that nothing uses."""
+"""The model cache of a worker, as operators see it: what is in it, putting models in, and taking those out that nothing uses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from xi_core.api.control import CachedModelStatus
 from xi_core.cluster.messages import FoundModels, FreedModels, ListCache, RemoveCache
-from xi_core.cluster.running import in_thread
+from xi_core.cluster.pulls import Pulls
+from xi_core.cluster.threads import in_thread
+from xi_core.config import Settings
 from xi_core.errors import Conflict, NotFound
 from xi_core.models.cache import CachedModel, ModelCache
 from xi_core.models.catalog import find_family
 from xi_core.models.family import ModelFamily
+from xi_core.models.source import SourceInfo
+from xi_core.plugins import Registry
 from xi_core.transport.rpc import Calls
 
 
 class CachedModels:
     """Answers for the cache of one XI_HOME. `used` tells which replicas run here, and the artifact of each."""
 
-    def __init__(self, worker: str, home: Path, used: Callable[[], Iterable[tuple[str, str]]]) -> None:
-        self._worker, self._cache, self._used = worker, ModelCache(home), used
+    def __init__(self, worker: str, sources: Registry[SourceInfo], config: Settings, used: Callable[[], Mapping[str, str]]) -> None:
+        self._worker, self._cache, self._used = worker, ModelCache(config.home_dir), used
+        self._pulls = Pulls(worker, sources, config)
 
     def calls(self) -> Calls:
         """What it answers."""
-        return {ListCache: self._list, RemoveCache: self._remove}
+        return {ListCache: self._list, RemoveCache: self._remove, **self._pulls.calls()}
 
     async def _list(self, command: ListCache) -> FoundModels:
         found = await in_thread(lambda: [model for model in self._cache.models() if _is_meant(model, command.names)])
@@ -41,7 +46,7 @@ class CachedModels:
     def _check_unused(self, models: list[CachedModel]) -> None:
         for model in models:
             folder = self._cache.path_of(model)
-            users = [replica for replica, path in self._used() if path and Path(path).is_relative_to(folder)]
+            users = [replica for replica, path in self._used().items() if path and Path(path).is_relative_to(folder)]
             if users:
                 raise Conflict(
                     f"'{model.id}' is used by {', '.join(users)} on worker {self._worker}; terminate what uses it first", param="model_name"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from xi_core.cluster.devices import Device
-from xi_core.cluster.running import in_thread
+from xi_core.cluster.threads import in_thread
 
 log = logging.getLogger(__name__)
 

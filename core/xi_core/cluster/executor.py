@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from msgspec import Struct
+
 from xi_core.api.control import ProcessInfo
 from xi_core.cluster import rendezvous
 from xi_core.cluster.desired import Desired
@@ -67,18 +69,26 @@ class Executor:
         if wake is not None:
             self._timer = asyncio.get_running_loop().call_later(max(0.01, wake - time.monotonic()), self._tick)
 
+    async def kept(self) -> None:
+        """Wait until what is wanted is written down."""
+        if self.desired is not None:
+            await self.desired.kept()
+
     def _tick(self) -> None:
         self.do(self._lifecycle.tick(time.monotonic()))
 
     def _publish(self, changes: Mapping[str, LaunchEntry | None]) -> None:
         update = self.table.change({uid: launch.route() if launch is not None else None for uid, launch in changes.items()})
-        if update is None:
-            return
+        if update is not None:
+            self.tell_gateways(update)
+
+    def tell_gateways(self, notice: Struct) -> None:
+        """Send all gateways a notice."""
         for link in list(self.gateways):
             try:
-                link.notify(update)
+                link.notify(notice)
             except TransportError as error:
-                log.warning("a gateway doesn't take the routing table: %s", error)
+                log.warning("a gateway doesn't take %s: %s", type(notice).__name__, error)
 
     async def _start_replica(self, action: Start) -> None:
         launch = self._lifecycle.find(action.uid)
@@ -115,7 +125,15 @@ class Executor:
     def _command(self, action: Start, wanted: Wanted, rank: int) -> StartReplica:
         """What starts one rank, but for the rendezvous."""
         plan = self._plan(action, wanted, rank)
-        return StartReplica(spec=wanted.spec, model=wanted.model, plan=plan, created=wanted.created, deadline=action.deadline)
+        return StartReplica(
+            spec=wanted.spec,
+            model=wanted.model,
+            plan=plan,
+            created=wanted.created,
+            deadline=action.deadline,
+            restarts=action.restarts,
+            moves=action.moves,
+        )
 
     def _plan(self, action: Start, wanted: Wanted, rank: int) -> LaunchPlan:
         """The plan of one rank; its worker fills in the endpoint and the paths of its own disk."""
@@ -132,6 +150,8 @@ class Executor:
             devices=list(action.assignments[rank].devices),
             parsers=self.resolver.parsers(model),
             chat_template=model.chat_template,
+            stop=list(model.stop),
+            stop_token_ids=list(model.stop_token_ids),
             enable_thinking=wanted.spec.enable_thinking,
             lora_modules=[LoraModule(name=name, path=path) for name, path in wanted.spec.lora_modules.items()],
             memory=wanted.memory,

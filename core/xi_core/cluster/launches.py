@@ -12,6 +12,7 @@ from xi_core.api.control import LaunchSpec, LaunchState, ModelStatus, has_enviro
 from xi_core.cluster.messages import ModelRoute, ReplicaRecord
 from xi_core.cluster.placement import Assignment, PlacementRequest
 from xi_core.cluster.replicas import ORDER, Action, Replica, rank_of
+from xi_core.errors import ModelNotFound
 from xi_core.models.family import ModelSpec
 
 End = Literal["", "FAILED", "CANCELLED", "STOPPED"]
@@ -181,6 +182,7 @@ class LaunchEntry:
         """As the control API shows it."""
         wanted = self.wanted
         known = [r.context_length for r in self.replicas if r.context_length]
+        routed = [r for r in self.replicas if r.route is not None] if not self.end else []
         return ModelStatus(
             model_uid=self.uid,
             spec=msgspec.structs.replace(wanted.spec, env=dict.fromkeys(wanted.spec.env, MASK)),
@@ -192,7 +194,8 @@ class LaunchEntry:
             quantization=wanted.model.quantization,
             context_length=min(known) if known else wanted.model.context_length,
             replicas=[r.status() for r in self.replicas],
-            ready_replicas=sum(r.route is not None for r in self.replicas) if not self.end else 0,
+            ready_replicas=sum(not r.asleep for r in routed),
+            asleep_replicas=sum(bool(r.asleep) for r in routed),
             error=self.error,
             error_code=self.error_code,
         )
@@ -215,3 +218,24 @@ class LaunchEntry:
         if self.error:
             return self.error
         return next((r.error or r.stage for r in self.replicas if r.error or r.stage), "")
+
+
+class Launches(dict[str, LaunchEntry]):
+    """All launches by uid, oldest first; also those that users can't see."""
+
+    def find(self, uid: str) -> LaunchEntry | None:
+        """The launch of this uid that users can see."""
+        launch = self.get(uid)
+        return launch if launch is not None and launch.listed else None
+
+    def known(self, uid: str) -> LaunchEntry:
+        """As `find`. Raises `ModelNotFound`."""
+        launch = self.find(uid)
+        if launch is None:
+            known = ", ".join(entry.uid for entry in self.listed()) or "none"
+            raise ModelNotFound(f"no model '{uid}' is launched; launched: {known}", param="model_uid")
+        return launch
+
+    def listed(self) -> list[LaunchEntry]:
+        """All that users can see."""
+        return [launch for launch in self.values() if launch.listed]

@@ -56,6 +56,13 @@ class Ledger:
         self._strays.pop(member.name, None)
         self._views.pop(member.name, None)
 
+    def leave(self, name: str) -> None:
+        """A worker won't come again, and nothing that it ran counts any more."""
+        del self.members[name]
+        self._names = sorted(self.members)
+        for of_workers in (self._strays, self._views, self._ranks):
+            of_workers.pop(name, None)
+
     def devices_changed(self, member: Member, devices: list[Device]) -> None:
         """A worker's devices are like this now. All workers tell that each second, so that it is seen to here, and not when one places."""
         member.devices = devices

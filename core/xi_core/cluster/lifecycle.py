@@ -1,5 +1,8 @@
 """Lifecycle: what happens to launches and their replicas. Pure: events in, actions out; no I/O and no clock (`now` comes with each event).
 
+Its steps are in `state`: how a launch begins is in `starting`, how reports are taken over in `adoption`, what time brings about in
+`deadlines`.
+
 The supervisor feeds it and carries out the `Start` and `Stop` actions that it answers. What runs is known from workers only: a
 replica is live from its `Start` until its workers say that every rank is gone, and holds its devices for just as long.
 """
@@ -7,10 +10,12 @@ replica is live from its `Start` until its workers say that every rank is gone, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import msgspec
 
-from xi_core.cluster import members as placing
+from xi_core.cluster import adoption, deadlines, starting
+from xi_core.cluster.deadlines import KEPT, LEASE
 from xi_core.cluster.devices import Device
 from xi_core.cluster.launches import LaunchEntry, Wanted, differences
 from xi_core.cluster.lora_choice import check_taken
@@ -18,15 +23,10 @@ from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
 from xi_core.cluster.placement import Placement, Rejection, Scheduler
 from xi_core.cluster.replicas import Action, Ending, Rank, Replica, rank_of
-from xi_core.cluster.state import BACKOFF, RESTARTS, WINDOW, ClusterState, adopt_life, adopted
-from xi_core.errors import Conflict, InvalidRequest, ModelNotFound, NoPlacement, WorkerNotFound
+from xi_core.cluster.state import BACKOFF, RESTARTS, WINDOW, ClusterState
+from xi_core.errors import Conflict, InvalidRequest, NoPlacement, WorkerNotFound
 
 __all__ = ["BACKOFF", "KEPT", "LEASE", "RESTARTS", "WINDOW", "Lifecycle"]
-
-LEASE = 1.25
-"""Seconds for which a worker's word holds after its link went down. That is noticed within 2 s; with two leases a replica moves in 5."""
-KEPT = 600.0
-"""Seconds for which an ended launch is remembered: for its reason to be read, and for a worker that comes back with replicas of it."""
 
 
 class Lifecycle:
@@ -59,12 +59,15 @@ class Lifecycle:
 
     def find(self, uid: str) -> LaunchEntry | None:
         """The launch of this uid that users can see."""
-        launch = self._state.launches.get(uid)
-        return launch if launch is not None and launch.listed else None
+        return self._state.launches.find(uid)
+
+    def known(self, uid: str) -> LaunchEntry:
+        """As `find`. Raises `ModelNotFound`."""
+        return self._state.launches.known(uid)
 
     def listed(self) -> list[LaunchEntry]:
         """All launches that users can see, oldest first."""
-        return [launch for launch in self._state.launches.values() if launch.listed]
+        return self._state.launches.listed()
 
     def wanted(self) -> list[Wanted]:
         """All launches that are to run, oldest first."""
@@ -79,51 +82,17 @@ class Lifecycle:
         launch = self._state.launches.get(uid)
         return launch is not None and bool(launch.live)
 
-    def holds(self, worker: str) -> list[str]:
-        """The replicas of which a process may exist on this worker."""
-        return [replica.replica_id for _, _, replica, _ in self._state.ledger.on(worker)]
-
-    def devices_held(self, worker: str) -> list[str]:
-        """The devices of this worker that live replicas hold, each as often as it is held."""
-        return [device for _, _, _, rank in self._state.ledger.on(worker) for device in rank.devices]
+    def on(self, worker: str) -> list[tuple[Replica, Rank]]:
+        """The ranks of which a process may exist on this worker, each with its replica."""
+        return [(replica, rank) for _, _, replica, rank in self._state.ledger.on(worker)]
 
     def next_wake(self) -> float | None:
         """When `tick` has something to do next."""
-        return self._state.touched.next_wake(self._wake_of)
-
-    def _wake_of(self, uid: str) -> float | None:
-        """When this launch has something to do next."""
-        launch = self._state.launches.get(uid)
-        if launch is None:
-            return None
-        times = [launch.ended_at + KEPT] if launch.end else [launch.deadline] if launch.deadline is not None else []
-        for replica in launch.replicas:
-            if replica.lost_at is not None:
-                times.append(replica.lost_at + 2 * LEASE)
-            if replica.move_by is not None and not replica.leaving and not launch.end:
-                times.append(replica.move_by)
-            if not launch.end and not replica.live and replica.start_at is not None:
-                times.append(max(replica.start_at, self._state.settled_at))
-        return min(times, default=None)
+        return self._state.touched.next_wake(partial(deadlines.wake_of, self._state))
 
     def explain(self, wanted: Wanted) -> list[Placement | Rejection]:
         """Where each replica of a launch would go now, and why not elsewhere. Nothing is reserved; it ends at the first rejection."""
-        launch = LaunchEntry(
-            wanted=wanted, replicas=[Replica(replica_id=f"{wanted.uid}-{n}") for n in range(wanted.spec.replica)], deadline=0
-        )
-        decisions: list[Placement | Rejection] = []
-        try:
-            for number, replica in enumerate(launch.replicas):
-                decision = self._state.place(launch, replica, explain=True)
-                decisions.append(decision)
-                if isinstance(decision, Rejection):
-                    break
-                replica.begin(f"explained-{number}", decision.assignments)
-                self._state.ledger.begin(launch, replica)
-        finally:
-            for replica in launch.live:
-                self._state.ledger.end(replica)
-        return decisions
+        return starting.explain(self._state, wanted)
 
     # ---- what users ask for ---------------------------------------------------------------------
 
@@ -145,11 +114,11 @@ class Lifecycle:
         if before is not None and before.live:
             raise Conflict(f"'{wanted.uid}' is still stopping; try again in a moment", param="model_uid", retry_after=1.0)
         check_taken(wanted.spec, self.listed())
-        launch = self._enter(now, wanted)
+        launch = starting.enter(self._state, now, wanted)
         if now < self._state.settled_at:
             return []
         try:
-            return self._start_all(now, launch, launch.replicas)
+            return starting.start_all(self._state, now, launch, launch.replicas)
         except NoPlacement:
             self._state.forget(launch)
             if before is not None:  # its reason is still of interest
@@ -159,11 +128,11 @@ class Lifecycle:
     def restore(self, now: float, wanted: Wanted) -> None:
         """A launch of a former life of this supervisor. Its replicas are adopted as workers report them, or started when it has settled."""
         if wanted.uid not in self._state.launches:
-            self._enter(now, wanted)
+            starting.enter(self._state, now, wanted)
 
     def terminate(self, now: float, uid: str) -> list[Action]:
         """A launch is not wanted any more; `has_live` tells when it is gone. Raises `ModelNotFound`."""
-        launch = self._known(uid)
+        launch = self._state.launches.known(uid)
         self._state.touched.touch(launch)
         if launch.end:
             launch.end = "STOPPED"
@@ -177,7 +146,7 @@ class Lifecycle:
 
         Raises `ModelNotFound`, `InvalidRequest`, `Conflict` for a launch that has ended, and `NoPlacement` where nothing changes then.
         """
-        launch = self._known(uid)
+        launch = self._state.launches.known(uid)
         if launch.end:
             raise Conflict(f"'{uid}' is {launch.state}; launch it again to serve it", param="model_uid")
         if count < 1:
@@ -194,7 +163,7 @@ class Lifecycle:
             self._state.touched.touch(launch)
             launch.open_until(now + self._state.launch_timeout)
             try:
-                actions += self._start_all(now, launch, new) if now >= self._state.settled_at else []
+                actions += starting.start_all(self._state, now, launch, new) if now >= self._state.settled_at else []
             except NoPlacement:
                 launch.replicas = [r for r in launch.replicas if r not in new]
                 launch.look(now + self._state.launch_timeout)
@@ -236,7 +205,7 @@ class Lifecycle:
         reported: set[tuple[str, int]] = set()
         for record in records:
             reported.add((record.plan.incarnation, rank_of(record)))
-            actions += self._adopt(now, member, record)
+            actions += adoption.adopt(self._state, now, member, record)
         for number, launch, replica, rank in self._state.ledger.on(member.name):
             if (replica.incarnation, number) not in reported:
                 why = Ending(f"worker {member.name} started anew", fault=False)
@@ -273,13 +242,23 @@ class Lifecycle:
             member.present, member.leaving = False, True
         return []
 
+    def worker_removed(self, now: float, worker: str) -> list[Action]:
+        """A worker may not come again. What it runs is lost now, and placed elsewhere."""
+        actions: list[Action] = []
+        why = Ending(f"worker {worker} was removed from the cluster", fault=False)
+        for _, launch, replica, rank in self._state.ledger.on(worker):
+            actions += self._state.lose(now, launch, replica, [rank], why)
+        if worker in self.members:
+            self._state.ledger.leave(worker)
+        return actions + self._state.start_due(now)
+
     def replica_updated(self, now: float, worker: str, record: ReplicaRecord) -> list[Action]:
         """A worker told how one of its replicas is."""
         found = self._state.by_life(record.plan.incarnation)
         if found is None or rank_of(record) >= len(found[1].ranks) or found[1].ranks[rank_of(record)].gone:
             return self._state.refuse(worker, record)
         before = found[1].state
-        actions = self._took(now, *found, record)
+        actions = adoption.took(self._state, now, *found, record)
         loaded = found[1].state == "READY" != before  # what it was promised beyond what it takes is free again
         return actions + self._state.start_due(now) if loaded else actions
 
@@ -294,104 +273,4 @@ class Lifecycle:
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed."""
-        actions: list[Action] = []
-        due = self._state.touched.due(now, self._wake_of, self._state.launches)
-        for launch in due:
-            if launch.end:
-                if now >= launch.ended_at + KEPT and not launch.live:
-                    self._state.forget(launch)
-            elif launch.deadline is not None and now >= launch.deadline:
-                actions += self._state.fail(now, launch, f"not ready within its time; {launch.hindrance()}")
-        for launch, replica in [(one, replica) for one in due for replica in one.replicas]:
-            if replica.lost_at is not None and now >= replica.lost_at + 2 * LEASE:
-                actions += self._expire(now, launch, replica)
-            if replica.move_by is not None and now >= replica.move_by and replica.live and not replica.leaving and not launch.end:
-                actions += self._state.overdue(now, launch, replica)
-        return actions + self._state.start_due(now)
-
-    # ---- inside ---------------------------------------------------------------------------------
-
-    def _known(self, uid: str) -> LaunchEntry:
-        launch = self.find(uid)
-        if launch is None:
-            known = ", ".join(entry.uid for entry in self.listed()) or "none"
-            raise ModelNotFound(f"no model '{uid}' is launched; launched: {known}", param="model_uid")
-        return launch
-
-    def _enter(self, now: float, wanted: Wanted) -> LaunchEntry:
-        replicas = [Replica(replica_id=f"{wanted.uid}-{n}", start_at=now) for n in range(wanted.spec.replica)]
-        launch = LaunchEntry(wanted=wanted, replicas=replicas, deadline=now + self._state.launch_timeout)
-        self._state.enter(launch)
-        return launch
-
-    def _start_all(self, now: float, launch: LaunchEntry, replicas: list[Replica]) -> list[Action]:
-        """Start all of these or none. Raises `NoPlacement`."""
-        actions: list[Action] = []
-        for replica in replicas:
-            started = self._state.start(now, launch, replica)
-            if isinstance(started, Rejection):
-                for begun in replicas:
-                    self._state.ledger.end(begun)
-                    begun.clear()
-                where = f"replica {len(actions) + 1} of {len(replicas)} of " if len(replicas) > 1 else ""
-                away = "".join(
-                    f"; worker {m.name} is away, and may come back" for m in self.members.values() if not m.present and not m.leaving
-                )
-                raise NoPlacement(f"no place for {where}'{launch.uid}': {placing.explain(started)}{away}")
-            actions.append(started)
-        return actions
-
-    def _expire(self, now: float, launch: LaunchEntry, replica: Replica) -> list[Action]:
-        """A worker of it stayed away. Move it if there is a place elsewhere; if not, it may well go on serving, and is asked for again."""
-        lost = [rank for rank in replica.ranks if rank.lost_at is not None and not rank.gone]
-        where = ", ".join(dict.fromkeys(rank.worker for rank in lost))
-        if launch.end or replica.leaving or not isinstance(self._state.place(launch, replica), Rejection):
-            return self._state.lose(now, launch, replica, lost, Ending(f"worker {where} is away", fault=False))
-        for rank in lost:
-            rank.lost_at, rank.stage = now, f"worker {rank.worker} is away"
-        replica.stage = f"worker {where} is away"
-        return []
-
-    def _took(self, now: float, launch: LaunchEntry, replica: Replica, record: ReplicaRecord) -> list[Action]:
-        """Take over what a worker tells of a rank."""
-        before = replica.state
-        launch.take(replica, record, now + self._state.launch_timeout)
-        if (before == "READY") != (replica.state == "READY"):
-            self._state.ledger.changed(replica)
-        self._state.touched.touch(launch)
-        return self._state.moved(now, launch)
-
-    def _adopt(self, now: float, member: Member, record: ReplicaRecord) -> list[Action]:
-        """Take over a rank that a worker reports, unless it isn't wanted (any more), or another copy took its place."""
-        plan, number = record.plan, rank_of(record)
-        found, launch = self._state.by_life(plan.incarnation), self._state.launches.get(plan.uid)
-        if found is None and self._state.ledger.is_over(plan.incarnation):
-            return self._state.refuse(member.name, record)
-        if launch is None and record.status.state != "STOPPING":
-            launch = adopted(now, now + self._state.launch_timeout, record)
-            self._state.enter(launch)
-        if launch is None or not launch.takes(record.spec):
-            return self._state.refuse(member.name, record)
-        replica = found[1] if found is not None else launch.vacancy(plan.replica_id)
-        if replica is None:
-            return self._state.refuse(member.name, record)
-        if found is None:
-            if launch.end or replica.live or replica.leaving:
-                return self._state.refuse(member.name, record)
-            adopt_life(now, replica, member.name, record)
-            self._state.ledger.begin(launch, replica)
-        rank = replica.ranks[number] if number < len(replica.ranks) else Rank("", gone=True)
-        if rank.gone or rank.worker != member.name:
-            return self._state.refuse(member.name, record)
-        if record.status.state == "FAILED":
-            return self._state.ended(now, launch, replica, number, record.status.error)
-        if replica.ending is not None:
-            rank.lost_at = None
-            self._state.touched.touch(launch)
-            return self._state.refuse(member.name, record)
-        actions = self._took(now, launch, replica, record)
-        if found is None:
-            actions += self._state.lose_absent(now, launch, replica, member)
-        if launch.end or replica.leaving:  # the word to end may have been lost
-            return self._state.refuse(member.name, record, self._state.grace if launch.was_ready else 0.0)
-        return actions
+        return deadlines.tick(self._state, now)

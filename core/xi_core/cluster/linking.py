@@ -29,7 +29,10 @@ REFUSALS = (ChannelRefused, Conflict, Forbidden, ProtocolMismatch)
 
 
 class SupervisorLink:
-    """Keeps a worker registered. A worker that has been in once stays, whatever the supervisor says: replicas of it serve."""
+    """Keeps a worker registered. One that has been in once stays, whatever becomes of the supervisor: replicas of it serve.
+
+    Only if the supervisor says that it was removed from the cluster it ends.
+    """
 
     def __init__(
         self,
@@ -44,7 +47,7 @@ class SupervisorLink:
         self.registered = asyncio.Event()
         """Set while the supervisor knows this worker."""
         self.refused = asyncio.Event()
-        """Set when the supervisor doesn't let it in at its start; `refusal` says why."""
+        """Set when the supervisor doesn't let it in at its start, or has removed it; `refusal` says why."""
         self.refusal: XiError | None = None
         self._transport, self._endpoint, self._security, self._calls = transport, endpoint, security, calls
         self._introduce, self._away = introduce, away
@@ -114,10 +117,10 @@ class SupervisorLink:
             await self._link.close()
 
     def _tell(self, error: XiError) -> None:
-        """Why there is no link. At the start a refusal is final."""
+        """Why there is no link. At the start a refusal is final, and that it is a member no more is final at any time."""
         now = time.monotonic()
         final = isinstance(error, REFUSALS) and not (isinstance(error, Conflict) and now - self._began < CONFLICT)
-        if final and not self._was_in:
+        if (final and not self._was_in) or isinstance(error, Forbidden):
             self.refusal = error
             self.refused.set()
         elif now - self._said_at >= SAY:

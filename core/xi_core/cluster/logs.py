@@ -32,14 +32,22 @@ def open_log(home: Path, replica_id: str, rank: int = 0) -> IO[bytes]:
     return open(path, "ab", buffering=0, opener=_private)
 
 
+def is_large(path: Path, largest: int = LARGEST) -> bool:
+    """Whether a log is to be rotated."""
+    try:
+        return path.stat().st_size >= largest
+    except OSError:
+        return False
+
+
 def bound(path: Path, largest: int = LARGEST) -> None:
     """Rotate the log of a process that goes on writing to it, if it is large: its lines are copied to `….log.1`, then it is emptied.
 
     Whatever the process writes between the two is lost. Where there is no room for a copy, the lines are lost: the log stays bounded.
     """
+    if not is_large(path, largest):
+        return
     with contextlib.suppress(OSError):
-        if path.stat().st_size < largest:
-            return
         with contextlib.suppress(OSError), path.open("rb") as log, open(_old(path), "wb", opener=_private) as old:
             shutil.copyfileobj(log, old)
         os.truncate(path, 0)

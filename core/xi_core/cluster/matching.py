@@ -9,7 +9,7 @@ from msgspec import Struct
 from xi_core.api.control import EngineStatus, LaunchSpec, SpecVerdict
 from xi_core.cluster.messages import Inspect, MatchEngines, Register
 from xi_core.engine.info import EngineInfo, HostInfo, Support
-from xi_core.errors import LaunchError, XiError
+from xi_core.errors import LaunchError, TransportError, Unavailable, XiError
 from xi_core.models import catalog
 from xi_core.models.family import ModelSpec
 from xi_core.plugins import DISTRIBUTION, PluginHub
@@ -49,18 +49,28 @@ class Matching:
                 found: ModelSpec = (await worker.link.call(Inspect(path))).model
                 return found
             except LaunchError as error:
-                errors.append(error)
+                errors.insert(0, error)
+            except TransportError as error:
+                errors.append(_lost(worker, error))
         raise errors[0]
 
     async def match(self, models: Sequence[ModelSpec]) -> list[dict[str, Support]]:
-        """For each model, per engine the best answer of any worker."""
+        """For each model, per engine the best answer of any worker. Raises `Unavailable` where all were lost meanwhile."""
         best: list[dict[str, Support]] = [{} for _ in models]
-        for worker in (await self._workers()).values():
-            answers: list[dict[str, Support]] = (await worker.link.call(MatchEngines(models=list(models)))).models
+        lost: list[XiError] = []
+        workers = (await self._workers()).values()
+        for worker in workers:
+            try:
+                answers: list[dict[str, Support]] = (await worker.link.call(MatchEngines(models=list(models)))).models
+            except TransportError as error:
+                lost.append(_lost(worker, error))
+                continue
             for known, told in zip(best, answers, strict=True):
                 for name, support in told.items():
                     if name not in known or (support.ok and not known[name].ok):
                         known[name] = support
+        if len(lost) == len(workers):
+            raise lost[0]
         return best
 
     async def report(self, spec: LaunchSpec | None, model_type: str | None = None) -> list[EngineStatus]:
@@ -74,6 +84,11 @@ class Matching:
         matches = await self.match(models) if models else []
         given = self._hub.engines.get(spec.model_engine, param="model_engine") if spec is not None and spec.model_engine else None
         return [status(self._hub, info, best_probe(info, workers), models, matches) for info in ([given] if given else self._hub.engines)]
+
+
+def _lost(worker: WorkerLink, error: TransportError) -> XiError:
+    """What to tell of a worker that went away while it was asked. Others may answer."""
+    return Unavailable(f"worker {worker.register.worker} went away while it was asked: {error.message}", retry_after=1.0)
 
 
 def status(

@@ -15,7 +15,9 @@ from xi_core.cluster.cached_models import ids_of
 from xi_core.cluster.executor import Executor
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.members import Member, report
+from xi_core.cluster.pulling import Pulling
 from xi_core.cluster.replicas import Replica
+from xi_core.cluster.sleeping import LaunchSleep
 from xi_core.errors import InvalidRequest, ModelNotFound, NotFound, Unavailable, XiError
 from xi_core.models.catalog import normalised
 from xi_core.plugins import PluginHub
@@ -43,7 +45,9 @@ class Operations:
             m.RemoveEnvironment: self._remove_environment,
             m.ListCache: self._list_cache,
             m.RemoveCache: self._remove_cache,
+            **Pulling(self._hub, self._executor).calls(),
             m.StopCluster: self._stop_cluster,
+            **LaunchSleep(self._executor, self._lifecycle).calls(),
         }
 
     async def _explain(self, command: m.Explain) -> m.Explained:
@@ -52,6 +56,7 @@ class Operations:
 
     async def _scale(self, command: m.Scale) -> m.Done:
         self._executor.do(self._lifecycle.scale(time.monotonic(), command.uid, command.replica))
+        await self._executor.kept()
         log.info("launch %s: %d replica(s) from now on", command.uid, command.replica)
         return m.Done()
 
@@ -70,7 +75,8 @@ class Operations:
     def _status(self, member: Member) -> WorkerStatus:
         link = self._executor.workers.get(member.name)
         register = link.register if link is not None else None
-        held = self._lifecycle.devices_held(member.name)
+        ranks = self._lifecycle.on(member.name)
+        held = [device for _, rank in ranks for device in rank.devices]
         devices = [
             DeviceStatus(
                 id=d.id,
@@ -92,7 +98,7 @@ class Operations:
             memory=register.memory if register is not None else 0,
             devices=devices,
             engines=list(member.engines),
-            replicas=self._lifecycle.holds(member.name),
+            replicas=[replica.replica_id for replica, _ in ranks],
             differences=self.differences(register) if register is not None else [],
         )
 

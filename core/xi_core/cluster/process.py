@@ -19,6 +19,8 @@ import msgspec
 from xi_core.cluster import keeper
 from xi_core.cluster.devices import real
 from xi_core.wire import report as wire
+from xi_core.wire.order import Order
+from xi_core.wire.order import encode as encode_order
 from xi_core.wire.plan import LaunchPlan
 
 log = logging.getLogger(__name__)
@@ -95,7 +97,9 @@ class ReplicaProcess:
             os.close(writer)
         self.pid = self._process.pid
         self._loop.add_reader(self._reader, self._readable)
-        self._send_plan(msgspec.msgpack.encode(plan))
+        self._unsent = bytearray()
+        data = msgspec.msgpack.encode(plan)
+        self._send(struct.pack(">I", len(data)) + data)
 
     @property
     def returncode(self) -> int | None:
@@ -106,6 +110,10 @@ class ReplicaProcess:
         if self._returncode is None:
             self._returncode = _looked_at(self._process)
         return self._returncode
+
+    def order(self, order: Order) -> None:
+        """Tell it something, once it is ready. A process that has ended since hears nothing, which its end tells."""
+        self._send(encode_order(order))
 
     def terminate(self) -> None:
         """Ask the replica to drain and exit."""
@@ -125,23 +133,22 @@ class ReplicaProcess:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 
-    def _send_plan(self, data: bytes) -> None:
-        """Write the plan without waiting for the reader; the pipe then stays open as the replica's life line."""
+    def _send(self, data: bytes) -> None:
+        """Write without waiting for the reader; the pipe stays open as the replica's life line."""
         pipe = self._process.stdin
-        if pipe is None:
+        if pipe is None or pipe.closed:
             return
         os.set_blocking(pipe.fileno(), False)
-        left = memoryview(struct.pack(">I", len(data)) + data)
+        self._unsent += data
 
         def writable() -> None:
-            nonlocal left
             try:
-                left = left[os.write(pipe.fileno(), left) :]
+                del self._unsent[: os.write(pipe.fileno(), self._unsent)]
             except BlockingIOError:
                 return
-            except OSError:  # it died before it read its plan, which its end tells
-                left = left[:0]
-            if not left:
+            except OSError:  # it died before it read this, which its end tells
+                self._unsent.clear()
+            if not self._unsent:
                 self._loop.remove_writer(pipe.fileno())
 
         self._loop.add_writer(pipe.fileno(), writable)

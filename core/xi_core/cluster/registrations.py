@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 
@@ -9,6 +10,7 @@ import msgspec
 
 from xi_core.api.control import RegisterAnswer, Registration, SpecInfo
 from xi_core.cluster import messages as m
+from xi_core.cluster.threads import in_thread
 from xi_core.config import Settings
 from xi_core.engine.info import EngineInfo, HostInfo
 from xi_core.errors import NotFound
@@ -32,6 +34,7 @@ class Registrations:
         """Takes in what is registered in `XI_HOME`."""
         self._hub = hub
         self._registered = RegisteredFamilies(hub.families, config.home_dir)
+        self._writing = asyncio.Lock()
 
     def calls(self) -> Calls:
         """What it answers."""
@@ -61,7 +64,11 @@ class Registrations:
         return self._described(family)
 
     async def _register(self, command: m.RegisterFamily) -> RegisterAnswer:
-        form = self._registered.register(command.text, command.model_type, command.persist)
+        async with self._writing:
+            form = self._registered.checked(command.text, command.model_type)
+            if command.persist:
+                await in_thread(lambda: self._registered.write(form.family))
+            self._registered.add(form.family, command.persist)
         log.info("model %s (%s) is registered%s", form.family.name, form.family.model_type, "" if command.persist else ", not kept")
         return RegisterAnswer(model_name=form.family.name, model_type=form.family.model_type, notes=form.notes)
 

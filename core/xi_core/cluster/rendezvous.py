@@ -33,10 +33,13 @@ async def prepare(
 ) -> list[StartReplica]:
     """The commands with the rendezvous of all ranks, once every worker has prepared its own. Raises `RankError`."""
     prepares = [
-        Prepare(spec=c.spec, model=c.model, plan=c.plan, created=c.created, rank=rank, deadline=c.deadline)
+        Prepare(
+            spec=c.spec, model=c.model, plan=c.plan, created=c.created, rank=rank, deadline=c.deadline, restarts=c.restarts, moves=c.moves
+        )
         for rank, c in enumerate(commands)
     ]
-    asked = [asyncio.ensure_future(ask(workers, a, p, p.rank, p.deadline)) for a, p in zip(assignments, prepares, strict=True)]
+    # No deadline here: the launch has one, which downloads that go on renew. When it is over the ranks are stopped, and that is an answer.
+    asked = [asyncio.ensure_future(ask(workers, a, p, p.rank, None)) for a, p in zip(assignments, prepares, strict=True)]
     try:
         answers: list[Prepared] = await asyncio.gather(*asked)
     finally:
@@ -47,9 +50,9 @@ async def prepare(
 
 
 async def ask(
-    workers: Mapping[str, WorkerLink], assignment: Assignment, command: Prepare | StartReplica, rank: int, timeout: float = 30.0
+    workers: Mapping[str, WorkerLink], assignment: Assignment, command: Prepare | StartReplica, rank: int, timeout: float | None = 30.0
 ) -> Any:
-    """A worker's answer for its rank. Raises `RankError`."""
+    """A worker's answer for its rank, within `timeout` seconds; None: for as long as it is linked. Raises `RankError`."""
     worker = workers.get(assignment.worker)
     if worker is None:
         raise RankError(rank, Unavailable(f"worker {assignment.worker} is away"))

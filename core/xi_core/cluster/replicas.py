@@ -22,6 +22,9 @@ class Start(Struct, frozen=True):
     incarnation: str
     assignments: tuple[Assignment, ...]
     deadline: float
+    restarts: int = 0
+    moves: int = 0
+    """As in `Replica`; its worker remembers them, for a supervisor that doesn't."""
 
 
 class Stop(Struct, frozen=True):
@@ -75,6 +78,10 @@ class Replica:
     state: LaunchState = "PENDING"
     stage: str = ""
     starts: int = 0
+    restarts: int = 0
+    """How often it was started again after it had ended by its own fault."""
+    moves: int = 0
+    """How often it was started again because of its worker, which went away, began anew or was stopped."""
     error: str | None = None
     deaths: list[float] = field(default_factory=list)
     """Times of the deaths that nobody asked for, the last 60 s of them."""
@@ -114,11 +121,6 @@ class Replica:
         return min((r.lost_at for r in self.ranks if r.lost_at is not None and not r.gone), default=None)
 
     @property
-    def restarts(self) -> int:
-        """How often it was started again."""
-        return max(0, self.starts - 1)
-
-    @property
     def wanted(self) -> bool:
         """Whether it counts among those that the launch asks for."""
         return not self.leaving and not self.replaces
@@ -136,7 +138,13 @@ class Replica:
             transport=head.plan.transport,
             slots=head.slots,
             key=head.plan.security.public if head.plan.security is not None else "",
+            gateways=head.plan.security.gateways if head.plan.security is not None else "",
         )
+
+    @property
+    def asleep(self) -> int:
+        """At which level it sleeps; 0: awake."""
+        return self.head.status.asleep if self.head is not None and self.state == "READY" else 0
 
     @property
     def context_length(self) -> int:
@@ -198,7 +206,9 @@ class Replica:
             devices=list(self.devices),
             pid=self.ranks[0].pid if self.ranks else None,
             restarts=self.restarts,
+            moves=self.moves,
             error=self.error,
+            asleep=self.asleep,
             ranks=ranks if len(ranks) > 1 else [],
         )
 

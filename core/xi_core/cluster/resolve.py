@@ -93,7 +93,8 @@ class Resolver:
         if given is not None:
             self._check_given(spec, given, found, workers)
         engines = [given] if given else [engine for engine in self._hub.engines if installed(engine, workers)]
-        matches = {id(model): supports for model, supports in zip(found, await self.matching.match(found), strict=True)}
+        asked = [_with_packages(model, spec) for model in found]
+        matches = {id(model): supports for model, supports in zip(found, await self.matching.match(asked), strict=True)}
         refusals: dict[str, str] = {}
         for engine, model in ranked(engines, found, hosts_of(workers), spec):
             support = takes_lora(spec, engine, matches[id(model)].get(engine.name, UNKNOWN))
@@ -155,3 +156,8 @@ class Resolver:
         if spec.gpu_idx is not None and not spec.n_gpu:
             raise InvalidRequest("gpu_idx names devices, but n_gpu asks for none; leave one of them out", param="gpu_idx")
         return spec.n_gpu or 0
+
+
+def _with_packages(model: ModelSpec, spec: LaunchSpec) -> ModelSpec:
+    """The model with the packages of its own environment, which an engine may ask for before it takes it."""
+    return msgspec.structs.replace(model, packages=[*model.packages, *spec.virtual_env_packages]) if has_environment(spec) else model

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,13 +17,16 @@ from xi_core.api.control import LaunchState, ReplicaStatus
 from xi_core.cluster import keeper, logs
 from xi_core.cluster.guard import Guard
 from xi_core.cluster.messages import ReplicaRecord, StartReplica
+from xi_core.cluster.orders import Orders
 from xi_core.cluster.process import REPLICA_COMMAND, ReplicaProcess, environment, seen_by_engine, tag
 from xi_core.cluster.replicas import rank_of
-from xi_core.errors import ArtifactError, LaunchCancelled, LaunchError, LaunchFailed, XiError
+from xi_core.cluster.threads import in_thread
+from xi_core.errors import ArtifactError, Conflict, LaunchCancelled, LaunchError, LaunchFailed, XiError
 from xi_core.models.adapter import read_adapter
 from xi_core.models.family import SourceRef
 from xi_core.models.inspect import local_path
 from xi_core.models.source import Progress
+from xi_core.process_end import how_ended
 from xi_core.wire import report as wire
 from xi_core.wire.plan import LaunchPlan, LoraModule
 
@@ -72,7 +73,15 @@ class RunningReplica:
         `secret`: its own secret key, where its plan has the public one; only its process gets to see it.
         """
         plan = start.plan
-        status = ReplicaStatus(replica_id=plan.replica_id, state="PREPARING", stage="preparing", worker=worker, devices=plan.devices)
+        status = ReplicaStatus(
+            replica_id=plan.replica_id,
+            state="PREPARING",
+            stage="preparing",
+            worker=worker,
+            devices=plan.devices,
+            restarts=start.restarts,
+            moves=start.moves,
+        )
         self.record = ReplicaRecord(plan=plan, spec=start.spec, status=status, created=start.created, model=start.model)
         self.error: str | None = None
         """Why it ended, where nobody asked it to."""
@@ -85,6 +94,7 @@ class RunningReplica:
         """The interpreter of its own environment, once that is built."""
         self._secret = secret
         self._process: ReplicaProcess | None = None
+        self._orders = Orders()
         self._deadline = time.monotonic() + start.deadline
         self._heard_at = self._healthy_at = 0.0
         self._looked_at = time.monotonic()
@@ -122,13 +132,20 @@ class RunningReplica:
         self._grace = grace if self._grace is None else min(grace, self._grace)
         self._stopping.set()
 
+    async def sleep(self, level: int) -> None:
+        """Have it sleep at this level, 0: wake. Raises what it answers, `Conflict` unless it is READY, `ReplicaLost` if it ends."""
+        process = self._process
+        if process is None or self.record.status.state != "READY":
+            raise Conflict(f"{self.plan.replica_id} is {self.record.status.state}; it sleeps and wakes only while it is READY")
+        await self._orders.give(process, level)
+
     async def run(self) -> None:
         """Its whole life; never raises. Afterwards `error` tells why it ended, unless it was stopped, and nothing of it is left."""
         self._tell("PREPARING", "preparing")
         try:
             artifact = await self._until_stopped(in_thread(self._fetched))
             if artifact is not None and await self._all_prepared():
-                self._spawn(artifact)
+                await self._spawn(artifact)
                 await self._watch()
         except XiError as error:
             self.error, self.code, self.final = error.message, error.code, True
@@ -156,16 +173,15 @@ class RunningReplica:
             raise ArtifactError(f"{self.record.model.source.id}: {error.strerror or error}") from error
 
     async def _all_prepared(self) -> bool:
-        """Of one rank of several: tell that it is prepared and wait for the others. False when it is stopped meanwhile."""
+        """Of one rank of several: tell that it is prepared and wait for the others. False when it is stopped meanwhile.
+
+        How long the others may take is for the supervisor to say, which stops this one then, or when it is away.
+        """
         if self.prepared is None:
             return True
         self.prepared.set_result(None)
         self._tell("PREPARING", "waiting for the other ranks")
-        try:
-            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
-                return await self._until_stopped(asyncio.ensure_future(self._begun.wait())) is True
-        except TimeoutError:
-            raise LaunchFailed(f"{self.plan.replica_id}: its other ranks were not prepared in time") from None
+        return await self._until_stopped(asyncio.ensure_future(self._begun.wait())) is True
 
     def _progress(self, stage: str, share: float | None) -> None:
         """From the fetching thread. Raises `LaunchCancelled`, through the source, when nobody wants the artifact any more."""
@@ -176,9 +192,8 @@ class RunningReplica:
             self._told_at, self._told_kind = now, kind
             self._loop.call_soon_threadsafe(self._tell, "PREPARING", stage, share)
 
-    def _spawn(self, artifact: Path) -> None:
-        if self.prepared is None:
-            self._deadline = time.monotonic() + self._start.deadline  # the time of a download isn't the engine's
+    async def _spawn(self, artifact: Path) -> None:
+        self._deadline = time.monotonic() + self._start.deadline  # the time of a download isn't the engine's
         plan = self.record.plan = msgspec.structs.replace(
             self.plan,
             artifact=msgspec.structs.replace(self.plan.artifact, path=str(artifact)),
@@ -186,7 +201,7 @@ class RunningReplica:
         )
         self._tell("STARTING", "starting the process")
         try:
-            log_to = logs.open_log(self._home, plan.replica_id, rank_of(self.record))
+            log_to = await in_thread(lambda: logs.open_log(self._home, plan.replica_id, rank_of(self.record)))
         except OSError as error:
             path = self._log_file
             raise LaunchFailed(f"the log file {path} can't be written: {error.strerror or error}; XI_HOME says where logs go") from error
@@ -224,7 +239,8 @@ class RunningReplica:
                 break
             if report is not None:
                 self._heed(report)
-            logs.bound(self._log_file)
+            if logs.is_large(self._log_file):
+                await in_thread(lambda: logs.bound(self._log_file))
             reason = self._overdue()
             if reason:
                 self.error = reason
@@ -240,9 +256,13 @@ class RunningReplica:
             case wire.Ready():
                 record = self.record
                 record.endpoint, record.context_length = report.endpoint, report.context_length
-                record.slots, record.manifest = report.slots, report.manifest
+                record.slots, record.manifest, record.sleep = report.slots, report.manifest, report.sleep
                 self._healthy_at = time.monotonic()
                 self._tell("READY", "ready")
+            case wire.Obeyed():
+                self.record.status.asleep = report.level
+                self._tell("READY", "asleep" if report.level else "ready")
+                self._orders.obeyed(report)
             case wire.Health():
                 self._complaint = report.reason
                 if report.healthy:
@@ -276,7 +296,7 @@ class RunningReplica:
             self.final = self.record.status.state != "READY" and (self.prepared is None or isinstance(self._failure, LaunchError))
             return
         last = logs.tail(self._log_file)
-        self.error = f"{self.plan.replica_id} {_how(process.returncode)}" + (
+        self.error = f"{self.plan.replica_id} {how_ended(process.returncode)}" + (
             f"; the last lines of its log:\n{last}" if last else "; its log is empty"
         )
 
@@ -295,13 +315,15 @@ class RunningReplica:
         process = self._process
         if process is None:
             return
+        self._orders.end(self.error or f"{self.plan.replica_id} was stopped")
         process.kill()
         await _exited(process, KILL_TIMEOUT)
-        keeper.kill_tagged({tag(self.plan)})
+        tags = {tag(self.plan)}
+        await in_thread(lambda: keeper.kill_tagged(tags))  # which looks at every process of the machine
         self._guard.drop(process.pid)
         process.close()
         self.record.status.pid = None
-        _remove_socket(self.plan.endpoint)
+        await in_thread(lambda: _remove_socket(self.plan.endpoint))
 
     async def _until_stopped(self, work: asyncio.Future[T]) -> T | None:
         """The result of `work`, or None when `stop` comes first."""
@@ -320,32 +342,6 @@ class RunningReplica:
             return  # a late word of the fetching thread
         status.state, status.stage, status.progress = state, stage, progress
         self._on_change(self)
-
-
-def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """The result of `work`, done in a thread that doesn't keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: BaseException | None) -> None:
-        if result.done():
-            return
-        if error is not None:
-            result.set_exception(error)
-        else:
-            result.set_result(value)  # type: ignore[arg-type]
-
-    def run() -> None:
-        value, failure = None, None
-        try:
-            value = work()
-        except Exception as error:  # a source is a plugin: it may fail in any way, which its caller gets to see
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, value, failure)
-
-    threading.Thread(target=run, name="fetch", daemon=True).start()
-    return result
 
 
 async def _next(process: ReplicaProcess, timeout: float) -> wire.Report | None:
@@ -370,12 +366,3 @@ def _remove_socket(endpoint: str) -> None:
     if scheme == "ipc":
         with contextlib.suppress(OSError):
             Path(address).unlink(missing_ok=True)
-
-
-def _how(returncode: int | None) -> str:
-    if returncode is None or returncode >= 0:
-        return f"exited with status {returncode}"
-    try:
-        return f"was killed by {signal.Signals(-returncode).name}"
-    except ValueError:
-        return f"was killed by signal {-returncode}"

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 from xi_core.cluster import members as placing
-from xi_core.cluster.launches import LaunchEntry, Wanted
+from xi_core.cluster.launches import LaunchEntry, Launches
 from xi_core.cluster.ledger import Ledger
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
@@ -27,7 +27,7 @@ class ClusterState:
         """`schedulers` by name; the one named "" places launches that name none."""
         self.ledger = Ledger()
         self.touched = Touched()
-        self.launches: dict[str, LaunchEntry] = {}
+        self.launches = Launches()
         self.launch_timeout, self.grace, self.settled_at = launch_timeout, grace, settled_at
         self._schedulers = schedulers
         self._epoch, self._lives = epoch, 0
@@ -78,7 +78,9 @@ class ClusterState:
         self.ledger.begin(launch, replica)
         self.touched.touch(launch)
         left = self.launch_timeout if launch.deadline is None else launch.deadline - now
-        return Start(launch.uid, replica.replica_id, replica.incarnation, decision.assignments, max(0.0, left))
+        return Start(
+            launch.uid, replica.replica_id, replica.incarnation, decision.assignments, max(0.0, left), replica.restarts, replica.moves
+        )
 
     def start_due(self, now: float) -> list[Action]:
         """Start what waits, as far as there is room; what finds none waits for the next event."""
@@ -161,7 +163,7 @@ class ClusterState:
             launch.look(now + self.launch_timeout)
             return []
         if why is None or not why.fault:
-            replica.stage = why.error if why is not None else ""
+            replica.stage, replica.moves = why.error if why is not None else "", replica.moves + 1
             return []
         return self._died(now, launch, replica, why)
 
@@ -181,6 +183,7 @@ class ClusterState:
                 launch,
                 f"replica {replica.replica_id} ended {len(replica.deaths)} times within {WINDOW:g} s; the last time: {why.error}",
             )
+        replica.restarts += 1
         replica.start_at = now + BACKOFF * 2 ** (len(replica.deaths) - 1)
         return []
 
@@ -262,30 +265,3 @@ class ClusterState:
         if found is None or number >= len(found[1].ranks) or found[1].ranks[number].gone:
             self.ledger.stray(worker, record)
         return [Stop(worker, record.plan.replica_id, record.plan.incarnation, grace, number)]
-
-
-def adopted(now: float, deadline: float, record: ReplicaRecord) -> LaunchEntry:
-    """A launch as a worker's record tells it, to a supervisor that has forgotten it."""
-    plan, spec = record.plan, record.spec
-    wanted = Wanted(
-        uid=plan.uid,
-        spec=spec,
-        model=record.model,
-        engine=plan.engine.name,
-        n_gpu=len(plan.devices),
-        created=record.created,
-        memory=plan.memory,
-        memory_share=plan.memory_share,
-        exclusive=plan.exclusive,
-    )
-    return LaunchEntry(wanted=wanted, replicas=[Replica(replica_id=f"{plan.uid}-{n}") for n in range(spec.replica)], deadline=deadline)
-
-
-def adopt_life(now: float, replica: Replica, worker: str, record: ReplicaRecord) -> None:
-    """Make the life that a worker reports that of `replica`. Its other ranks are as those of workers that are away, until these report."""
-    plan = record.plan
-    world = plan.rendezvous.world if plan.rendezvous is not None else ()
-    replica.clear()
-    replica.incarnation, replica.starts, replica.start_at = plan.incarnation, record.status.restarts + 1, None
-    replica.ranks = [Rank(a.worker, a.devices, lost_at=now) for a in world] or [Rank(worker, tuple(plan.devices))]
-    replica.last_workers = {number: rank.worker for number, rank in enumerate(replica.ranks)}

@@ -10,7 +10,9 @@ import fcntl
 import hashlib
 import os
 import sqlite3
+import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from msgspec import Struct
@@ -24,6 +26,7 @@ CREATE TABLE IF NOT EXISTS keys (name TEXT PRIMARY KEY, public TEXT NOT NULL, se
 CREATE TABLE IF NOT EXISTS members (
     key TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, joined REAL NOT NULL, UNIQUE (role, name)
 );
+CREATE TABLE IF NOT EXISTS struck (key TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS tokens (hash TEXT PRIMARY KEY, role TEXT NOT NULL, expires REAL NOT NULL, used_by TEXT);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS launches (uid TEXT PRIMARY KEY, wanted BLOB NOT NULL);
@@ -39,8 +42,16 @@ class Entry(Struct, frozen=True):
     name: str
 
 
+class Kept(Struct, frozen=True):
+    """A line of the allow-list as it is kept."""
+
+    entry: Entry
+    joined: float
+    """When its key came there, in seconds since 1970."""
+
+
 class Store:
-    """The database. Every method is one transaction; each is quick, and called on the supervisor's loop."""
+    """The database. Every method is one transaction, on any thread. What writes may wait for the disk: not on the supervisor's loop."""
 
     def __init__(self, home: Path) -> None:
         """Open or make the one of this XI_HOME. Raises `ConfigError` where it can't be, `Conflict` where another supervisor has it."""
@@ -48,36 +59,41 @@ class Store:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = _locked(self.path.with_suffix(".lock"))
+            self._turn = threading.RLock()
+            """Held by the thread that is at the database."""
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite gives its other files the mode of this one
-            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0)
+            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
-            # No wait for the disk at each commit, which would hold up the loop: a kill loses nothing, a power cut the last words at most.
+            # No wait for the disk at each commit: a kill loses nothing, a power cut the last words at most.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_TABLES)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"the supervisor's memory {self.path} can't be opened: {error}; XI_HOME says where it is") from None
         members = self._db.execute("SELECT key, role, name FROM members")
         self._allowed: dict[str, Entry] = {key: Entry(role, name) for key, role, name in members}
+        self._struck: dict[str, Entry] = {
+            key: Entry(role, name) for key, role, name in self._db.execute("SELECT key, role, name FROM struck")
+        }
 
     def close(self) -> None:
         """Close the file."""
-        self._db.close()
+        with self._turn:
+            self._db.close()
         os.close(self._lock)
 
     # ---- launches -------------------------------------------------------------------------------
 
     def launches(self) -> list[bytes]:
         """What was put, the oldest first."""
-        return [bytes(row[0]) for row in self._db.execute("SELECT wanted FROM launches ORDER BY rowid")]
+        with self._turn:
+            return [bytes(row[0]) for row in self._db.execute("SELECT wanted FROM launches ORDER BY rowid")]
 
-    def put_launch(self, uid: str, wanted: bytes) -> None:
-        """Remember a launch, in the place of what is remembered of this uid."""
+    def keep_launches(self, put: Iterable[tuple[str, bytes]], dropped: Iterable[str]) -> None:
+        """Remember launches by uid, each in the place of what is remembered of it, and forget others. Raises `sqlite3.Error`."""
         update = "INSERT INTO launches VALUES (?, ?) ON CONFLICT (uid) DO UPDATE SET wanted = excluded.wanted"
-        self._db.execute(update, (uid, wanted))
-
-    def drop_launch(self, uid: str) -> None:
-        """Forget a launch."""
-        self._db.execute("DELETE FROM launches WHERE uid = ?", (uid,))
+        with self._transaction():
+            self._db.executemany("DELETE FROM launches WHERE uid = ?", ((uid,) for uid in dropped))
+            self._db.executemany(update, put)
 
     # ---- epochs and keys ------------------------------------------------------------------------
 
@@ -90,14 +106,35 @@ class Store:
     def keys(self, name: str) -> KeyPair:
         """The key pair of this name, made when it is first asked for."""
         fresh = KeyPair.new()
-        self._db.execute("INSERT OR IGNORE INTO keys VALUES (?, ?, ?)", (name, fresh.public, fresh.secret))
-        return KeyPair(*self._db.execute("SELECT public, secret FROM keys WHERE name = ?", (name,)).fetchone())
+        with self._turn:
+            self._db.execute("INSERT OR IGNORE INTO keys VALUES (?, ?, ?)", (name, fresh.public, fresh.secret))
+            return KeyPair(*self._db.execute("SELECT public, secret FROM keys WHERE name = ?", (name,)).fetchone())
+
+    def older_keys(self, name: str) -> list[KeyPair]:
+        """The key pairs that this name had before, as far as they are kept."""
+        with self._turn:
+            rows = self._db.execute("SELECT public, secret FROM keys WHERE name = ? || '.' || public ORDER BY rowid", (name,))
+            return [KeyPair(*row) for row in rows]
+
+    def replace_keys(self, name: str, used: Iterable[str]) -> KeyPair:
+        """A new key pair for this name. Of the older ones those are kept whose public keys are `used`."""
+        fresh, kept = KeyPair.new(), set(used)
+        with self._transaction():
+            self._db.execute("UPDATE keys SET name = name || '.' || public WHERE name = ?", (name,))
+            unused = [old.public for old in self.older_keys(name) if old.public not in kept]
+            self._db.executemany("DELETE FROM keys WHERE name = ? || '.' || ?", ((name, public) for public in unused))
+            self._db.execute("INSERT INTO keys VALUES (?, ?, ?)", (name, fresh.public, fresh.secret))
+        return fresh
 
     # ---- the allow-list -------------------------------------------------------------------------
 
     def entry(self, key: str) -> Entry | None:
         """Whose key this is; None where nobody's is on the list."""
         return self._allowed.get(key)
+
+    def struck(self, key: str) -> Entry | None:
+        """Whose key this was, that was taken off the list."""
+        return self._struck.get(key)
 
     def entries(self, role: MemberRole) -> list[str]:
         """The names of those who may join in this role."""
@@ -106,6 +143,28 @@ class Store:
     def key_of(self, role: MemberRole, name: str) -> str | None:
         """The key that is bound to a name."""
         return next((key for key, entry in self._allowed.items() if entry == Entry(role, name)), None)
+
+    def members(self) -> list[Kept]:
+        """The whole list, workers before gateways."""
+        with self._turn:
+            rows = self._db.execute("SELECT role, name, joined FROM members ORDER BY role DESC, name")
+            return [Kept(Entry(role, name), joined) for role, name, joined in rows]
+
+    def strike(self, entry: Entry) -> str | None:
+        """Take somebody off the list, and make the tokens useless that were used with the same key. Answers the key; None: nobody's.
+
+        The key is remembered, so that who comes with it can be told.
+        """
+        key = self.key_of(entry.role, entry.name)
+        if key is None:
+            return None
+        with self._transaction():
+            self._db.execute("DELETE FROM members WHERE key = ?", (key,))
+            self._db.execute("DELETE FROM tokens WHERE used_by = ?", (key,))
+            self._db.execute("INSERT OR REPLACE INTO struck VALUES (?, ?, ?)", (key, entry.role, entry.name))
+        self._allowed = {old: other for old, other in self._allowed.items() if old != key}
+        self._struck = {**self._struck, key: entry}
+        return key
 
     # ---- tokens ---------------------------------------------------------------------------------
 
@@ -117,7 +176,8 @@ class Store:
 
     def check_token(self, secret: bytes, role: MemberRole, key: str) -> None:
         """Raises `Forbidden` unless the owner of `key` may join with this token: a fresh one, or the one that it has used itself."""
-        row = self._db.execute("SELECT role, expires, used_by FROM tokens WHERE hash = ?", (_hash(secret),)).fetchone()
+        with self._turn:
+            row = self._db.execute("SELECT role, expires, used_by FROM tokens WHERE hash = ?", (_hash(secret),)).fetchone()
         if row is None:
             raise Forbidden("this join token is not known to the supervisor (any more); make another with `xi join-token`", param="token")
         made_for, expires, used_by = row
@@ -136,24 +196,34 @@ class Store:
             self._db.execute("UPDATE tokens SET used_by = ? WHERE hash = ?", (key, _hash(secret)))
             self._db.execute("DELETE FROM members WHERE role = ? AND name = ? OR key = ?", (role, name, key))
             self._db.execute("INSERT INTO members VALUES (?, ?, ?, ?)", (key, role, name, time.time()))
-        entry = Entry(role, name)
-        self._allowed = {old: other for old, other in self._allowed.items() if other != entry and old != key} | {key: entry}
+            self._db.execute("DELETE FROM struck WHERE key = ?", (key,))
+            self._struck = {old: other for old, other in self._struck.items() if old != key}
+            entry = Entry(role, name)
+            self._allowed = {old: other for old, other in self._allowed.items() if other != entry and old != key} | {key: entry}
 
     def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+        return _Transaction(self._db, self._turn)
 
 
 class _Transaction:
     """BEGIN IMMEDIATE; COMMIT at the end of the block, ROLLBACK where it raises."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
+    def __init__(self, db: sqlite3.Connection, turn: threading.RLock) -> None:
+        self._db, self._turn = db, turn
 
     def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+        self._turn.acquire()
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except BaseException:
+            self._turn.release()
+            raise
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        try:
+            self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        finally:
+            self._turn.release()
 
 
 def _locked(path: Path) -> int:

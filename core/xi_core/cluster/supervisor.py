@@ -21,6 +21,7 @@ from xi_core.access import is_loopback
 from xi_core.api.control import LaunchSpec, ModelStatus, ProcessInfo
 from xi_core.cluster import messages as m
 from xi_core.cluster.admission import Admission
+from xi_core.cluster.allow_list import AllowList
 from xi_core.cluster.desired import Desired
 from xi_core.cluster.executor import Executor
 from xi_core.cluster.lifecycle import Lifecycle
@@ -33,15 +34,7 @@ from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_
 from xi_core.cluster.store import Entry, Store
 from xi_core.cluster.table import RoutingTable
 from xi_core.config import CLUSTER_PORT, Settings, settings
-from xi_core.errors import (
-    ConfigError,
-    Conflict,
-    InvalidRequest,
-    LaunchCancelled,
-    ModelNotFound,
-    ProtocolMismatch,
-    XiError,
-)
+from xi_core.errors import ConfigError, Conflict, LaunchCancelled, ModelNotFound, ProtocolMismatch, XiError
 from xi_core.models.catalog import normalised
 from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Calls, Link, LinkServer
@@ -107,6 +100,7 @@ class Supervisor:
         """Set when somebody has asked to stop the cluster."""
         self._registrations = Registrations(hub, config)
         self._operations = Operations(hub, self._executor, self._lifecycle, self.stop_asked.set)
+        self._allow_list = AllowList(self._executor, self._lifecycle)
         self._resolving: dict[str, tuple[LaunchSpec, asyncio.Task[None]]] = {}
         if store is not None:
             self._restore(Desired(store), restore)
@@ -114,7 +108,7 @@ class Supervisor:
         """The ports for other machines; None where there are none."""
         with contextlib.ExitStack() as undo:
             if store is not None and cluster is not None:
-                self.admission = self._admit(store, *cluster)
+                self.admission = self._allow_list.admission = self._admit(store, *cluster)
                 undo.callback(self.admission.abort)
                 self._executor.gateways_key = self.admission.gateway_keys.public
             self._server = LinkServer(by_scheme(hub.transports, endpoint), endpoint, VOCABULARY, self._accept, self._closed)
@@ -144,6 +138,7 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._executor.kept()
         await self._server.close()
         if self.admission is not None:
             await self.admission.close()
@@ -185,8 +180,8 @@ class Supervisor:
             m.GetModel: self._get_model,
             m.ListEngines: self._list_engines,
             m.GetCluster: self._get_cluster,
-            m.NewJoinToken: self._new_join_token,
             **self._operations.calls(),
+            **self._allow_list.calls(),
             **self._registrations.calls(),
         }
 
@@ -243,7 +238,8 @@ class Supervisor:
         self._require_name(link, command.gateway)
         # The answer goes first: its keys are needed to dial what the table names.
         asyncio.get_running_loop().call_soon(self._follow, link, ProcessInfo(role="gateway", pid=command.pid, name=command.gateway))
-        return m.Subscribed(self.admission.gateway_keys if self.admission is not None else None)
+        admission = self.admission
+        return m.Subscribed() if admission is None else m.Subscribed(admission.gateway_keys, admission.older_keys)
 
     def _follow(self, link: Link, gateway: ProcessInfo) -> None:
         """Send the table now, and from now on each change."""
@@ -253,12 +249,6 @@ class Supervisor:
             log.warning("gateway %s doesn't take the routing table: %s", gateway.name, error)
         else:
             self._executor.gateways[link] = gateway
-
-    async def _new_join_token(self, command: m.NewJoinToken) -> m.JoinTokenMade:
-        if self.admission is None:
-            raise InvalidRequest("this xi runs by itself and takes no other machines; start it as `xi supervisor`")
-        token = self.admission.new_token(command.role, command.ttl)
-        return m.JoinTokenMade(token, self.admission.command(token, command.role))
 
     # ---- launches -------------------------------------------------------------------------------
 
@@ -290,6 +280,7 @@ class Supervisor:
                 lambda: not self._lifecycle.has_live(uid), STOP_MARGIN, f"the replicas of the last '{uid}' are still stopping"
             )
         self._executor.do(self._lifecycle.accept(time.monotonic(), wanted))
+        await self._executor.kept()
         log.info("launch %s: %s on %s, %d replica(s)", uid, wanted.model.describe(), wanted.engine, spec.replica)
 
     async def _terminate(self, command: m.Terminate) -> m.Done:
@@ -298,6 +289,7 @@ class Supervisor:
             self._resolving[uid][1].cancel()
             return m.Done()
         self._executor.do(self._lifecycle.terminate(time.monotonic(), uid))
+        await self._executor.kept()
         gone = f"'{uid}' is stopping, but its replicas aren't gone yet"
         await self._executor.until(lambda: not self._lifecycle.has_live(uid), self._grace + STOP_MARGIN, gone)
         return m.Done()

@@ -15,7 +15,6 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -28,7 +27,7 @@ from xi_core.cluster.data_plane import placed
 from xi_core.cluster.device_watch import DeviceWatch
 from xi_core.cluster.devices import Device
 from xi_core.cluster.environments import Environments
-from xi_core.cluster.fetching import fetch
+from xi_core.cluster.fetching import fetcher
 from xi_core.cluster.guard import Guard
 from xi_core.cluster.linking import SupervisorLink
 from xi_core.cluster.membership import Identity, enter, token_of
@@ -59,8 +58,10 @@ from xi_core.cluster.process import REPLICA_COMMAND
 from xi_core.cluster.remote_code import check_remote_code
 from xi_core.cluster.replicas import rank_of
 from xi_core.cluster.requirement import check_environment, joined, needed
-from xi_core.cluster.running import RunningReplica, in_thread
+from xi_core.cluster.running import RunningReplica
 from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event, unless
+from xi_core.cluster.sleeping import ReplicaSleep
+from xi_core.cluster.threads import in_thread
 from xi_core.config import Settings, settings
 from xi_core.errors import Conflict, Unavailable, XiError
 from xi_core.models.source import Progress
@@ -107,6 +108,7 @@ class Worker:
         self._host = host.host_info(self._devices)
         self._engines = host.probe_engines(hub.engines, self._host)
         self._guard = Guard()
+        live = self._running = dict[str, RunningReplica]()
         calls: Calls = {
             Inspect: self._inspect,
             MatchEngines: self._match,
@@ -117,13 +119,12 @@ class Worker:
             ListEnvironments: self._list_environments,
             RemoveEnvironment: self._remove_environment,
             Shutdown: self._shutdown,
-            **CachedModels(name, self._home, lambda: [(r.plan.replica_id, r.plan.artifact.path) for r in self._running.values()]).calls(),
+            **ReplicaSleep(live).calls(),
+            **CachedModels(name, hub.sources, config, lambda: {r.plan.replica_id: r.plan.artifact.path for r in live.values()}).calls(),
         }
-        transport = by_scheme(hub.transports, supervisor)
         self._secure, self._local = security is not None, supervisor.startswith("ipc:")
-        self._link = SupervisorLink(transport, supervisor, security, calls, self._introduce, self._drop_waiting)
+        self._link = SupervisorLink(by_scheme(hub.transports, supervisor), supervisor, security, calls, self._introduce, self._drop_waiting)
         self._stopping = False
-        self._running: dict[str, RunningReplica] = {}
         self._environments = Environments(self._home, os.environ)
         self._ports = PortRange.parse(config.port_range)
         self._blocks: dict[str, PortBlock] = {}
@@ -218,7 +219,7 @@ class Worker:
         return Done()
 
     async def _match(self, command: MatchEngines) -> Matches:
-        return Matches([host.match_engines(self._hub.engines, model, self._host) for model in command.models])
+        return Matches(await in_thread(lambda: [host.match_engines(self._hub.engines, model, self._host) for model in command.models]))
 
     async def _prepare(self, command: Prepare) -> Prepared:
         """Get one rank of several ready, and keep ports for it until it starts."""
@@ -233,8 +234,7 @@ class Worker:
                 interface=interface_of(self._address),
             )
             plan = msgspec.structs.replace(command.plan, rendezvous=Rendezvous(rank=command.rank, world=()))
-            start = StartReplica(spec=command.spec, model=command.model, plan=plan, created=command.created, deadline=command.deadline)
-            replica = self._run(start, shared=True)
+            replica = self._run(command.start(plan), shared=True)
         except XiError:
             block.release()
             raise
@@ -268,7 +268,7 @@ class Worker:
             command,
             worker=self.name,
             home=self._home,
-            fetch=partial(fetch, self._hub.sources, self._home),
+            fetch=fetcher(self._hub, self._settings, command),
             build=self._build,
             guard=self._guard,
             on_change=self._changed,

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec import Struct, field
 
 from xi_core.engine.grammar import Grammar
-from xi_core.errors import InvalidRequest
+from xi_core.errors import InvalidRequest, UnsupportedField
 from xi_core.wire.frames import EngineCounters
-from xi_core.wire.manifest import Manifest
+from xi_core.wire.manifest import Ability, Manifest
 from xi_core.wire.plan import LaunchPlan
+from xi_core.wire.sleep import NO_SLEEP
 
 if TYPE_CHECKING:
     from xi_core.engine.rank_link import RankLink
@@ -36,6 +37,8 @@ class LoadedModel(Struct, kw_only=True):
     """Most requests that run at once; xi queues the rest."""
     manifest: Manifest
     """May only narrow the descriptor's."""
+    sleep: Ability = NO_SLEEP
+    """Whether it can sleep: yes, limited to some levels (`limited("1")`), or no with what to do about it."""
 
 
 class EngineStats(Struct, kw_only=True):
@@ -65,6 +68,19 @@ class Engine(ABC):
 
     def check(self) -> None:  # noqa: B027 - engines that can't break have nothing to check
         """Raise `EngineError` if the engine can't serve any more. Cheap, from any thread; called several times per second."""
+
+    def sleep(self, level: int) -> None:
+        """Give back the memory of the devices, blocking; only asked for a level that `LoadedModel.sleep` allows, while nothing runs.
+
+        Level 1 keeps the weights in main memory, level 2 drops them. Nothing but `wake`, `check`, `stats` and `close` is called until it
+        has woken. Runs on a thread of its own. Raises `EngineError` where it can't be used any more; any other `XiError` says that nothing
+        has changed.
+        """
+        raise UnsupportedField(f"{type(self).__name__} can't sleep", param="level")
+
+    def wake(self) -> None:
+        """Be as before `sleep`, blocking, with the same weights. Runs on a thread of its own. Raises as `sleep` does."""
+        raise UnsupportedField(f"{type(self).__name__} can't sleep", param="level")
 
     def close(self, grace: float) -> None:  # noqa: B027 - engines without resources have nothing to do
         """Free everything within `grace` seconds; requests may still run."""
@@ -227,6 +243,8 @@ class ApiRequest(Struct, kw_only=True):
     """One choice of a validated request: `n` is fanned out already and the engine is always run streamed.
 
     `body` holds plain JSON values with xi's defaults filled in for every sampling field, so that no default of the engine's own counts.
+    `stop` has the model's own strings beside the request's, and `stop_token_ids` is there where the model's family names such tokens:
+    they end the answer, and their text is not part of it.
 
     To an engine whose manifest serves `/v1/embeddings` or `/v1/rerank`, a request is a few inputs of one request of a client: `input`, a
     list of texts or of lists of token ids, and `encoding_format` base64; or `query` and `documents`, a list of texts. The answer goes to

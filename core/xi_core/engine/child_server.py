@@ -36,13 +36,14 @@ from xi_core.engine.child_calls import Calls
 from xi_core.engine.child_http import BadAnswer
 from xi_core.engine.child_metrics import counters_of
 from xi_core.engine.child_process import Child
-from xi_core.engine.child_words import ServerCommand, ServerWords, last_lines
+from xi_core.engine.child_sleep import ask_all
+from xi_core.engine.child_words import ServerCall, ServerCommand, ServerWords, last_lines
 from xi_core.errors import EngineError, Unavailable
 from xi_core.wire.frames import EngineCounters
 from xi_core.wire.manifest import Manifest
 from xi_core.wire.plan import LaunchPlan
 
-__all__ = ["ChildServerEngine", "ServerCommand"]
+__all__ = ["ChildServerEngine", "ServerCall", "ServerCommand"]
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +76,16 @@ class ChildServerEngine(ServerWords, ApiEngine):
         self._calls: Calls | None = None
         self._counters: EngineCounters | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._patience = 0.0
+        """Seconds that the server may take to fall asleep or to wake: it may load the model again."""
+        self._level = 0
+        """At which it sleeps; 0: it is awake."""
 
     # ---- life -----------------------------------------------------------------------------------
 
     def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
         address = self._address = Address.make(plan.endpoint, unix_socket=self.unix_socket)
+        self._patience = plan.limits.launch_timeout
         try:
             command = self.command(plan, address)
             self._begin_loop()
@@ -98,6 +104,14 @@ class ChildServerEngine(ServerWords, ApiEngine):
         if calls is None:
             return EngineStats()
         return EngineStats(running=calls.running, steps=calls.steps, tokens=calls.steps, own=self._counters)
+
+    def sleep(self, level: int) -> None:
+        self._ask_all(self.sleep_calls(level))
+        self._level = level
+
+    def wake(self) -> None:
+        self._ask_all(self.wake_calls(self._level))
+        self._level = 0
 
     def close(self, grace: float) -> None:
         loop, self._loop = self._loop, None
@@ -134,6 +148,12 @@ class ChildServerEngine(ServerWords, ApiEngine):
     def _await(self, work: Coroutine[Any, Any, T]) -> T:
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _ask_all(self, calls: list[ServerCall]) -> None:
+        address = self._address
+        if self._loop is None or address is None:
+            raise EngineError(_CLOSED)
+        self._await(ask_all(self.name, address, calls, self._patience))
 
     async def _start(self, plan: LaunchPlan, command: ServerCommand, address: Address, progress: Progress) -> LoadedModel:
         ready, joined = False, threading.Event()

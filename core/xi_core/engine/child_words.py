@@ -29,6 +29,14 @@ class ServerCommand(Struct, kw_only=True):
     defaults: dict[str, str] = field(default_factory=dict)
 
 
+class ServerCall(Struct, kw_only=True, frozen=True):
+    """Something to ask of the server beside requests. `body` goes as JSON; None: without one."""
+
+    method: str
+    path: str
+    body: Any = None
+
+
 class ServerWords(ABC):
     """How one kind of server is started, asked and understood. `body`, `second_body`, `event` and `refusal` run on the engine's loop."""
 
@@ -70,6 +78,14 @@ class ServerWords(ABC):
     def refusal(self, request: ApiRequest, status: int, data: bytes) -> Refusal:
         """The server's error in xi's words. `status` is that of the answer; an error in a stream brings its own."""
         return refusal_of(self.name, request, status, data)
+
+    def sleep_calls(self, level: int) -> list[ServerCall]:
+        """What puts the server to sleep, one call after the other, where `LoadedModel.sleep` says that it can."""
+        return []
+
+    def wake_calls(self, level: int) -> list[ServerCall]:
+        """What wakes it from that level."""
+        return []
 
     def stage(self, line: str) -> tuple[str, float | None] | None:
         """The stage of loading that a line of the server's output tells of, and its share that is done."""

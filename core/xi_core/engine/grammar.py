@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
-from xi_core.engine.lark import first_line, to_lark
+from xi_core.engine.lark import MOST_ITEMS, first_line, to_lark
 from xi_core.errors import EngineError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 INSTALL = "pip install 'llguidance>=1.9,<2'"
 _KEPT = 128
 """Compiled grammars that a compiler remembers."""
-_MOST_ITEMS = 20_000
-"""Places in a grammar where an answer may be at once: about 1 ms of work per token."""
 
 Kind = Literal[
     "json_schema", "regex", "choice", "gbnf", "text", "special", "until", "free", "sequence", "one_of", "optional", "repeat", "listed"
@@ -130,7 +128,7 @@ class GrammarCompiler:
 
     def _compile(self, grammar: Grammar) -> Any:
         library = _library()
-        limits = library.LLParserLimits(verbose_errors=False, max_items_in_row=_MOST_ITEMS, step_max_items=10 * _MOST_ITEMS)
+        limits = library.LLParserLimits(verbose_errors=False, max_items_in_row=MOST_ITEMS, step_max_items=10 * MOST_ITEMS)
         if self._vocabulary is None:
             raise EngineError(self._problem)
         definition = library.LLMatcher.grammar_from_lark(to_lark(library, grammar, self._special))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -48,6 +48,17 @@ class EngineOptions(Struct, kw_only=True, forbid_unknown_fields=True):
 
     Users write `--context-length 2048`, `--context_length=2048` or `{"context_length": 2048}`.
     """
+
+
+O = TypeVar("O", bound=EngineOptions)
+
+
+def read_options(engine: str, wanted: type[O], options: dict[str, Any]) -> O:
+    """The options of a plan. Raises `UnknownOption`, naming `engine`; what `EngineInfo.check_options` has passed is right."""
+    try:
+        return msgspec.convert(options, wanted, strict=False)
+    except msgspec.ValidationError as error:
+        raise UnknownOption(f"options of engine {engine}: {error}") from None
 
 
 class EngineInfo(Struct, kw_only=True):

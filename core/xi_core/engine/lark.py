@@ -1,4 +1,4 @@
-"""A `Grammar` in llguidance's dialect of Lark. Pure but for the library; called by `GrammarCompiler`.
+"""A `Grammar` in llguidance's dialect of Lark. Pure but for the library; called by `GrammarCompiler`, and by engines over a server.
 
 The dialect: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md. Every grammar becomes a rule, and parts that are the same
 object become one rule.
@@ -27,6 +27,11 @@ _ANY = r"/(.|\n)*/"
 _CODE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.DOTALL)
 _SHORT = {'"': r"\"", "\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
+MOST_ITEMS = 20_000
+"""Places in a grammar where an answer may be at once: about 1 ms of work per token."""
+_MARK = "%llguidance {}\n"
+"""What tells llguidance that a text is its own dialect, not GBNF."""
+
 SpecialToken = Callable[[str], int | None]
 """The id of the special token that is written so; None where the tokenizer has none."""
 
@@ -34,6 +39,18 @@ SpecialToken = Callable[[str], int | None]
 def to_lark(library: Any, grammar: Grammar, special: SpecialToken) -> str:
     """The grammar's text, from rule `start`. Raises `InvalidRequest`, with the `param` of the part that is wrong."""
     return _Rules(library, special).text(grammar)
+
+
+def checked_lark(grammar: Grammar, special: SpecialToken) -> str:
+    """The same for a server that reads this dialect where it reads GBNF. Raises `InvalidRequest` for what the library refuses, too."""
+    import llguidance  # the server brings it
+
+    text = _MARK + to_lark(llguidance, grammar, special)
+    limits = llguidance.LLParserLimits(verbose_errors=False, max_items_in_row=MOST_ITEMS, step_max_items=10 * MOST_ITEMS)
+    wrong = llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_lark(text), limits=limits)
+    if wrong:
+        raise InvalidRequest(f"{grammar.param}: {first_line(wrong)}", param=grammar.param)
+    return text
 
 
 class _Rules:

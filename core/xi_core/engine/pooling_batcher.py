@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
+from xi_core.engine.inbox_thread import InboxThread
 from xi_core.engine.pooling import PoolingInput
 from xi_core.errors import XiError
 
@@ -29,35 +27,21 @@ class BatchOutput(Struct):
     error: XiError | None = None
 
 
-class _Add(Struct):
-    id: int
-    inputs: list[PoolingInput]
-    work: Work
-
-
-class _Remove(Struct):
-    id: int
-
-
-class _Stop(Struct):
-    pass
-
-
 class _Waiting:
     """A request's inputs that wait, the shortest first: the longest is taken first."""
 
-    def __init__(self, request: _Add) -> None:
-        self.id = request.id
-        self.inputs = request.inputs
-        self.work = request.work
-        self.order = sorted(range(len(request.inputs)), key=self.length_of)
+    def __init__(self, id: int, inputs: list[PoolingInput], work: Work) -> None:
+        self.id = id
+        self.inputs = inputs
+        self.work = work
+        self.order = sorted(range(len(inputs)), key=self.length_of)
 
     def length_of(self, index: int) -> int:
         """Tokens of an input."""
         return len(self.inputs[index].ids)
 
 
-class PoolingBatcher:
+class PoolingBatcher(InboxThread):
     """`on_output` and `on_failure` are called on the batcher's thread; both must only hand over.
 
     A batch has at most `most` inputs and `budget` tokens, padding counted. Requests take turns at being the one whose longest input sets a
@@ -73,41 +57,32 @@ class PoolingBatcher:
         on_failure: Callable[[BaseException], None],
         interval: float = 0.0,
     ) -> None:
+        super().__init__("xi-pooling-batcher", on_failure, interval)
         self._most = most
         self._budget = budget
         self._on_output = on_output
-        self._on_failure = on_failure
-        self._interval = interval
-        self._inbox: queue.SimpleQueue[_Add | _Remove | _Stop] = queue.SimpleQueue()
         self._waiting: dict[int, _Waiting] = {}
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="xi-pooling-batcher", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def submit(self, id: int, inputs: list[PoolingInput], work: Work) -> None:
         """Queue a request's inputs, of which there is at least one; `work` is the engine's method for them. Any thread."""
-        self._inbox.put(_Add(id, inputs, work))
+        self._post(lambda: self._add(_Waiting(id, inputs, work)))
 
     def remove(self, id: int) -> None:
         """Drop what of a request still waits. Any thread; unknown ids are ignored."""
-        self._inbox.put(_Remove(id))
+        self._post(lambda: self._drop(id))
 
-    def stop(self, timeout: float) -> None:
-        """End the thread after the batch that runs now, waiting for it at most `timeout` seconds."""
-        self._inbox.put(_Stop())
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+    def _has_work(self) -> bool:
+        return bool(self._waiting)
 
-    def _run(self) -> None:
-        try:
-            while self._collect():
-                work, batch = self._next_batch()
-                self._on_output(self._done(work, batch))
-        except BaseException as error:  # whatever an engine raises ends this replica, and its requests are told
-            self._on_failure(error)
+    def _work(self) -> None:
+        work, batch = self._next_batch()
+        self._on_output(self._done(work, batch))
+
+    def _add(self, request: _Waiting) -> None:
+        self._waiting[request.id] = request
+
+    def _drop(self, id: int) -> None:
+        self._waiting.pop(id, None)
 
     def _done(self, work: Work, batch: list[tuple[int, int, PoolingInput]]) -> BatchOutput:
         try:
@@ -144,37 +119,3 @@ class PoolingBatcher:
         del request.order[start:end]
         if not request.order:
             del self._waiting[request.id]
-
-    # ---- what comes -----------------------------------------------------------------------------
-
-    def _collect(self) -> bool:
-        """Take what has come, waiting for it when there is nothing to do. False when it is time to stop."""
-        while not self._stopping:
-            if not self._waiting:
-                self._take(self._inbox.get())
-                self._fill()
-            while not self._inbox.empty():  # nobody else takes from it
-                self._take(self._inbox.get())
-            if self._waiting and not self._stopping:
-                return True
-        return False
-
-    def _fill(self) -> None:
-        """After idleness, wait a moment for others to come."""
-        deadline = time.monotonic() + self._interval
-        while self._waiting and not self._stopping:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return
-            try:
-                self._take(self._inbox.get(timeout=left))
-            except queue.Empty:
-                return
-
-    def _take(self, message: _Add | _Remove | _Stop) -> None:
-        if isinstance(message, _Add):
-            self._waiting[message.id] = _Waiting(message)
-        elif isinstance(message, _Remove):
-            self._waiting.pop(message.id, None)
-        else:
-            self._stopping = True

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,6 +66,8 @@ class ModelCache:
     def __init__(self, home: Path) -> None:
         self.root = home / "models"
         self._blobs = self.root / "blobs"
+        self._linking = threading.Lock()
+        """Of the threads that download the files of one model, where two may have the same content."""
 
     # ---- reading --------------------------------------------------------------------------------
 
@@ -145,24 +148,35 @@ class ModelCache:
             (path / KEPT).mkdir(parents=True, exist_ok=True)
             return path
 
-    def reuse(self, sha256: str, size: int, folder: Path) -> bool:
-        """Whether a file of this hash and size is there, undamaged. It is kept for the download of `folder` then."""
+    def reuse(self, sha256: str, size: int, folder: Path, each: Callable[[int], None] | None = None) -> bool:
+        """Whether a file of this hash and size is there, undamaged. It is kept for the download of `folder` then.
+
+        `each`, as in `sha256_of`, may raise to end it.
+        """
         blob = self._blobs / sha256
         with contextlib.suppress(OSError):
-            if blob.stat().st_size == size and sha256_of(blob) == sha256:
-                _link(blob, folder / KEPT / sha256)
+            if blob.stat().st_size == size and sha256_of(blob, each) == sha256:
+                self._keep(blob, folder)
                 return True
             log.warning("%s is damaged, and downloaded anew", blob)
             blob.unlink()  # models that link to it keep their copy, which is refused when it is verified
         return False
 
-    def take(self, file: Path, folder: Path, sha256: str | None = None, git_sha1: str | None = None) -> tuple[str, int]:
+    def take(
+        self,
+        file: Path,
+        folder: Path,
+        sha256: str | None = None,
+        git_sha1: str | None = None,
+        each: Callable[[int], None] | None = None,
+    ) -> tuple[str, int]:
         """Move a file that the download of `folder` has got among the blobs. Answers its hash and size.
 
-        Raises `ArtifactError` where it isn't what was expected, and deletes it.
+        `each`, as in `sha256_of`, may raise to end it; the file stays where it is then. Raises `ArtifactError` where it isn't what was
+        expected, and deletes it.
         """
         with _room(self.root):
-            found, size = sha256_of(file), file.stat().st_size
+            found, size = sha256_of(file, each), file.stat().st_size
             wrong = f"its SHA-256 is {found}, and the source says {sha256}" if sha256 not in (None, found) else ""
             if not wrong and git_sha1 is not None and (there := git_sha1_of(file)) != git_sha1:
                 wrong = f"its git hash is {there}, and the source says {git_sha1}"
@@ -172,8 +186,12 @@ class ModelCache:
             self._blobs.mkdir(parents=True, exist_ok=True)
             file.chmod(0o444)
             os.replace(file, self._blobs / found)
-            _link(self._blobs / found, folder / KEPT / found)
+            self._keep(self._blobs / found, folder)
             return found, size
+
+    def _keep(self, blob: Path, folder: Path) -> None:
+        with self._linking:
+            _link(blob, folder / KEPT / blob.name)
 
     def publish(self, model: CachedModel, revision: str | None) -> Path:
         """Make a model of blobs that are there, at once. `revision` is the name that was asked for."""

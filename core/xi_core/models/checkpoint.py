@@ -91,6 +91,14 @@ def chat_template(directory: Path, tokenizer_config: dict[str, Any]) -> str | No
     return found if isinstance(found, str) else None
 
 
+def special_ids(directory: Path) -> dict[str, int]:
+    """Ids of special tokens by how they are written, from both files that may tell them. Raises `ArtifactError`."""
+    listed = read_json(directory / "tokenizer.json").get("added_tokens") or []
+    decoder = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    listed = [*listed, *({**token, "id": int(id)} for id, token in decoder.items() if id.isdecimal() and isinstance(token, dict))]
+    return {str(token["content"]): int(token["id"]) for token in listed if token.get("special") is True}
+
+
 def special_tokens(directory: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
     """`bos_token`, `eos_token` and their like, by name. Each stands in the files as text or as an object with `content`."""
     found: dict[str, str] = {}

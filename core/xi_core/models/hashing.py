@@ -28,7 +28,7 @@ class CachedFile(Struct, kw_only=True, frozen=True):
 
 
 class Stopped(Exception):
-    """Nobody wants the hash any more."""
+    """Nobody wants the files any more."""
 
 
 def sha256_of(path: Path, each: Callable[[int], None] | None = None) -> str:

@@ -1,5 +1,7 @@
 """`HubSource`: what all sources over the network have in common. It pins, resumes, retries, verifies; a subclass speaks its hub's protocol.
 
+The files of a model come several at once (`downloading.py`); which ones, `hub_files.py` says.
+
 A model that is complete in the cache is used without a word to the hub. What isn't complete is never seen by an engine.
 """
 
@@ -7,13 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import hashlib
 import logging
-import re
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from fnmatch import fnmatch, fnmatchcase
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,8 +21,10 @@ from msgspec import Struct
 from xi_core.config import settings
 from xi_core.errors import ArtifactError
 from xi_core.models.cache import CachedModel, ModelCache, disk_error
+from xi_core.models.downloading import INTERVAL, Download, Downloads, Transient
 from xi_core.models.family import SourceRef
-from xi_core.models.hashing import CachedFile, checked_name
+from xi_core.models.hashing import CachedFile
+from xi_core.models.hub_files import HubFile, check_cached, chosen, lacks_code, named, naming
 from xi_core.models.source import Progress, Source
 
 log = logging.getLogger(__name__)
@@ -33,27 +34,8 @@ TRIES = 5
 BACKOFF, LONGEST_BACKOFF = 1.0, 30.0
 LONGEST_WAIT = 300.0
 """A hub that asks for more seconds than this isn't waited for."""
-INTERVAL = 0.2
-"""Seconds between words on progress."""
 CHUNK = 1024 * 1024
 T = TypeVar("T")
-_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
-WEIGHTS = ("*.safetensors", "*.gguf")
-UNWANTED = (
-    "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite", "*.mlmodel", "*.py", "*.pkl",
-    "*.md", ".gitattributes", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.pdf", "original/*", "onnx/*", "openvino/*", "coreml/*", "figures/*",
-)  # fmt: skip
-"""Files that no engine is to load: pickles and code above all."""
-
-
-class HubFile(Struct, kw_only=True, frozen=True):
-    """A file as the hub lists it. `sha256` is None where the hub doesn't tell."""
-
-    name: str
-    size: int
-    sha256: str | None = None
-    git_sha1: str | None = None
-    """Git's own hash of the content, where the hub has no other."""
 
 
 class Listing(Struct, kw_only=True):
@@ -63,66 +45,14 @@ class Listing(Struct, kw_only=True):
     files: list[HubFile]
 
 
-class Transient(Exception):
-    """The hub, or the way to it, fails at the moment. `wait`: seconds that it asks for."""
+class _Pull(Struct, kw_only=True):
+    """One model that is being downloaded: where from and where to, and its files of this commit that are here already."""
 
-    def __init__(self, message: str, wait: float | None = None) -> None:
-        super().__init__(message)
-        self.wait = wait
-
-
-class Download:
-    """Progress of one model's download, told in words: file, bytes, rate, time left."""
-
-    def __init__(self, files: list[HubFile], progress: Progress) -> None:
-        self._total = sum(file.size for file in files)
-        self._count = len(files)
-        self._progress = progress
-        self._done, self._before, self._furthest = 0, 0, 0
-        self._number, self._name = 0, ""
-        self._began = self._told_at = time.monotonic()
-        self._fetched = 0
-
-    def begin(self, file: HubFile) -> None:
-        """The next file."""
-        self._number, self._name, self._done = self._number + 1, file.name, 0
-        self._tell()
-
-    @property
-    def furthest(self) -> int:
-        """As far as it ever got, in bytes: what is got again doesn't count."""
-        return self._furthest
-
-    def resume(self, done: int) -> None:
-        """So many bytes of the file are there already. Raises what `progress` raises."""
-        self._done = done
-        self._tell()
-
-    def came(self, fresh: int) -> None:
-        """So many bytes more. Raises what `progress` raises."""
-        self._done, self._fetched = self._done + fresh, self._fetched + fresh
-        self._furthest = max(self._furthest, self._before + self._done)
-        if time.monotonic() - self._told_at >= INTERVAL:
-            self._tell()
-
-    def end(self, file: HubFile) -> None:
-        """The file is there."""
-        self._before, self._done = self._before + file.size, 0
-
-    def say(self, text: str, _share: float | None = None) -> None:
-        """Something else than bytes."""
-        self._progress(text, None)
-
-    def _tell(self) -> None:
-        self._told_at = now = time.monotonic()
-        got = self._before + self._done
-        rate = self._fetched / max(0.001, now - self._began)
-        left = f", {(self._total - got) / rate:.0f} s left" if rate > 1 else ""
-        file = f"{self._number}/{self._count} {self._name}"
-        self._progress(f"downloading {file}: {in_words(got)} of {in_words(self._total)}, {in_words(rate)}/s{left}", self._share())
-
-    def _share(self) -> float | None:
-        return min(1.0, (self._before + self._done) / self._total) if self._total else None
+    cache: ModelCache
+    ref: SourceRef
+    listing: Listing
+    folder: Path
+    have: dict[str, CachedFile]
 
 
 class HubSource(Source):
@@ -137,7 +67,10 @@ class HubSource(Source):
 
     @abstractmethod
     def download(self, ref: SourceRef, listing: Listing, file: HubFile, folder: Path, download: Download) -> Path:
-        """Get one file into `folder`, going on with what lies there. Answers where it is. Raises as `listing`, or `OSError` of the disk."""
+        """Get one file into `folder`, going on with what lies there. Answers where it is. Raises as `listing`, or `OSError` of the disk.
+
+        Called in several threads at once, each with another file.
+        """
 
     def fetch(self, ref: SourceRef, home: Path, progress: Progress) -> Path:
         cache = ModelCache(home)
@@ -164,6 +97,9 @@ class HubSource(Source):
         if path is None:
             return None
         names = [file.name for file in cache.manifest(path).files]
+        check_cached(names, ref)
+        if ref.code and not ref.files and lacks_code(path, names):
+            return None
         return path if all(named(names, (pattern,)) for pattern in ref.files) else None
 
     def _pull(self, cache: ModelCache, ref: SourceRef, progress: Progress) -> Path:
@@ -177,38 +113,38 @@ class HubSource(Source):
         wanted = chosen(listing.files, ref)
         before = cache.find(self.name, ref.id, listing.commit)
         have = {file.name: file for file in cache.manifest(before).files} if before is not None else {}
-        download = Download(wanted, progress)
-        folder = cache.partial(self.name, ref.id, listing.commit)
+        pull = _Pull(cache=cache, ref=ref, listing=listing, folder=cache.partial(self.name, ref.id, listing.commit), have=have)
+        got = Downloads(wanted, lambda file, download: self._one(pull, file, download)).run(progress, settings().download_workers)
         try:
-            got = [self._get(cache, ref, listing, file, folder, have.get(file.name), download) for file in wanted]
             kept = [one for name, one in have.items() if name not in {file.name for file in got}]
-            kept = [one for one in kept if cache.reuse(one.sha256, one.size, folder)]
+            kept = [one for one in kept if cache.reuse(one.sha256, one.size, pull.folder)]
         except OSError as error:
             raise disk_error(cache.root, error) from error
         model = CachedModel(source=self.name, id=ref.id, revision=listing.commit, files=[*kept, *got], created=time.time())
         return cache.publish(model, ref.revision)
 
-    def _get(
-        self,
-        cache: ModelCache,
-        ref: SourceRef,
-        listing: Listing,
-        file: HubFile,
-        folder: Path,
-        have: CachedFile | None,
-        download: Download,
-    ) -> CachedFile:
+    def _one(self, pull: _Pull, file: HubFile, download: Download) -> CachedFile:
+        """One file among the blobs. Errors name it."""
+        try:
+            return self._get(pull, file, download)
+        except OSError as error:
+            raise naming(disk_error(pull.cache.root, error), pull.ref, file) from error
+        except ArtifactError as error:
+            raise naming(error, pull.ref, file) from error
+
+    def _get(self, pull: _Pull, file: HubFile, download: Download) -> CachedFile:
         """One file among the blobs. One that came damaged is got once more."""
-        download.begin(file)
+        cache, ref, folder, have = pull.cache, pull.ref, pull.folder, pull.have.get(file.name)
         known = file.sha256 or (have.sha256 if have is not None else None) or _noted(folder, file)
-        if known is not None and cache.reuse(known, file.size, folder):
-            download.end(file)
+        if known is not None and cache.reuse(known, file.size, folder, download.hashed):
             return CachedFile(name=file.name, size=file.size, sha256=known)
         for last in (False, True):
-            path = self._tried(lambda: self.download(ref, listing, file, folder, download), download.say, lambda: download.furthest)
+            path = self._tried(lambda: self.download(ref, pull.listing, file, folder, download), download.say, lambda: download.furthest)
             try:
-                sha256, size = _taken(cache, path, folder, file)
+                sha256, size = _taken(cache, path, folder, file, download)
             except ArtifactError as error:
+                if isinstance(error.__cause__, OSError):  # the disk's fault: it would be so again
+                    raise
                 if last:
                     raise ArtifactError(
                         f"{ref.id}: {file.name} came damaged twice in a row: {error.message}. The cache is as it was; "
@@ -217,7 +153,6 @@ class HubSource(Source):
                 log.warning("%s: %s came damaged: %s; it is downloaded again", ref.id, file.name, error.message)
                 continue
             _note(folder, file, sha256)
-            download.end(file)
             return CachedFile(name=file.name, size=size, sha256=sha256)
         raise AssertionError("unreachable")
 
@@ -243,35 +178,6 @@ class HubSource(Source):
                 _wait(f"{self.name}: {error}; trying again in", wait, progress)
 
 
-def append(path: Path, start: int, chunks: Iterable[bytes], file: HubFile, download: Download) -> None:
-    """Write what comes to `path`, from byte `start` on. More bytes than the file should have end it. Raises `OSError` of the disk."""
-    there = start
-    with open(path, "r+b" if start else "wb") as out:
-        out.seek(start)
-        out.truncate()
-        download.resume(start)
-        for chunk in chunks:
-            out.write(chunk)
-            out.flush()
-            there += len(chunk)
-            download.came(len(chunk))
-            if there > file.size:
-                break
-    if there < file.size:
-        raise Transient(f"the connection ended after {there} of {file.size} bytes of {file.name}")
-
-
-def part_of(folder: Path, file: HubFile) -> tuple[Path, int]:
-    """Where a file is downloaded to, and how many bytes of it are there."""
-    path = folder / hashlib.sha256(file.name.encode()).hexdigest()[:32]
-    with contextlib.suppress(FileNotFoundError):
-        size = path.stat().st_size
-        if size <= file.size:
-            return path, size
-        path.unlink()
-    return path, 0
-
-
 def seconds_of(retry_after: str | None) -> float | None:
     """Seconds that a `Retry-After` asks for: a number, or a date (RFC 9110, 10.2.3)."""
     if not retry_after:
@@ -290,12 +196,12 @@ def _artifact(path: Path, cache: ModelCache, ref: SourceRef) -> Path:
     return path
 
 
-def _taken(cache: ModelCache, path: Path, folder: Path, file: HubFile) -> tuple[str, int]:
+def _taken(cache: ModelCache, path: Path, folder: Path, file: HubFile, download: Download) -> tuple[str, int]:
     size = path.stat().st_size
     if size != file.size:
         path.unlink()
         raise ArtifactError(f"it has {size} bytes, and the source says {file.size}")
-    return cache.take(path, folder, file.sha256, file.git_sha1)
+    return cache.take(path, folder, file.sha256, file.git_sha1, download.hashed)
 
 
 def _note(folder: Path, file: HubFile, sha256: str) -> None:
@@ -316,52 +222,3 @@ def _wait(text: str, seconds: float, progress: Progress) -> None:
     while (left := until - time.monotonic()) > 0:
         progress(f"{text} {left:.0f} s", None)
         time.sleep(min(left, INTERVAL))
-
-
-def named(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """Those of the names that a pattern (`*q4_k_m*.gguf`) has, in any case, in the patterns' order."""
-    listed = sorted(names)
-    return list(dict.fromkeys(name for one in patterns for name in listed if name == one or fnmatchcase(name.lower(), one.lower())))
-
-
-def chosen(files: Iterable[HubFile], ref: SourceRef) -> list[HubFile]:
-    """The files to get: those that the reference names, or all but what no engine is to load. Raises `ArtifactError`."""
-    listed = list(files)
-    for file in listed:
-        checked_name(file.name)
-    if ref.files:
-        by_name = {file.name: file for file in listed}
-        for pattern in ref.files:
-            _check_pattern(pattern, list(by_name), ref)
-        return [by_name[name] for name in named(by_name, ref.files)]
-    wanted = [file for file in listed if not any(fnmatch(file.name, pattern) for pattern in UNWANTED)]
-    if not any(fnmatch(file.name, pattern) for file in wanted for pattern in WEIGHTS):
-        pickled = [file.name for file in listed if file.name.endswith((".bin", ".pt", ".pth"))]
-        why = (
-            f"its weights ({', '.join(pickled[:3])}) are pickles, which can run code when they are loaded"
-            if pickled
-            else "it has no weights"
-        )
-        raise ArtifactError(f"'{ref.id}' can't be used: {why}; xi loads .safetensors and .gguf files")
-    return wanted
-
-
-def _check_pattern(pattern: str, names: list[str], ref: SourceRef) -> None:
-    """A pattern has to mean one file, or the parts of one."""
-    found = named(names, (pattern,))
-    kind = sorted(name for name in names if name.endswith(Path(pattern).suffix)) if Path(pattern).suffix else sorted(names)
-    if not found:
-        raise ArtifactError(f"'{ref.id}' has no file {pattern}; it has {', '.join(kind[:30]) or 'none of this kind'}")
-    if "*" in pattern and len({_PART.sub("", name) for name in found}) > 1:
-        raise ArtifactError(
-            f"'{ref.id}' has several files {pattern}: {', '.join(found[:30])}; say which by its quantization (-q)", param="quantization"
-        )
-
-
-def in_words(size: float) -> str:
-    """Bytes, as people say them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError("unreachable")

@@ -23,12 +23,15 @@ def die_with_parent() -> None:
         os._exit(3)
 
 
-def watch_stdin(loop: asyncio.AbstractEventLoop, on_eof: Callable[[], None]) -> None:
-    """Call `on_eof` when standard input ends. A thread watches it, so that a busy loop delays nothing that kills a process."""
+def watch_stdin(loop: asyncio.AbstractEventLoop, on_eof: Callable[[], None], on_data: Callable[[bytes], None] = lambda data: None) -> None:
+    """Call `on_eof` when standard input ends, and `on_data` with what comes before.
+
+    A thread watches it and calls both, so that a busy loop delays nothing that kills a process.
+    """
 
     def watch() -> None:
-        while os.read(0, 4096):
-            pass
+        while data := os.read(0, 4096):
+            on_data(data)
         on_eof()
 
     threading.Thread(target=watch, name="life-line", daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from xi_core.engine.rank_link import Leader
 from xi_core.errors import EngineError, EngineNotInstalled, ErrorBody, PluginError, XiError
 from xi_core.importing import import_path
 from xi_core.replica.lifeline import die_with_parent, watch_stdin
+from xi_core.replica.orders import Orders
 from xi_core.replica.rank import serve_rank
 from xi_core.replica.server import ReplicaServer
 from xi_core.serving.events import ApiService
@@ -30,7 +32,7 @@ from xi_core.serving.tokens import TokenService
 from xi_core.transport.base import Transport
 from xi_core.wire import report
 from xi_core.wire.plan import LaunchPlan
-from xi_core.wire.report import Failed, Health, Ready, Report, Stage
+from xi_core.wire.report import Failed, Health, Obeyed, Ready, Report, Stage
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ def read_plan(stream: BinaryIO) -> LaunchPlan:
 class Reporter:
     """Writes reports, a JSON line each, to the worker's pipe. Any thread; never blocks.
 
-    A worker that doesn't read loses stages and life signs, of which there are newer ones soon, but no `Ready` and no `Failed`.
+    A worker that doesn't read loses stages and life signs, of which there are newer ones soon, but no `Ready`, `Obeyed` or `Failed`.
     """
 
     def __init__(self, fd: int) -> None:
@@ -68,7 +70,7 @@ class Reporter:
     def send(self, item: Report) -> None:
         """Write one report, after what the pipe had no room for. A worker that is gone is no error: the life line ends this process."""
         with self._lock:
-            if not self._unsent or isinstance(item, Ready | Failed):
+            if not self._unsent or isinstance(item, Ready | Obeyed | Failed):
                 self._unsent += report.encode(item) + b"\n"
             try:
                 self._unsent = self._unsent[os.write(self._fd, self._unsent) :]
@@ -126,7 +128,8 @@ def service_for(plan: LaunchPlan, engine: Engine, model: LoadedModel) -> Service
 
 async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:
     loop = asyncio.get_running_loop()
-    watch_stdin(loop, _worker_is_gone)
+    orders = Orders(reporter.send)
+    watch_stdin(loop, _worker_is_gone, orders.take)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)
@@ -136,6 +139,7 @@ async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:
         os._exit(0)  # the loading thread can't be interrupted
     engine, model = loading.result()
     if plan.rendezvous is not None and plan.rendezvous.rank > 0:
+        _spare_the_collector()
         await serve_rank(engine, model, reporter.send, stop, plan.limits.grace)
         return
     if isinstance(engine, TokenEngine) and engine.rank_link is not None:
@@ -143,16 +147,29 @@ async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:
     service = service_for(plan, engine, model)
     reporter.stage("warming up")
     await probe(service, PROBE_SECONDS)
+    _spare_the_collector()
     transport: Transport = import_path(plan.transport)()
     server = ReplicaServer(service, transport)
     model = service.model  # what xi itself can't add is out of its manifest
-    reporter.send(Ready(endpoint=server.endpoint, context_length=model.context_length, slots=model.slots, manifest=model.manifest))
+    ready = {name: getattr(model, name) for name in ("context_length", "slots", "manifest", "sleep")}
+    reporter.send(Ready(endpoint=server.endpoint, **ready))
+    obeying = asyncio.create_task(orders.obey(service))
     try:
         await _until_stopped(service, reporter, stop)
         await service.drain(plan.limits.grace)
     finally:
+        obeying.cancel()
         await server.close()
         service.close(CLOSE_SECONDS)
+
+
+def _spare_the_collector() -> None:
+    """What start-up made stays, and garbage collection need not look at it again.
+
+    With PyTorch a whole one holds all threads for 0.3 s, on a busy machine for a second: no ping is answered meanwhile.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _worker_is_gone() -> None:
@@ -183,8 +200,13 @@ async def _probe_when_idle(service: Service) -> None:
     """Ask an engine that nobody asks for a token now and then. Raises `EngineError` when none comes."""
     while True:
         await asyncio.sleep(IDLE_PROBE_INTERVAL)
-        if not service.busy:
+        if service.busy or service.asleep:
+            continue
+        try:
             await probe(service, PROBE_SECONDS)
+        except EngineError:
+            if not service.asleep:  # put to sleep meanwhile, it gives no token
+                raise
 
 
 async def _report_health(service: Service, reporter: Reporter, stop: asyncio.Event, probes: asyncio.Task[None]) -> None:

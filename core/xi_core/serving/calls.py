@@ -1,4 +1,4 @@
-"""Grammars of answers that are tool calls, and of what stands before a constrained answer. Pure; called by `parsing.py`.
+"""Grammars of answers that are tool calls, and of what stands before a constrained answer. Pure; called by `parsing.py`, `server_calls.py`.
 
 A parser says how its model writes calls and reasoning (`CallForm`, `Thought`); a tool's `parameters` say what arguments may be. Where
 `strict` is true a schema that can't be held to is refused. Elsewhere, as in OpenAI's API, what no grammar can express is left free.

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import logging
-from collections import deque
 from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
 from xi_core.api.openai import Message, TokenLogprob, TopLogprob
-from xi_core.engine.base import ApiEngine, ApiRequest, ApiSink, LoadedModel
-from xi_core.errors import EngineError, ErrorBody, InvalidRequest, XiError
+from xi_core.engine.base import ApiEngine, ApiRequest, LoadedModel
+from xi_core.errors import EngineError, XiError
 from xi_core.serving.delta import Delta
-from xi_core.serving.loop_queue import LoopQueue
+from xi_core.serving.engine_slots import Done, EngineSlots, Failed, Part
+from xi_core.serving.model_stops import NO_STOPS, ModelStops, by_files
 from xi_core.serving.parser import ToolCallDelta
 from xi_core.serving.request import Job, message_text
 from xi_core.serving.service import GenerationService, Running
 from xi_core.serving.structured import engine_fields
 from xi_core.wire.plan import LaunchPlan
-
-log = logging.getLogger(__name__)
 
 # ---- what is read of an engine's events -----------------------------------------------------------
 
@@ -88,66 +84,18 @@ _decode = msgspec.json.Decoder(Event).decode
 # ---- the service ----------------------------------------------------------------------------------
 
 
-class _Part:
-    """One choice of a request within the engine."""
+class _Part(Part[Running]):
+    """One choice of a request."""
 
-    __slots__ = ("body", "finish", "id", "ids", "index", "open", "run", "started", "tokens")
+    __slots__ = ("finish", "ids", "index", "tokens")
 
-    def __init__(self, id: int, index: int, run: Running, body: ApiRequest) -> None:
-        self.id, self.index, self.run, self.body = id, index, run, body
-        self.started = False
-        self.open = True
+    def __init__(self, body: ApiRequest, run: Running, index: int) -> None:
+        super().__init__(body, run)
+        self.index = index
         self.finish: str | None = None
         self.ids: list[int] = []
         """Of tokens that no delta has told of yet."""
         self.tokens = 0
-
-
-class Done(Struct):
-    """A request has ended well."""
-
-    id: int
-
-
-class Failed(Struct):
-    """A request has ended badly."""
-
-    id: int
-    error: ErrorBody
-
-
-class Text(Struct):
-    """One event of a request."""
-
-    id: int
-    data: bytes | str
-
-
-class Sink(ApiSink):
-    """Carries an engine's events from its threads to the loop."""
-
-    def __init__(self, queue: LoopQueue[Text | Done | Failed]) -> None:
-        self._queue = queue
-
-    def event(self, id: int, data: bytes | str) -> None:
-        self._queue.put(Text(id, data))
-
-    def done(self, id: int) -> None:
-        self._queue.put(Done(id))
-
-    def failed(self, id: int, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        default = InvalidRequest.code if status < 500 else EngineError.code
-        self._queue.put(Failed(id, ErrorBody(message=message, status=status, param=param, code=code or default)))
-
-    def hand_over(self, engine: ApiEngine, request: ApiRequest) -> None:
-        """Submit a request. What `submit` raises comes as its failure, as everything else does, so that its slot is freed."""
-        try:
-            engine.submit(request, self)
-        except XiError as error:
-            self.failed(request.id, error.status, error.message, error.param, error.code)
-        except Exception:
-            log.exception("the engine did not take request %d", request.id)
-            self.failed(request.id, 500, "the engine did not take this request; the replica's log has the details")
 
 
 class ApiService(GenerationService):
@@ -155,59 +103,25 @@ class ApiService(GenerationService):
 
     def __init__(self, plan: LaunchPlan, engine: ApiEngine, model: LoadedModel) -> None:
         super().__init__(plan, engine, model)
-        self._api = engine
+        self._stops = by_files(plan)
         self._ids = itertools.count(1)
-        self._parts: dict[int, _Part] = {}
-        self._waiting: deque[_Part] = deque()
-        self._busy_slots = 0
-        self._sink = Sink(LoopQueue(asyncio.get_running_loop(), self._take))
+        self._slots: EngineSlots[_Part] = EngineSlots(engine, model.slots, self._attempt, self._event, self._ended)
 
     def close(self, grace: float) -> None:
         self._engine.close(grace)
 
     def _counts(self) -> tuple[int, int]:
-        return self._busy_slots, len(self._waiting)
+        return self._slots.counts()
 
     def _start(self, run: Running) -> None:
         for index in range(run.job.n):
-            part = next(self._ids)
-            request = ApiRequest(id=part, route=_route(run.job), body=engine_body(run.job, index), adapter=run.job.adapter)
-            self._parts[part] = _Part(part, index, run, request)
-            run.parts.append(part)
-            self._waiting.append(self._parts[part])
-        self._admit()
-
-    def _admit(self) -> None:
-        while self._waiting and self._busy_slots < self.model.slots:
-            part = self._waiting.popleft()
-            part.started = True
-            self._busy_slots += 1
-            self._sink.hand_over(self._api, part.body)
+            body = engine_body(run.job, index, self._stops)
+            request = ApiRequest(id=next(self._ids), route=_route(run.job), body=body, adapter=run.job.adapter)
+            self._slots.queue([_Part(request, run, index)])
+        self._slots.admit()
 
     def _stop_part(self, part: int) -> None:
-        """A waiting part goes at once; a running one keeps its slot until the engine says that it has stopped."""
-        found = self._parts[part]
-        found.open = False
-        if found.started:
-            self._api.abort(part)
-        else:
-            self._waiting.remove(found)
-            del self._parts[part]
-
-    def _take(self, item: Text | Done | Failed) -> None:
-        part = self._parts.get(item.id)
-        if part is None:
-            return
-        if isinstance(item, Text):
-            if part.open:
-                self._attempt(part.run, self._event, part, item.data)
-            return
-        del self._parts[part.id]
-        self._busy_slots -= 1
-        if part.open:
-            part.run.parts.remove(part.id)
-            self._attempt(part.run, self._ended, part, item)
-        self._admit()
+        self._slots.stop(part)
 
     def _event(self, part: _Part, data: bytes | str) -> None:
         try:
@@ -241,9 +155,12 @@ def _route(job: Job) -> str:
     return "/v1/chat/completions" if job.kind == "chat" else "/v1/completions"
 
 
-def engine_body(job: Job, index: int) -> dict[str, Any]:
-    """The body for one choice: every sampling field spelled out, absent fields absent."""
-    body: dict[str, Any] = {**job.sampling, "stop": job.stops, "ignore_eos": job.ignore_eos}
+def engine_body(job: Job, index: int, stops: ModelStops = NO_STOPS) -> dict[str, Any]:
+    """The body for one choice: every sampling field spelled out, absent fields absent. `stops`: the model's own."""
+    counted = stops.of(job)
+    body: dict[str, Any] = {**job.sampling, "stop": list(counted.strings), "ignore_eos": job.ignore_eos}
+    if counted.ids:
+        body["stop_token_ids"] = sorted(counted.ids)
     if job.max_tokens is not None:
         body["max_tokens"] = job.max_tokens
     if job.logit_bias:

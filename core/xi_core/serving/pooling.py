@@ -16,7 +16,8 @@ from xi_core.api.embeddings import EmbeddingRequest, RerankRequest
 from xi_core.engine.base import Engine, LoadedModel
 from xi_core.engine.pooling import EmbeddingEngine, PoolingEngine, PoolingInput, RerankEngine
 from xi_core.engine.pooling_batcher import BatchOutput, PoolingBatcher, Value, Work
-from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, PluginError
+from xi_core.engine.sequence_check import check_ids
+from xi_core.errors import ContextLengthExceeded, EngineError, PluginError
 from xi_core.serving.loop_queue import LoopQueue
 from xi_core.serving.pooling_answer import body_of, check_dimensions
 from xi_core.serving.pooling_request import PoolingJob, parse_pooling
@@ -170,9 +171,7 @@ class BatchService(PoolingService):
             return self._embedder.encode(job.texts)
         size = self._pooling.vocabulary_size
         for index, ids in enumerate(job.ids):
-            if max(ids) >= size:
-                place = job.place(index)
-                raise InvalidRequest(f"{place}: token id {max(ids)} is outside the vocabulary of {size}", param=place)
+            check_ids(job.place(index), ids, size)
         return [PoolingInput(ids) for ids in job.ids]
 
     def _queue(self, run: PoolingRun, inputs: list[PoolingInput]) -> None:

@@ -5,12 +5,9 @@ The engine gets an OpenAI or rerank body of a few inputs at a time, and gives th
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import itertools
-import logging
-from collections import deque
 from typing import Any
 
 import msgspec
@@ -20,13 +17,10 @@ from xi_core.api.embeddings import RerankRequest
 from xi_core.engine.base import ApiEngine, ApiRequest, LoadedModel
 from xi_core.engine.pooling_batcher import Value
 from xi_core.errors import EngineError, XiError
-from xi_core.serving.events import Done, Failed, Sink, Text
-from xi_core.serving.loop_queue import LoopQueue
+from xi_core.serving.engine_slots import Done, EngineSlots, Failed, Part
 from xi_core.serving.pooling import PoolingRun, PoolingService
 from xi_core.serving.pooling_request import EMBEDDINGS, RERANK, PoolingJob
 from xi_core.wire.plan import LaunchPlan
-
-log = logging.getLogger(__name__)
 
 MOST_INPUTS = 32
 """Inputs in one body to the engine: between two, other requests have their turn, and aborts take effect."""
@@ -58,16 +52,14 @@ class _Answer(Struct):
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
-class _Part:
-    """A few inputs of a request, within the engine or waiting for it."""
+class _Part(Part[PoolingRun]):
+    """A few inputs of a request."""
 
-    __slots__ = ("body", "count", "first", "id", "open", "run", "started")
+    __slots__ = ("count", "first")
 
     def __init__(self, body: ApiRequest, run: PoolingRun, first: int, count: int) -> None:
-        self.id = body.id
-        self.body, self.run, self.first, self.count = body, run, first, count
-        self.started = False
-        self.open = True
+        super().__init__(body, run)
+        self.first, self.count = first, count
 
 
 class ApiPoolingService(PoolingService):
@@ -75,65 +67,22 @@ class ApiPoolingService(PoolingService):
 
     def __init__(self, plan: LaunchPlan, engine: ApiEngine, model: LoadedModel) -> None:
         super().__init__(plan, engine, model)
-        self._api = engine
         self._ids = itertools.count(1)
-        self._parts: dict[int, _Part] = {}
-        self._waiting: deque[deque[_Part]] = deque()
-        self._busy_slots = 0
-        self._sink = Sink(LoopQueue(asyncio.get_running_loop(), self._take))
+        self._slots: EngineSlots[_Part] = EngineSlots(engine, model.slots, self._attempt, self._event, self._ended)
 
     def _counts(self) -> tuple[int, int]:
-        return self._busy_slots, sum(len(parts) for parts in self._waiting)
+        return self._slots.counts()
 
     def _start(self, run: PoolingRun) -> None:
-        parts: deque[_Part] = deque()
+        parts: list[_Part] = []
         for first, count in pieces(run.job):
             body = ApiRequest(id=next(self._ids), route=_route(run.job), body=engine_body(run.job, first, count))
-            part = _Part(body, run, first, count)
-            self._parts[part.id] = part
-            run.parts.append(part.id)
-            parts.append(part)
-        self._waiting.append(parts)
-        self._admit()
-
-    def _admit(self) -> None:
-        while self._waiting and self._busy_slots < self.model.slots:
-            parts = self._waiting.popleft()
-            part = parts.popleft()
-            if parts:
-                self._waiting.append(parts)
-            part.started = True
-            self._busy_slots += 1
-            self._sink.hand_over(self._api, part.body)
+            parts.append(_Part(body, run, first, count))
+        self._slots.queue(parts)
+        self._slots.admit()
 
     def _stop_part(self, part: int) -> None:
-        """A waiting part goes at once; a running one keeps its slot until the engine says that it has stopped."""
-        found = self._parts[part]
-        found.open = False
-        if found.started:
-            self._api.abort(part)
-            return
-        del self._parts[part]
-        for parts in self._waiting:
-            if found in parts:
-                parts.remove(found)
-                break
-        self._waiting = deque(parts for parts in self._waiting if parts)
-
-    def _take(self, item: Text | Done | Failed) -> None:
-        part = self._parts.get(item.id)
-        if part is None:
-            return
-        if isinstance(item, Text):
-            if part.open:
-                self._attempt(part.run, self._event, part, item.data)
-            return
-        del self._parts[part.id]
-        self._busy_slots -= 1
-        if part.open:
-            part.run.parts.remove(part.id)
-            self._attempt(part.run, self._ended, part, item)
-        self._admit()
+        self._slots.stop(part)
 
     def _event(self, part: _Part, data: bytes | str) -> None:
         try:

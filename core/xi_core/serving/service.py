@@ -10,6 +10,7 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from msgspec import UNSET
@@ -22,8 +23,10 @@ from xi_core.serving.delta import Delta
 from xi_core.serving.parsing import thinking_variables
 from xi_core.serving.progress import ProgressWatch
 from xi_core.serving.request import Job, parse
+from xi_core.serving.sleeping import Sleeping, ended
 from xi_core.wire.frames import Data, End, Frame, Load, Open, Submit
 from xi_core.wire.plan import LaunchPlan
+from xi_core.wire.sleep import check_sleep
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,7 @@ class Service(ABC):
         self._tokens = 0
         self._progress = ProgressWatch(engine, plan.limits.hang_timeout)
         self._failure: XiError | None = None
+        self._sleeping = Sleeping(plan.uid, engine, partial(self._quieten, plan.limits.grace, ended), self.fail_all)
 
     # -- what the replica calls --------------------------------------------------------------------
 
@@ -129,6 +133,7 @@ class Service(ABC):
             healthy=self.unhealthy() is None,
             draining=self.draining,
             engine=stats.own,
+            asleep=self.asleep,
         )
 
     def unhealthy(self) -> str | None:
@@ -150,12 +155,24 @@ class Service(ABC):
     async def drain(self, grace: float) -> None:
         """Refuse new requests, and wait for the running ones for `grace` seconds."""
         self.draining = True
-        if self._requests:
-            self._idle.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), grace)
-        for run in list(self._requests):
-            self.fail(run, Unavailable("the replica is stopping"))
+        await self._quieten(grace, lambda: Unavailable("the replica is stopping"))
+
+    @property
+    def asleep(self) -> int:
+        """At which level it sleeps, or is about to; 0: awake."""
+        return self._sleeping.level
+
+    async def sleep(self, level: int) -> None:
+        """Refuse new requests, wait for the running ones as `drain` does, and give back the devices' memory.
+
+        Raises `UnsupportedField` where the model can't, `Conflict` where it sleeps at another level, and what the engine raises.
+        """
+        check_sleep(self.plan.uid, self.plan.engine.name, self.model.sleep, level)
+        await self._sleeping.sleep(level)
+
+    async def wake(self) -> None:
+        """Serve again. Raises what the engine raises."""
+        await self._sleeping.wake()
 
     @abstractmethod
     def close(self, grace: float) -> None:
@@ -177,11 +194,22 @@ class Service(ABC):
 
     # -- shared steps ------------------------------------------------------------------------------
 
+    async def _quieten(self, grace: float, late: Callable[[], XiError]) -> None:
+        """Wait for the running requests for `grace` seconds, and end those that are left with `late`."""
+        if self._requests:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), grace)
+        for run in list(self._requests):
+            self.fail(run, late())
+
     def _check_room(self) -> None:
         if self._failure is not None:
             raise Unavailable(f"the replica has failed: {self._failure.message}", retry_after=1.0)
         if self.draining:
             raise Unavailable("the replica is stopping", retry_after=1.0)
+        if (refusal := self._sleeping.refusal()) is not None:
+            raise refusal
         if len(self._requests) >= self.model.slots + self.plan.limits.queue:
             raise Overloaded(f"{self.plan.uid}: {len(self._requests)} requests run or wait, which is all the queue holds", retry_after=1.0)
 

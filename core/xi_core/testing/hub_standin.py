@@ -10,6 +10,8 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
@@ -52,6 +54,8 @@ class Fault(Struct, kw_only=True):
     """Change the byte at this place."""
     commit: str = ""
     """Tell another commit."""
+    after: str = ""
+    """Answer only once a request whose path and query contain this has come."""
     times: int = 1
 
 
@@ -72,9 +76,13 @@ class HubStandIn:
         self.models: dict[str, HubModel] = {}
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
+        self.most_at_once = 0
+        """Most files that were sent, or held back, at a time."""
         self.resume = threading.Event()
         self.stalled = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._sending = 0
+        self._stopped = False
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -99,6 +107,9 @@ class HubStandIn:
     def stop(self) -> None:
         """Answer no more."""
         self.resume.set()
+        with self._lock:
+            self._stopped = True
+            self._lock.notify_all()
         self._server.shutdown()
         self._server.server_close()
 
@@ -110,6 +121,25 @@ class HubStandIn:
                     fault.times -= 1
                     return fault
         return None
+
+    def came(self, request: Asked) -> None:
+        """A request comes."""
+        with self._lock:
+            self.asked.append(request)
+            self._lock.notify_all()
+
+    @contextmanager
+    def sending(self, after: str) -> Iterator[None]:
+        """While a file is sent, not before a request with `after` has come."""
+        with self._lock:
+            self._sending += 1
+            self.most_at_once = max(self.most_at_once, self._sending)
+            self._lock.wait_for(lambda: self._stopped or any(after in one.path for one in self.asked))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sending -= 1
 
     def gets(self, part: str) -> list[Asked]:
         """The GET requests whose path contains `part`."""
@@ -140,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub, url = self.server.hub, urlsplit(self.path)
         path, query = unquote(url.path), {name: values[0] for name, values in parse_qs(url.query).items()}
         get = self.headers.get
-        hub.asked.append(Asked(self.command, unquote(self.path), get("Host", ""), get("Range", ""), get("Authorization", "")))
+        hub.came(Asked(self.command, unquote(self.path), get("Host", ""), get("Range", ""), get("Authorization", "")))
         fault = hub.fault_of(unquote(self.path))
         if fault is not None and fault.status:
             self._answer(fault.status, b"{}", fault.headers)
@@ -244,6 +274,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, whole: bytes, headers: dict[str, str], fault: Fault) -> None:
         """A file, or what is left of it from `Range` on."""
+        with self.server.hub.sending(fault.after):
+            self._send_now(whole, headers, fault)
+
+    def _send_now(self, whole: bytes, headers: dict[str, str], fault: Fault) -> None:
         body = whole[: len(whole) - fault.shorten]
         if fault.flip is not None:
             body = body[: fault.flip] + bytes([body[fault.flip] ^ 1]) + body[fault.flip + 1 :]

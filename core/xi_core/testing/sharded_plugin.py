@@ -19,7 +19,8 @@ MODEL = "in-parts"
 WEIGHTS = "weights"
 """Folder of a worker's home that must exist where it is to load the model."""
 HOLD = "hold"
-"""While a worker's home has a file of this name, its preparation takes."""
+"""While a worker's home has a file of this name, its preparation takes; it gets on while the file holds the word `SLOWLY`."""
+SLOWLY = "slowly"
 Fault = Literal["", "die", "hang", "deaf", "taken", "differ", "slow"]
 
 
@@ -37,13 +38,21 @@ class HomeSource(Source):
     """The id is a folder below the worker's own home."""
 
     def fetch(self, ref: SourceRef, home: Path, progress: Progress) -> Path:
-        while (home / HOLD).exists():
-            progress("held", None)
+        began = time.monotonic()
+        while (word := _word(home / HOLD)) is not None:
+            progress("held", 1 - 1 / (1 + time.monotonic() - began) if word == SLOWLY else None)
             time.sleep(0.05)
         path = home / ref.id
         if not path.is_dir():
             raise ArtifactError(f"{ref.id} is missing in this worker's home")
         return path
+
+
+def _word(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def _match(spec: ModelSpec, host: HostInfo) -> Support:

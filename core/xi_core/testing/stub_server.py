@@ -36,6 +36,7 @@ stub_cache{rank="1"} 0.5
 stub_tokens_total 1e3
 """
 KEY = "STUB_SERVER_API_KEY"
+SLEEP_ROUTES = ("/sleep", "/wake_up", "/collective_rpc", "/flush_cache", "/release_memory_occupation", "/resume_memory_occupation")
 
 
 class Server(ThreadingHTTPServer):
@@ -48,6 +49,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.names = [options.name, *options.adapter]
+        self.asleep = 0
+        """Level of sleep, as vLLM's and SGLang's servers have it; then it answers requests with 500."""
         if options.uds:
             self.address_family = socket.AF_UNIX
         super().__init__(options.uds or ("127.0.0.1", options.port), Answering)
@@ -81,14 +84,18 @@ class Answering(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/metrics":
             self._answer(200, "text/plain; version=0.0.4", METRICS.encode())
+        elif self.path == "/is_sleeping":
+            self._whole(200, {"is_sleeping": bool(self.server.asleep)})
         else:
             self._whole(200, {"data": [{"id": name, "max_model_len": self.server.options.context} for name in self.server.names]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"null")
         try:
             if self.headers["Authorization"] != f"Bearer {os.environ[KEY]}":
                 raise Refused("wrong key", status=401)
+            if self._sleeps(body):
+                return
             self._check(body)
         except Refused as refused:
             self._whole(refused.status, refused.body)
@@ -107,6 +114,26 @@ class Answering(BaseHTTPRequestHandler):
             self._chunk(b"")
         except OSError:  # the client has left
             self.close_connection = True
+
+    def _sleeps(self, body: Any) -> bool:
+        """Whether the request was one of those for sleep, and is answered."""
+        path, _, query = self.path.partition("?")
+        server, what = self.server, query.partition("=")[2]
+        if not server.options.sleep_mode or path not in SLEEP_ROUTES:
+            if server.asleep:
+                raise Refused("it is asleep", status=500)
+            return False
+        say(f"asked for {self.path} {json.dumps(body)}")
+        if server.options.sleep_mode == "broken":
+            raise Refused("no memory", status=500)
+        if server.options.sleep_mode == "busy":
+            raise Refused("it is busy")
+        if path in ("/sleep", "/release_memory_occupation"):
+            server.asleep = int(what or 1)
+        elif path in ("/wake_up", "/resume_memory_occupation") and (what == "kv_cache" or server.asleep == 1):
+            server.asleep = 0
+        self._whole(200, {})
+        return True
 
     def _check(self, body: dict[str, Any]) -> None:
         prompts = body.get("input") or body.get("documents") or [body.get("messages") or body.get("prompt")]
@@ -230,6 +257,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--adapter", action="append", default=[], help="another name to serve, whose answers begin with it")
     parser.add_argument("--pace", type=float, default=0.0)
+    parser.add_argument("--sleep-mode", default="", help="it can sleep; 'broken' or 'busy': but it fails, or refuses to")
     parser.add_argument("--die-at-start", default="")
     parser.add_argument("--hang-at-start", action="store_true")
     parser.add_argument("--with-sibling", action="store_true", help="start a process that outlives the server")

@@ -5,6 +5,7 @@ Every callback runs on the event loop that `connect` or `listen` was called on. 
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from xi_core.transport.security import ClientSecurity, ServerSecurity
 
 Peer = bytes
 """A listener's name for one connection; a new connection of the same process has a new one."""
+NO_PULSE = sys.maxsize
+"""More beats than anybody waits for: nothing is known of the other process's life but what it says itself."""
 
 
 class Channel(ABC):
@@ -26,6 +29,14 @@ class Channel(ABC):
     @abstractmethod
     def send(self, message: bytes) -> None:
         """Queue a message, without waiting. Raises `ChannelFull` when the other side doesn't read, `ChannelClosed` when it is gone."""
+
+    def missed_beats(self) -> int:
+        """Ask the process at the other end for a sign of life that it gives also while its Python is busy, if only it runs.
+
+        Answers how many of the signs that were asked for before are missing in a row; `NO_PULSE` where the transport has no such signs.
+        To be called at regular times, from the first of which on they are asked for.
+        """
+        return NO_PULSE
 
     @abstractmethod
     async def close(self, grace: float = 1.0) -> None:

@@ -93,6 +93,8 @@ class Load(Struct, array_like=True):
     draining: bool = False
     engine: EngineCounters | None = None
     """None where the engine's library counts nothing of its own."""
+    asleep: int = 0
+    """Level at which it sleeps, or is about to; 0: awake."""
 
 
 class Pong(Struct, array_like=True, tag=5):

@@ -6,7 +6,8 @@ import msgspec
 from msgspec import Struct
 
 from xi_core.errors import ErrorBody
-from xi_core.wire.manifest import Manifest
+from xi_core.wire.manifest import Ability, Manifest
+from xi_core.wire.sleep import NO_SLEEP
 
 
 class Stage(Struct, tag="stage"):
@@ -23,6 +24,7 @@ class Ready(Struct, tag="ready"):
     context_length: int
     slots: int
     manifest: Manifest
+    sleep: Ability = NO_SLEEP
 
 
 class Health(Struct, tag="health"):
@@ -35,13 +37,21 @@ class Health(Struct, tag="health"):
     reason: str = ""
 
 
+class Obeyed(Struct, tag="obeyed"):
+    """The order of this number is carried out, or has failed with `error`; the replica sleeps at `level` now (0: it is awake)."""
+
+    number: int
+    level: int
+    error: ErrorBody | None = None
+
+
 class Failed(Struct, tag="failed"):
     """The replica can't go on; it exits next."""
 
     error: ErrorBody
 
 
-Report = Stage | Ready | Health | Failed
+Report = Stage | Ready | Health | Obeyed | Failed
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(Report).decode

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from xi_core.errors import ArtifactError
+from xi_core.models.downloading import Download, Transient, append, part_of
 from xi_core.models.family import SourceRef
-from xi_core.models.hub import Download, HubFile, HubSource, Listing, Transient, append, part_of, seconds_of
+from xi_core.models.hub import HubSource, Listing, seconds_of
+from xi_core.models.hub_files import HubFile
 
 TIMEOUT = 10.0
 """Seconds without a byte after which a connection is given up."""
@@ -84,6 +86,7 @@ def _check_commit(responses: list[Any], listing: Listing, file: HubFile) -> None
 def _by_library(ref: SourceRef, listing: Listing, file: HubFile, folder: Path, download: Download) -> Path:
     """By the library's own download, which uses Xet where it can. It begins anew after a break."""
     tqdm: Any = import_module("tqdm").tqdm
+    download.resume(0)
 
     class Told(tqdm):  # type: ignore[misc]
         """Tells the bytes to the launch in place of drawing them."""

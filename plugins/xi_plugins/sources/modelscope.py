@@ -25,8 +25,10 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 import msgspec
 
 from xi_core.errors import ArtifactError
+from xi_core.models.downloading import Download, Transient, append, part_of
 from xi_core.models.family import SourceRef
-from xi_core.models.hub import CHUNK, Download, HubFile, HubSource, Listing, Transient, append, part_of, seconds_of
+from xi_core.models.hub import CHUNK, HubSource, Listing, seconds_of
+from xi_core.models.hub_files import HubFile
 
 ENDPOINT = "https://modelscope.cn"
 TIMEOUT = 10.0

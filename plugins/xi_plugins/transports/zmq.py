@@ -23,10 +23,11 @@ from collections.abc import Callable
 import zmq
 
 from xi_core.errors import ChannelClosed, ChannelFull, TransportError, XiError
-from xi_core.transport.base import Channel, Listener, Peer, Transport
+from xi_core.transport.base import NO_PULSE, Channel, Listener, Peer, Transport
 from xi_core.transport.security import ClientSecurity, ServerSecurity
 from xi_plugins.transports import zmq_security
 from xi_plugins.transports.socket_file import SocketFile
+from xi_plugins.transports.zmq_pulse import Pulse
 from xi_plugins.transports.zmq_sockets import BATCH, Reader, close_socket, open_socket
 from xi_plugins.transports.zmtp import CONNECT_TIMEOUT, RETRY, ZmtpChannel
 from xi_plugins.transports.zmtp_frames import MAX_MESSAGE
@@ -80,11 +81,12 @@ class ZmqChannel(Channel):
         security: ClientSecurity | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._endpoint = endpoint
+        self._endpoint, self._security = endpoint, security
         self._on_message = on_message
         self._on_lost = on_lost
         self._open = False
         self._closed = False
+        self._pulse: Pulse | None = None
         self._settled = asyncio.Event()
         self._outbox: deque[bytes] = deque()
         self._high_water = high_water
@@ -122,6 +124,14 @@ class ZmqChannel(Channel):
             raise ChannelClosed(f"{self._endpoint}: {error}") from None
         if not self._reader.looking:
             self._reader.look_soon()
+
+    def missed_beats(self) -> int:
+        if not self._open:
+            return NO_PULSE
+        if self._pulse is None:
+            with contextlib.suppress(XiError, zmq.ZMQError):  # no sockets are left: there is no pulse to feel
+                self._pulse = Pulse(self._endpoint, self._security)
+        return 0 if self._pulse is not None and self._pulse.beats else NO_PULSE
 
     async def close(self, grace: float = 1.0) -> None:
         if self._closed:
@@ -219,6 +229,8 @@ class ZmqChannel(Channel):
         for timer in (self._deadline, self._retry):
             if timer is not None:
                 timer.cancel()
+        if self._pulse is not None:
+            self._pulse.close()
         for reader in self._readers:
             reader.stop()
         if self._monitor is not None:

@@ -20,12 +20,13 @@ from collections import deque
 from collections.abc import Callable
 
 from xi_core.errors import ChannelClosed, ChannelFull, TransportError
-from xi_core.transport.base import Channel
+from xi_core.transport.base import NO_PULSE, Channel
 from xi_plugins.transports.zmtp_frames import (
     COMMAND,
     GREETING,
     MAX_MESSAGE,
     MORE,
+    PING,
     FrameReader,
     Handshake,
     error_reason,
@@ -73,6 +74,8 @@ class ZmtpChannel(Channel):
         self._handshake = Handshake()
         self._frames = FrameReader()
         self._partial = self._frames.held
+        self._missed_beats = 0
+        """PINGs since the last PONG."""
         self._retry: asyncio.TimerHandle | None = None
         if not self._path or "\0" in self._path:
             raise TransportError(f"can't dial {endpoint}: it names no file")
@@ -90,6 +93,15 @@ class ZmtpChannel(Channel):
         if self._ending:
             raise ChannelClosed(f"the channel to {self._endpoint} is closed")
         self._put(message_frame(message))
+
+    def missed_beats(self) -> int:
+        if not self._open:
+            return NO_PULSE
+        missed = self._missed_beats
+        self._missed_beats += 1
+        with contextlib.suppress(ChannelFull, ChannelClosed):  # what can't be asked is not answered
+            self._put(PING)
+        return missed
 
     async def close(self, grace: float = 1.0) -> None:
         if self._closed:
@@ -206,6 +218,8 @@ class ZmtpChannel(Channel):
             answer = pong(data)
             with contextlib.suppress(ChannelFull, ChannelClosed):  # who pings without reading gets no answer
                 self._put(answer)
+        elif name == b"PONG":
+            self._missed_beats = 0
         elif name == b"ERROR":
             raise TransportError(f"it reports an error: {error_reason(data)}")
 

@@ -107,6 +107,10 @@ def pong(data: bytes) -> bytes:
     return command_frame(b"PONG", data[2:])
 
 
+PING = command_frame(b"PING", bytes(2))
+"""Asks for a PONG, with which ZeroMQ's own thread answers; without a time to live."""
+
+
 def only_message(data: bytes) -> bytes | None:
     """The message, where `data` is exactly one message in one frame, as it nearly always is; else None."""
     size = len(data)

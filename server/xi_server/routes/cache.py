@@ -1,15 +1,21 @@
-"""`/v1/cache/models`: the downloaded models, on all workers, under Xinference's paths."""
+"""`/v1/cache/models`: the downloaded models, on all workers, under Xinference's paths. `/v1/cache/pulls`: downloads without a launch."""
 
 from __future__ import annotations
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
+from xi_core.api.body import decode_body
 from xi_core.api.control import CachedModelList, CacheRemoval
-from xi_core.cluster.messages import FoundModels, FreedModels, ListCache, RemoveCache
+from xi_core.api.pulls import PullOrder, PullStatus
+from xi_core.cluster.messages import FoundModels, FreedModels, GetPull, ListCache, PullModel, RemoveCache, StopPull
 from xi_core.errors import InvalidRequest
+from xi_server.asgi import read_body
 from xi_server.routes.answers import gateway_of, json_response
 
 router = APIRouter(tags=["cluster"])
+
+_pull_order = msgspec.json.Decoder(PullOrder).decode
 
 
 @router.get("/v1/cache/models")
@@ -31,3 +37,26 @@ async def remove_cache(
         raise InvalidRequest("name the model that is to be deleted: model_name, a hub id or a family's name", param="model_name")
     answer: FreedModels = await gateway_of(request).supervisor.call(RemoveCache(name=model_name, source=source, revision=revision))
     return json_response(CacheRemoval(result=True, freed=answer.freed))
+
+
+@router.post("/v1/cache/models")
+async def pull_model(request: Request) -> Response:
+    """Download a model on the workers' machines, without a launch. Answers at once; watch `/v1/cache/pulls/{pull_id}`."""
+    gateway = gateway_of(request)
+    order = decode_body(_pull_order, await read_body(request.scope, request.receive, gateway.settings.max_body))
+    answer: PullStatus = await gateway.supervisor.call(PullModel(order=order))
+    return json_response(answer)
+
+
+@router.get("/v1/cache/pulls/{pull_id}")
+async def get_pull(request: Request, pull_id: str) -> Response:
+    """How far a download is, on each worker that takes part."""
+    answer: PullStatus = await gateway_of(request).supervisor.call(GetPull(pull_id=pull_id))
+    return json_response(answer)
+
+
+@router.delete("/v1/cache/pulls/{pull_id}")
+async def stop_pull(request: Request, pull_id: str) -> Response:
+    """End a download on all workers. What came is kept, and gone on with by the next."""
+    answer: PullStatus = await gateway_of(request).supervisor.call(StopPull(pull_id=pull_id))
+    return json_response(answer)

@@ -99,7 +99,7 @@ async def terminate_model(request: Request, uid: str) -> Response:
     """End a launch, whatever state it is in. Answers when its replicas are gone."""
     gateway = gateway_of(request)
     await gateway.supervisor.call(Terminate(uid), timeout=gateway.settings.grace + 30.0)
-    await _until(gateway, lambda: _has_ended(gateway, uid))
+    await settled(gateway, lambda: _has_ended(gateway, uid))
     return json_response({"id": uid, "object": "model", "deleted": True})
 
 
@@ -115,7 +115,7 @@ async def _wait_ready(gateway: Gateway, uid: str, left: Callable[[], Awaitable[b
     deadline = loop.time() + gateway.settings.launch_timeout + 30.0  # the supervisor's own deadline comes first
     while loop.time() < deadline and not gateway.stopping:
         if await _is_ready(gateway, uid):
-            await _until(gateway, lambda: uid in gateway.table.models and bool(gateway.table.models[uid].usable()))
+            await settled(gateway, lambda: uid in gateway.table.models and bool(gateway.table.models[uid].usable()))
             return
         if await left():
             return
@@ -134,7 +134,7 @@ async def _is_ready(gateway: Gateway, uid: str) -> bool:
     return status.is_ready()
 
 
-async def _until(gateway: Gateway, reached: Callable[[], bool]) -> None:
+async def settled(gateway: Gateway, reached: Callable[[], bool]) -> None:
     """Wait until the routing table has followed, `SETTLE` seconds at most: so that the caller's next request finds what it was told."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SETTLE):
@@ -183,6 +183,8 @@ def _entry(gateway: Gateway, status: ModelStatus) -> Model:
         context_length=status.context_length,
         replica=status.spec.replica,
         ready_replicas=status.ready_replicas,
+        asleep_replicas=status.asleep_replicas,
+        restarts=sum(replica.restarts for replica in status.replicas),
         state=status.state,
         endpoints=served.route.endpoints if served is not None else [],
     )

@@ -23,8 +23,20 @@ def models(server):
 
 def test_list_draws_a_table_that_is_not_cut(xi, models):
     lines = xi("list").stdout.splitlines()
-    assert lines[0].split() == ["UID", "STATE", "MODEL", "ENGINE", "FORMAT", "SIZE", "(B)", "QUANTIZATION", "REPLICAS", "CONTEXT"]
-    assert lines[1].split() == ["xi-tiny", "READY", "xi-tiny", "llama.cpp", "ggufv2", "0.001", "f16", "2/2", "512"]
+    assert lines[0].split() == [
+        "UID",
+        "STATE",
+        "MODEL",
+        "ENGINE",
+        "FORMAT",
+        "SIZE",
+        "(B)",
+        "QUANTIZATION",
+        "REPLICAS",
+        "RESTARTS",
+        "CONTEXT",
+    ]
+    assert lines[1].split() == ["xi-tiny", "READY", "xi-tiny", "llama.cpp", "ggufv2", "0.001", "f16", "2/2", "0", "512"]
 
 
 def test_list_json(xi, models):
@@ -249,3 +261,33 @@ def test_a_missing_key_says_where_commands_take_it_from(xi, server, words):
     server.script[MODELS] = (401, words.error("no API key", "invalid_api_key"))
     result = xi("list")
     assert (result.exit_code, result.stderr) == (1, "Error: no API key; commands take the key from -ak/--api-key or XI_API_KEY\n")
+
+
+def test_cluster_members(xi, server):
+    server.script["GET", "/v1/cluster/members"] = [
+        {"name": "w1", "role": "worker", "joined": 1e9, "linked": True},
+        {"name": "g1", "role": "gateway", "joined": 1e9, "linked": False},
+    ]
+    result = xi("cluster", "members")
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[0] == ["NAME", "ROLE", "JOINED", "CONNECTED"]
+    assert [(row[0], row[1], row[-1]) for row in rows[1:]] == [("w1", "worker", "yes"), ("g1", "gateway", "no")]
+    assert '"linked": true' in xi("cluster", "members", "--json").stdout
+    server.script["GET", "/v1/cluster/members"] = []
+    assert "Nobody has joined" in xi("cluster", "members").stderr
+
+
+def test_cluster_remove(xi, server):
+    server.script["DELETE", "/v1/cluster/members/w1?role=worker&force=true"] = {"name": "w1", "role": "worker", "replicas": ["a-0", "b-1"]}
+    result = xi("cluster", "remove", "w1", "--role", "worker", "--force")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == "Removed: worker w1\nStarted elsewhere, as far as there is room: a-0, b-1\n"
+    server.script["DELETE", "/v1/cluster/members/g1"] = {"name": "g1", "role": "gateway", "replicas": ["a-0"]}
+    assert "open to the older keys until they are started anew" in xi("cluster", "remove", "g1").stderr
+
+
+def test_cluster_rotate_gateway_keys(xi, server):
+    server.script["POST", "/v1/cluster/gateway-keys"] = {"replicas": []}
+    result = xi("cluster", "rotate-gateway-keys")
+    assert (result.exit_code, "Gateways have new keys" in result.stderr, "older" in result.stderr) == (0, True, False)

@@ -7,7 +7,7 @@ import pytest
 from xi_core.api.control import LaunchSpec, ReplicaStatus
 from xi_core.cluster.devices import Device
 from xi_core.cluster.launches import Wanted
-from xi_core.cluster.lifecycle import KEPT, LEASE, RESTARTS, Lifecycle
+from xi_core.cluster.lifecycle import BACKOFF, KEPT, LEASE, RESTARTS, Lifecycle
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
 from xi_core.cluster.placement import Assignment, ClusterView, Placement, PlacementRequest, Rejection, Scheduler
@@ -238,7 +238,33 @@ def test_a_worker_that_starts_anew_has_its_replicas_started_again_at_once() -> N
     assert again.replica_id == start.replica_id
     assert again.incarnation != start.incarnation
     core.replica_updated(2.0, "w1", record(again, wanted()))
-    assert core.listed()[0].status().replicas[0].restarts == 1
+    found = core.listed()[0].status().replicas[0]
+    assert (found.restarts, found.moves) == (0, 1), "it was no fault of its own"
+
+
+def test_a_death_is_a_restart_and_no_move_and_both_are_remembered_by_the_worker() -> None:
+    core = cluster()
+    (start,) = ready(core, wanted())
+    core.replica_gone(1.0, start.incarnation, "boom")
+    (again,) = started(core.tick(1.0 + BACKOFF))
+    assert (again.restarts, again.moves) == (1, 0)
+    core.replica_updated(2.0, "w1", record(again, wanted()))
+    told = record(again, wanted())
+    told.status.restarts, told.status.moves = again.restarts, 3
+    successor = cluster()
+    successor.worker_joined(3.0, member(), [told])
+    found = successor.listed()[0].status().replicas[0]
+    assert (found.restarts, found.moves) == (1, 3)
+
+
+def test_a_move_is_no_step_towards_a_crash_loop_nor_a_second_try() -> None:
+    """A replica whose first life ended with its worker, and whose second says that it can't be loaded, has had its only try."""
+    core = cluster()
+    (start,) = started(core.accept(0.0, wanted()))
+    (again,) = started(core.worker_joined(1.0, member(), []))
+    assert again.incarnation != start.incarnation
+    core.replica_gone(2.0, again.incarnation, "the weights are damaged", final=True, code="artifact_error")
+    assert core.listed()[0].state == "FAILED"
 
 
 def test_a_lost_replica_moves_after_two_leases_and_the_old_copy_is_killed() -> None:
@@ -296,3 +322,24 @@ def test_a_launch_whose_worker_never_returns_fails() -> None:
     assert now == 1.0 + TIMEOUT
     core.tick(now + 3 * LEASE)
     assert not core.has_live("m")
+
+
+def test_what_a_removed_worker_ran_is_placed_elsewhere_at_once_or_waits() -> None:
+    core = cluster()
+    (old,) = ready(core, wanted())
+    core.worker_joined(0.0, member("w2"), [])
+    (new,) = started(core.worker_removed(1.0, "w1"))
+    assert ([a.worker for a in new.assignments], list(core.members)) == (["w2"], ["w2"])
+    core.replica_updated(2.0, "w2", record(new, wanted()))
+    assert started(core.worker_removed(3.0, "w2")) == []
+    found = core.listed()[0].status().replicas[0]
+    assert (found.state, found.moves, found.restarts) == ("PENDING", 2, 0)
+    assert "no worker is connected" in found.stage
+    assert core.listed()[0].route().replicas == []
+    actions = core.worker_joined(4.0, member("w1"), [record(old, wanted())])
+    assert [a for a in actions if isinstance(a, Stop)], "what it brings along has been given up"
+    assert len(started(actions)) == 1
+
+
+def test_a_worker_that_never_came_can_be_removed() -> None:
+    assert cluster().worker_removed(0.0, "stranger") == []

@@ -215,6 +215,20 @@ class World(RuleBasedStateMachine):
         self.up.discard(name)
         self.carry_out(self.core.worker_left(self.now, name))
 
+    @precondition(lambda self: self.core.members)
+    @rule(data=st.data())
+    def remove_worker(self, data: st.DataObject) -> None:
+        """It ends by itself, with what it runs, and may come anew."""
+        name = data.draw(st.sampled_from(sorted(self.core.members)))
+        self.processes = {key: p for key, p in self.processes.items() if p.status.worker != name}
+        self.doomed &= set(self.processes)
+        if name in self.up:
+            self.up.discard(name)
+            self.carry_out(self.core.worker_left(self.now, name))
+        self.carry_out(self.core.worker_removed(self.now, name))
+        assert name not in self.core.members
+        assert self.core.on(name) == [], "nothing is asked of it, nor expected"
+
     @precondition(lambda self: len(self.up) < len(DEVICES))
     @rule()
     def heal_links(self) -> None:

@@ -62,6 +62,7 @@ class Probed:
 
     busy = False
     failure = None
+    asleep = 0
 
     def __init__(self) -> None:
         self.probing = asyncio.Event()
@@ -102,6 +103,22 @@ async def test_a_probe_that_takes_long_holds_up_neither_reports_nor_a_stop(quick
         stop.set()
         await serving
     assert service.result.cancelled(), "the probe is given up"
+
+
+async def test_one_that_sleeps_is_not_probed_nor_blamed_for_a_probe_that_it_slept_through(quick: None) -> None:
+    service, reports, stop = Probed(), Reports(), asyncio.Event()
+    serving = asyncio.create_task(until_stopped(service, reports, stop))
+    async with asyncio.timeout(5):
+        await service.probing.wait()
+        service.asleep = 1
+        service.result.set_exception(EngineError("the engine can't answer"))
+        service.probing.clear()
+        seen = len(reports.sent)
+        while len(reports.sent) < seen + 5:
+            await asyncio.sleep(0.005)
+        stop.set()
+        await serving
+    assert not service.probing.is_set()
 
 
 async def test_an_idle_engine_that_gives_no_token_ends_the_replica(quick: None) -> None:

@@ -172,7 +172,7 @@ def test_a_drained_worker_gives_up_each_replica_when_its_replacement_serves() ->
     assert stops(ready(core, heir, now=5.0)) == ["m-0"]
     assert serving(core) == ["m-1"]
     core.replica_gone(6.0, life.incarnation)
-    assert core.holds("w1") == []
+    assert core.on("w1") == []
     assert [r.replica_id for r in found.replicas] == ["m-1"]
     with pytest.raises(NoPlacement):
         core.accept(7.0, wanted(uid="other", worker_ip="w1"))

@@ -2,7 +2,6 @@
 
 import json
 import re
-from importlib import metadata, util
 from pathlib import Path
 
 import pytest
@@ -56,27 +55,7 @@ def engine(plugin):
     return import_path(info(plugin).engine)()
 
 
-# ---- probe and match --------------------------------------------------------------------------------
-
-
-@PLUGINS
-def test_probe(plugin, monkeypatch):
-    monkeypatch.setattr(util, "find_spec", lambda name: None)
-    assert "pip install 'xi-inference[" in plugin.probe(HOST).reason
-    monkeypatch.setattr(util, "find_spec", lambda name: object())
-    monkeypatch.setattr(metadata, "version", lambda name: "0.1.0")
-    assert "or later is needed" in plugin.probe(HOST).reason
-    monkeypatch.setattr(metadata, "version", lambda name: "0.99.0+cpu")
-    assert plugin.probe(HOST).ok
-    assert "0.99.0" in plugin.probe(HOST).reason
-    mac = HostInfo(system="darwin", machine="arm64", python="3.11", cpus=2, memory=2**33)
-    assert "runs on Linux" in plugin.probe(mac).reason
-
-    def missing(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "version", missing)
-    assert "not properly installed" in plugin.probe(HOST).reason
+# ---- match --------------------------------------------------------------------------------
 
 
 @PLUGINS
@@ -439,3 +418,12 @@ def test_a_context_longer_than_the_models_own(plugin):
 def test_stages_of_vllm():
     assert engine(vllm).stage("Loading safetensors checkpoint shards:  50% Completed | 1/2") == ("loading weights", 0.5)
     assert engine(vllm).stage("nothing of note") is None
+
+
+@PLUGINS
+@pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
+def test_a_models_stops_are_sent_with_each_request(plugin, route):
+    stops = {"stop": ["END"], "stop_token_ids": [3, 5]}
+    asked = {"prompt": "x"} if route == COMPLETIONS else {"messages": [{"role": "user", "content": "x"}]}
+    assert stops.items() <= engine(plugin).body(ApiRequest(id=1, route=route, body={**asked, **stops})).items()
+    assert "stop_token_ids" not in engine(plugin).body(ApiRequest(id=1, route=route, body=asked))

@@ -47,7 +47,7 @@ def test_a_context_out_of_bounds(engine: EngineInfo, value: object) -> None:
     assert caught.value.param == "context_length"
 
 
-@pytest.mark.parametrize(("source", "trusted", "ok"), [("local", True, True), ("local", False, False), ("huggingface", True, False)])
+@pytest.mark.parametrize(("source", "trusted", "ok"), [("local", True, True), ("local", False, False), ("huggingface", True, True)])
 def test_architectures_with_code_of_their_own(source: str, trusted: bool, ok: bool) -> None:
     model = ModelSpec(
         name="m", format="pytorch", source=SourceRef(source=source, id="a/m"), architecture="QWenLMHeadModel", remote_code=trusted

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.metadata
-import importlib.util
 import json
 import os
 import struct
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -54,24 +49,6 @@ def translated(route: str = COMPLETIONS, **fields: Any) -> dict[str, Any]:
 
 
 # ---- descriptor and options -----------------------------------------------------------------------
-
-
-def test_plugin_imports_no_engine_library() -> None:
-    code = f"import sys, {plugin.__name__}; sys.exit(bool({{'xllamacpp', 'numpy', 'http.client'}} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
-
-
-def test_probe_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    support = plugin.probe(HOST)
-    assert not support.ok
-    assert support.reason == "xllamacpp is not installed; install it with: pip install 'xi-inference[llama-cpp]'"
-
-
-def test_probe_tells_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2026.10.1")
-    assert (plugin.probe(HOST).ok, plugin.probe(HOST).reason) == (True, "xllamacpp 2026.10.1")
 
 
 @pytest.mark.parametrize(
@@ -427,3 +404,13 @@ def test_call_threads_run_up_to_their_limit() -> None:
     gate.set()
     assert ran.acquire(timeout=10)
     assert threads.close(10)
+
+
+def test_a_models_special_stops_get_a_text_in_raw_completions() -> None:
+    limits = Limits(context_length=1024, vocabulary_size=2048, stops=("<end>",))
+    asked = ApiRequest(id=1, route=COMPLETIONS, body={**NEUTRAL, "prompt": "Hi", "stop": ["x", "<end>"]})
+    assert (to_llama(asked, limits)["stop"], to_llama(asked, limits)["preserved_tokens"]) == (["x", "<end>"], ["<end>"])
+    ignoring = ApiRequest(id=1, route=COMPLETIONS, body={**NEUTRAL, "prompt": "Hi", "stop": ["x"], "ignore_eos": True})
+    assert "preserved_tokens" not in to_llama(ignoring, limits)
+    chat = ApiRequest(id=1, route=CHAT, body={**NEUTRAL, "messages": [], "stop": ["<end>"]})
+    assert "preserved_tokens" not in to_llama(chat, limits), "chats have no such field"

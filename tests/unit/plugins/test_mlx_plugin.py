@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -22,31 +20,6 @@ def info() -> EngineInfo:
 
 def spec(format: str = "mlx", id: str = "/models/m", **fields: str) -> ModelSpec:
     return ModelSpec(name="m", format=format, source=SourceRef(source="local", id=id), **fields)
-
-
-def test_plugin_imports_no_engine_library() -> None:
-    code = f"import sys, {plugin.__name__}; sys.exit(bool({{'mlx', 'mlx_lm', 'transformers', 'numpy'}} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("absent", "named"),
-    [({"mlx"}, "mlx not installed"), ({"mlx_lm"}, "mlx-lm not installed"), ({"mlx", "mlx_lm"}, "mlx and mlx-lm not installed")],
-)
-def test_probe_names_the_pip_line_when_a_library_is_missing(monkeypatch: pytest.MonkeyPatch, absent: set[str], named: str) -> None:
-    monkeypatch.setattr(plugin, "find_spec", lambda name: None if name in absent else object())
-    support = plugin.probe(HOST)
-    assert not support.ok
-    assert support.reason == f"{named}: pip install 'xi-inference[mlx]'"
-
-
-@pytest.mark.parametrize(("found", "ok"), [("0.32.0", True), ("0.40.1", True), ("1.0.0", True), ("0.31.9", False), ("0.9", False)])
-def test_probe_checks_the_version(monkeypatch: pytest.MonkeyPatch, found: str, ok: bool) -> None:
-    monkeypatch.setattr(plugin, "find_spec", lambda name: object())
-    monkeypatch.setattr(plugin, "version", lambda name: found)
-    support = plugin.probe(HOST)
-    assert support.ok is ok
-    assert found in support.reason
 
 
 @pytest.mark.parametrize(
@@ -91,12 +64,6 @@ def test_first_choice_only_on_apple_silicon() -> None:
     assert plugin.priority(apple) > max(engine.priority_on(apple) for engine in rest)
     for host in others:
         assert plugin.priority(host) < min(engine.priority_on(host) for engine in rest)
-
-
-def test_manifest_promises_every_sampling_field() -> None:
-    for fields in plugin.full_manifest().endpoints.values():
-        assert {"temperature", "top_p", "top_k", "min_p", "seed", "logit_bias", "repetition_penalty", "logprobs"} <= fields.keys()
-    assert "echo" not in plugin.full_manifest().endpoints["/v1/chat/completions"]
 
 
 # ---- rotary parameters --------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from xi_core.engine.base import ApiRequest
 from xi_core.engine.child_address import Address
 from xi_core.engine.child_translate import to_xi
-from xi_core.errors import ArtifactError, InvalidRequest, UnknownOption
+from xi_core.errors import InvalidRequest, UnknownOption
 from xi_core.serving.pooling_request import EMBEDDINGS
 from xi_core.serving.request import CHAT, COMPLETIONS
 from xi_core.testing.harness import plan_for
@@ -20,7 +20,7 @@ from xi_plugins.engines.sglang.plugin import xi_engines
 from xi_plugins.engines.sglang.pooling import SglangEmbedder
 from xi_plugins.engines.sglang.start import words_for
 from xi_plugins.engines.sglang.structured import with_grammar
-from xi_plugins.engines.sglang.tokens import check_ids, special_names, vocabulary_size, without_special
+from xi_plugins.engines.sglang.tokens import check_ids, vocabulary_size, without_special
 
 INFO = next(iter(xi_engines()))
 
@@ -147,6 +147,17 @@ def test_embeddings(model, address):
     assert engine.body(request(EMBEDDINGS, input=["x"])) == {"input": ["x"]}
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"tool_call_parser": "mistral"}, "qwen25"), ({"tool_call_parser": "qwen25", "grammar_backend": "xgrammar"}, "--grammar-backend")],
+)
+def test_calls_that_can_not_be_forced(model, options, reason):
+    cell = cells(model, **options)["tool_choice"]
+    assert cell.values == ("none", "auto")
+    assert reason in cell.reason
+    assert not cells(model, tool_call_parser="qwen25")["tool_choice"].values
+
+
 # ---- bodies -----------------------------------------------------------------------------------------
 
 
@@ -166,7 +177,7 @@ def test_adapter_and_top_k():
     ],
 )
 def test_grammars_go_in_the_dialect_of_llguidance(fields):
-    body = with_grammar({"prompt": "x", **fields})
+    body = with_grammar({"prompt": "x", **fields}, None, {})
     assert set(body) == {"prompt", "ebnf"}
     assert body["ebnf"].startswith("%llguidance {}\nstart: ")
 
@@ -174,12 +185,12 @@ def test_grammars_go_in_the_dialect_of_llguidance(fields):
 @pytest.mark.parametrize(("kind", "value"), [("regex", "(a"), ("grammar", "root ::= nope"), ("json", {"type": "object", "not": {}})])
 def test_bad_grammar_is_named(kind, value):
     with pytest.raises(InvalidRequest) as caught:
-        with_grammar({"structured_outputs": {kind: value}})
+        with_grammar({"structured_outputs": {kind: value}}, None, {})
     assert caught.value.param == f"structured_outputs.{kind}"
 
 
 def test_free_text_stays_as_it_is():
-    assert with_grammar({"prompt": "x"}) == {"prompt": "x"}
+    assert with_grammar({"prompt": "x"}, None, {}) == {"prompt": "x"}
 
 
 def test_asked_again_with_what_fits():
@@ -217,23 +228,21 @@ def test_vocabulary_size(tmp_path):
 # ---- events -----------------------------------------------------------------------------------------
 
 
-def test_names_of_special_tokens(tmp_path):
-    assert special_names(str(tmp_path)) == frozenset()
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 1, "content": "<end>", "special": True}], "model": {}}))
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"added_tokens_decoder": {"2": {"content": "<begin>", "special": True}, "3": {"content": "<call>"}}})
-    )
-    assert special_names(str(tmp_path)) == {"<end>", "<begin>"}
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"tokenizer\.json"):
-        special_names(str(tmp_path))
-
-
 def test_log_probabilities_of_special_tokens_are_left_out():
     entries = [{"token": token, "logprob": -1.0, "top_logprobs": []} for token in ("a", "<end>")]
     event = {"choices": [{"index": 0, "delta": {}, "logprobs": {"content": entries}, "finish_reason": None}]}
     found = json.loads(without_special(to_xi(json.dumps(event).encode()), frozenset({"<end>"})))
     assert [entry["token"] for entry in found["choices"][0]["logprobs"]["content"]] == ["a"]
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["as UTF-8", "as an escape"])
+@pytest.mark.parametrize("place", ["content", "reasoning_content", "text"])
+def test_character_that_is_cut_is_left_out(place, plain):
+    """What SGLang can't decode within the text stays, as in other engines."""
+    choice = {"text": "a\ufffdb\ufffd"} if place == "text" else {"delta": {"role": "assistant", place: "a\ufffdb\ufffd"}}
+    data = json.dumps({"choices": [{"index": 0, **choice, "logprobs": None}]}, ensure_ascii=not plain, separators=(",", ":")).encode()
+    (found,) = json.loads(SglangEngine().event(request(), data))["choices"]
+    assert found.get("delta", found)[place] == "a\ufffdb"
 
 
 def test_event_without_log_probabilities_is_passed_on_as_it_came():

@@ -28,6 +28,7 @@ from xi_core.cluster.messages import (
     ModelRoute,
     Models,
     ReplicaRoute,
+    Sleep,
     Subscribe,
     TableUpdate,
     Terminate,
@@ -167,6 +168,7 @@ class FakeSupervisor:
         self.subscriptions = 0
         self.links: list[Any] = []
         self.on_launch: Callable[[LaunchSpec], Awaitable[None]] | None = None
+        self.on_sleep: Callable[[Sleep], None] = lambda command: None
         self.engines: list[Any] = []
         self.processes: list[Any] = []
         carrier = import_path(transport)()
@@ -182,7 +184,7 @@ class FakeSupervisor:
 
         return {
             Subscribe: subscribe, Launch: self._launch, GetModel: self._get, ListModels: self._list,
-            Terminate: self._terminate, ListEngines: self._engines, GetCluster: self._cluster,
+            Terminate: self._terminate, ListEngines: self._engines, GetCluster: self._cluster, Sleep: self._sleep,
         }  # fmt: skip
 
     def snapshot(self) -> TableUpdate:
@@ -237,6 +239,11 @@ class FakeSupervisor:
         await self._get(GetModel(command.uid))
         del self.statuses[command.uid]
         self.publish(removed=(command.uid,))
+        return Done()
+
+    async def _sleep(self, command: Sleep) -> Done:
+        self.asked.append(command)
+        self.on_sleep(command)
         return Done()
 
     async def _engines(self, command: ListEngines) -> Engines:

@@ -11,7 +11,7 @@ import pytest
 
 from xi_core.api.control import ClusterInfo, EngineStatus, LaunchSpec, ModelStatus, ProcessInfo
 from xi_core.api.openai import ModelList
-from xi_core.errors import UnknownEngine
+from xi_core.errors import ChannelClosed, UnknownEngine
 
 
 async def test_launch_waits_until_the_model_answers(stage: Any, replica: Any, kit: Any) -> None:
@@ -272,3 +272,12 @@ def unresolved(part: Any, schemas: dict[str, Any]) -> set[str]:
     reference = part.get("$ref", "")
     missing = {reference} if isinstance(reference, str) and reference and reference.rpartition("/")[2] not in schemas else set()
     return missing.union(*(unresolved(item, schemas) for item in part.values()))
+
+
+async def test_a_worker_that_the_supervisor_has_lost_is_not_taken_for_the_supervisor(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lost(command: Any, timeout: float | None = 30.0) -> Any:
+        raise ChannelClosed("worker w2 has been silent for 1.5 s")
+
+    monkeypatch.setattr(stage.gateway.supervisor._link, "call", lost)
+    call = await stage.control("GET", "/v1/workers")
+    assert (call.status, call.error["code"], call.error["message"]) == (503, "unavailable", "worker w2 has been silent for 1.5 s")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from xi_core.cluster.lifecycle import LEASE, Lifecycle
+from xi_core.cluster.deadlines import LEASE, wake_of
+from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.placement import Rejection
 from xi_core.cluster.replicas import Start
 from xi_core.testing.simulation.processes import Process
@@ -86,7 +87,7 @@ def drains(core: Lifecycle) -> None:
 
 def waits_for_room_only(core: Lifecycle, now: float, settled_at: float) -> None:
     """A replica that waits has no place, and one whose worker is away gets another where there is one."""
-    wakes = [at for launch in core._state.launches.values() if (at := core._wake_of(launch.uid)) is not None]
+    wakes = [at for launch in core._state.launches.values() if (at := wake_of(core._state, launch.uid)) is not None]
     require(core.next_wake() == min(wakes, default=None), f"the next wake is said to be at {core.next_wake()}, of {wakes}")
     if now < settled_at + SLACK:
         return

@@ -72,7 +72,7 @@ class SimCluster:
 
     def fate(self) -> Fate:
         """What will become of a process that starts now."""
-        fates: list[Fate] = ["dies loading", "can't load", "hangs loading", "dies", "dies", "hangs"]
+        fates: list[Fate] = ["dies loading", "can't load", "hangs loading", "dies", "dies", "hangs", "downloads for long", "stalls"]
         return self.random.choice(fates) if self.random.random() < self.harm else "serves"
 
     def lingers(self) -> float:

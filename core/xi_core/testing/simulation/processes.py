@@ -14,8 +14,12 @@ from xi_core.cluster.messages import ReplicaRecord, StartReplica
 from xi_core.cluster.replicas import rank_of
 from xi_core.wire.manifest import of_fields
 
-Fate = Literal["serves", "dies loading", "can't load", "hangs loading", "dies", "hangs"]
+Fate = Literal["serves", "dies loading", "can't load", "hangs loading", "dies", "hangs", "downloads for long", "stalls"]
 HANG_TIMEOUT = 3.0
+LONG = 30.0
+"""Seconds of a long download: more than a launch may take otherwise."""
+PIECE = 1.0
+"""Seconds between two words of it."""
 MANIFEST = of_fields(chat={})
 
 Later = Callable[..., None]
@@ -67,8 +71,8 @@ class Process:
         """Called where it ends before."""
         self._random, self._later, self._told, self._spawned, self._ended = random, later, told, spawned, ended
         self._ends_at = float("inf")
-        later(random.uniform(0.02, 0.5), self._has_artifact)
-        later(start.deadline, self._late)
+        self._deadline, self._downloads = start.deadline, fate in ("downloads for long", "stalls")
+        later(random.uniform(0.02, 0.5), self._fetch, 0.0)
 
     @property
     def state(self) -> LaunchState:
@@ -108,9 +112,21 @@ class Process:
 
     def calm(self) -> None:
         """Nothing fails from now on: what was to fail later does so now."""
-        if self.fate != "serves" and self.state in ("LOADING", "READY"):
+        if self.fate not in ("serves", "downloads for long") and (self.state in ("LOADING", "READY") or self._downloads):
             self.finish(Ended("it fell over"))
-        self.fate = "serves"
+        self.fate, self._downloads = "serves", False
+
+    def _fetch(self, done: float) -> None:
+        """The artifact comes, and this tells how much of it is there; or it comes no further."""
+        if self.end is not None or self.stopping:
+            return
+        if not self._downloads or done >= LONG:
+            self._downloads = False
+            self._has_artifact()
+        elif self.fate != "stalls" or done < LONG / 5:
+            self.record.status.progress = done / LONG
+            self._tell("PREPARING")
+            self._later(PIECE, self._fetch, done + PIECE)
 
     def _has_artifact(self) -> None:
         if self.end is not None or self.stopping:
@@ -118,6 +134,7 @@ class Process:
         if self.fate == "can't load" and self._random.random() < 0.5:
             self.finish(Ended("the artifact is damaged", final=True))
         elif self.waits:
+            self.record.status.progress = None
             self._tell("PREPARING")
             if self.prepared is not None:
                 self.prepared()
@@ -127,9 +144,10 @@ class Process:
     def _start(self) -> None:
         if self.end is not None or self.stopping:
             return
-        self.spawned = True
+        self.spawned, self.record.status.progress = True, None
         self._spawned(self)
         self._tell("STARTING")
+        self._later(self._deadline, self._late)
         self._later(self._random.uniform(0.05, 0.5), self._load)
 
     def _load(self) -> None:
@@ -137,7 +155,7 @@ class Process:
             return
         self._tell("LOADING")
         takes = self._random.uniform(0.1, 1.5)
-        if self.fate == "serves" or self.fate in ("dies", "hangs"):
+        if self.fate in ("serves", "dies", "hangs", "downloads for long", "stalls"):
             self._later(takes, self._serve)
         elif self.fate != "hangs loading":
             self._later(takes, self.finish, Ended("it fell over while it loaded", final=self.fate == "can't load"))
@@ -148,14 +166,12 @@ class Process:
         self.record.endpoint, self.record.context_length, self.record.slots = f"sim://{self.life}", 64, 2
         self.record.manifest = MANIFEST
         self._tell("READY")
-        if self.fate != "serves":
+        if self.fate in ("dies", "hangs"):
             after = self._random.uniform(0, 12) + (HANG_TIMEOUT if self.fate == "hangs" else 0.0)
             self._later(after, self.finish, Ended("it died" if self.fate == "dies" else "it made no progress and was killed"))
 
     def _late(self) -> None:
-        if self.waits:
-            self.finish(Ended("its other ranks were not prepared in time", final=True))
-        elif self.state != "READY" and not self.stopping:
+        if self.state != "READY" and not self.stopping:
             self.finish(Ended("it was not ready within its time"))
 
     def _tell(self, state: LaunchState) -> None:

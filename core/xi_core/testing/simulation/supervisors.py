@@ -16,8 +16,7 @@ from xi_core.cluster.replicas import Action, Start, Stop
 from xi_core.cluster.table import RoutingTable
 from xi_core.errors import Conflict, LaunchError, Unavailable, XiError
 from xi_core.testing.simulation.clock import Clock
-from xi_core.testing.simulation.wire import Link
-from xi_core.testing.simulation.workers import Answer, Asked
+from xi_core.testing.simulation.wire import Answer, Asked, Link
 from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan, Rendezvous
 
 SUPERVISOR = 1

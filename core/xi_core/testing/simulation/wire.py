@@ -14,6 +14,20 @@ SILENCE = BEAT * MISSED
 """Seconds without a sign of life after which one side gives a link up."""
 
 
+class Asked:
+    """A command, and where its answer goes."""
+
+    def __init__(self, number: int, command: Any) -> None:
+        self.number, self.command = number, command
+
+
+class Answer:
+    """The answer to a command of that number."""
+
+    def __init__(self, number: int, body: Any) -> None:
+        self.number, self.body = number, body
+
+
 class Side(Protocol):
     """One who holds an end of a link."""
 

@@ -1,4 +1,4 @@
-"""A simulated worker: its link to the supervisor, dialled again and again, and the processes that it runs. As `xi_core.cluster.worker`."""
+"""A simulated worker: the processes that it runs, and what happens to it. As `xi_core.cluster.worker`; its link is in `uplink`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ import msgspec
 
 from xi_core.cluster import messages as m
 from xi_core.cluster.devices import Device
-from xi_core.cluster.linking import REDIAL_FIRST, REDIAL_MOST, REGISTER_TIMEOUT
-from xi_core.errors import Conflict, LaunchFailed, Unavailable, XiError
+from xi_core.errors import Conflict, LaunchFailed, Unavailable
 from xi_core.testing.simulation.clock import Clock
 from xi_core.testing.simulation.processes import Fate, Process
-from xi_core.testing.simulation.wire import Link, Path, Side
+from xi_core.testing.simulation.uplink import WORKER, Uplink
+from xi_core.testing.simulation.wire import Answer, Link, Path, Side
 from xi_core.wire import PROTOCOL
 from xi_core.wire.plan import RankAddress, Rendezvous
 
 BEAT = 1.0
 """Seconds between looks at the devices."""
-WORKER = 0
-"""Its side of a link."""
 
 
 class Cluster(Protocol):
@@ -47,20 +45,6 @@ class Cluster(Protocol):
         """A process takes its devices."""
 
 
-class Asked:
-    """A command, and where its answer goes."""
-
-    def __init__(self, number: int, command: Any) -> None:
-        self.number, self.command = number, command
-
-
-class Answer:
-    """The answer to a command of that number."""
-
-    def __init__(self, number: int, body: Any) -> None:
-        self.number, self.body = number, body
-
-
 class SimWorker:
     """One machine, with its devices and the processes on it."""
 
@@ -71,14 +55,9 @@ class SimWorker:
         """By replica id, as a worker keeps them."""
         self.dying: list[Process] = []
         """Processes of a worker that is dead, which its keeper is about to kill."""
-        self.link: Link | None = None
-        self.registered = False
+        self._uplink = Uplink(self, cluster.clock, cluster.random, cluster.listener, cluster.trace)
         self._cluster, self._clock, self._random, self._grace = cluster, cluster.clock, cluster.random, grace
         self._life = 0
-        self._wait = REDIAL_FIRST
-        self._introduced = False
-        self._unreported: list[m.ReplicaRecord] = []
-        self._told: list[m.ReplicaRecord] = []
         self._beat_of: list[Device] = []
         self._deferred: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
@@ -86,6 +65,11 @@ class SimWorker:
     def incarnation(self) -> str:
         """Which life of the worker."""
         return f"{self.name}.{self._life}"
+
+    @property
+    def registered(self) -> bool:
+        """Whether the supervisor has taken it in."""
+        return self._uplink.registered
 
     # ---- what happens to it ---------------------------------------------------------------------
 
@@ -98,9 +82,8 @@ class SimWorker:
             return
         self._life += 1
         self.alive, self.stands_still, self.leaving = True, False, False
-        self._unreported, self._told, self._wait = [], [], REDIAL_FIRST
         self._cluster.trace(f"{self.name} boots as {self.incarnation}")
-        self.later(0.0, self._dial)
+        self._uplink.begin()
         self.later(BEAT, self._beat)
 
     def crash(self) -> None:
@@ -112,7 +95,7 @@ class SimWorker:
         self.dying += self.running.values()
         self.running, self._deferred = {}, []
         self._clock.after(self._random.uniform(0.0, 0.5), self._keeper, list(self.dying))
-        self._hang_up()
+        self._uplink.hang_up()
 
     def stop(self) -> None:
         """It is told to stop: it says so, ends what it runs, and ends."""
@@ -120,8 +103,7 @@ class SimWorker:
             return
         self._cluster.trace(f"{self.name} is told to stop")
         self.leaving = True
-        if self.link is not None:
-            self.link.send(WORKER, m.Leaving(self.name))
+        self._uplink.notify(m.Leaving(self.name))
         for process in list(self.running.values()):
             process.stop(self._grace, self._clock.now)
         self.later(self._grace + 0.5, self.crash)
@@ -136,16 +118,14 @@ class SimWorker:
             deferred, self._deferred = self._deferred, []
             for do, what in deferred:
                 self.later(self._random.uniform(0, 0.02), do, *what)
-        if self.link is not None:
-            self.link.changed()
+        self._uplink.changed()
 
     def cut(self, up: bool, down: bool) -> None:
         """Its network fails, wholly or in one direction, or heals."""
         if self.path.cut != [up, down]:
             self._cluster.trace(f"{self.name} is cut off: {self.path.cut} -> {[up, down]}")
             self.path.cut = [up, down]
-            if self.link is not None:
-                self.link.changed()
+            self._uplink.changed()
 
     def later(self, delay: float, do: Callable[..., None], *what: Any) -> None:
         """Do something in so many seconds, if this life lasts; while it stands still, not before it goes on."""
@@ -162,60 +142,20 @@ class SimWorker:
     def _keeper(self, killed: list[Process]) -> None:
         self.dying = [p for p in self.dying if p not in killed]
 
-    # ---- the link -------------------------------------------------------------------------------
+    # ---- what its link asks ---------------------------------------------------------------------
 
-    def _dial(self) -> None:
-        supervisor = self._cluster.listener()
-        if self.link is not None or self.leaving:
-            return
-        if supervisor is None or any(self.path.cut):
-            self._again()
-            return
-        link = self.link = Link(self._clock, self._random, self.path, self, supervisor)
-        self._introduced = True
-        self._told, self._unreported = self._unreported, []
-        told = [*(p.copy() for p in self.running.values() if not p.waits), *self._told]
+    def introduction(self, ended: list[m.ReplicaRecord]) -> m.Register:
+        """What it registers with; `ended`: replicas of whose end the supervisor doesn't know."""
         self._beat_of = self.probed()
-        register = m.Register(
+        return m.Register(
             worker=self.name, incarnation=self.incarnation, pid=1, keeper_pid=2, version="", protocol=PROTOCOL, devices=self._beat_of,
-            engines={}, replicas=told, address=f"host-{self.name}",
+            engines={}, replicas=[*(p.copy() for p in self.running.values() if not p.waits), *ended], address=f"host-{self.name}",
         )  # fmt: skip
-        self._cluster.trace(f"{self.name} registers with {[f'{r.plan.incarnation} {r.status.state}' for r in told]}")
-        link.send(WORKER, Asked(0, register))
-        self.later(REGISTER_TIMEOUT, self._not_registered, link)
 
-    def _not_registered(self, link: Link) -> None:
-        if self.link is link and not self.registered:
-            self._drop_link()
-
-    def _drop_link(self) -> None:
-        if not self.registered:
-            self._unreported = self._told + self._unreported
-        was_in = self.registered
-        self._hang_up()
-        if was_in:
-            for process in [p for p in self.running.values() if p.waits]:
-                process.stop(0.0, self._clock.now)
-        self._again()
-
-    def _hang_up(self) -> None:
-        link, self.link, self.registered, self._introduced = self.link, None, False, False
-        if link is not None:
-            link.close(WORKER)
-
-    def _again(self) -> None:
-        self.later(self._wait, self._dial)
-        self._wait = min(2 * self._wait, REDIAL_MOST)
-
-    def lost(self, link: Link) -> None:
-        """The supervisor is away."""
-        if self.link is link and self.alive:
-            self._cluster.trace(f"{self.name} loses its link")
-            self._drop_link()
-
-    def notify(self, notice: Any) -> bool:
-        """Tell the supervisor, if it is there."""
-        return self.link is not None and self._introduced and self.link.send(WORKER, notice)
+    def cut_off(self) -> None:
+        """The supervisor is away: what waits for other ranks waits in vain."""
+        for process in [p for p in self.running.values() if p.waits]:
+            process.stop(0.0, self._clock.now)
 
     def probed(self) -> list[Device]:
         """Its devices as they are now."""
@@ -228,33 +168,13 @@ class SimWorker:
     def _beat(self) -> None:
         self.later(BEAT, self._beat)
         devices = self.probed()
-        if devices != self._beat_of and self.registered and self.notify(m.WorkerBeat(worker=self.name, devices=devices)):
+        if devices != self._beat_of and self.registered and self._uplink.notify(m.WorkerBeat(worker=self.name, devices=devices)):
             self._beat_of = devices
 
     # ---- what the supervisor asks ---------------------------------------------------------------
 
-    def receive(self, link: Link, message: Any) -> None:
-        """A message of the supervisor's."""
-        if self.link is not link or not self.alive:
-            return
-        if isinstance(message, Answer):
-            self._registered(message.body)
-            return
-        try:
-            answer = self._obey(link, message.number, message.command)
-        except XiError as error:
-            answer = error
-        if answer is not None:
-            link.send(WORKER, Answer(message.number, answer))
-
-    def _registered(self, body: Any) -> None:
-        if isinstance(body, XiError):
-            self._cluster.trace(f"{self.name} is refused: {body}")
-            self._drop_link()
-        else:
-            self.registered, self._wait, self._told = True, REDIAL_FIRST, []
-
-    def _obey(self, link: Link, number: int, command: Any) -> Any:
+    def obey(self, link: Link, number: int, command: Any) -> Any:
+        """The answer to a command; None: it comes later. Raises `XiError`."""
         match command:
             case m.StartReplica() if command.plan.rendezvous is None:
                 self._run(command, shared=False)
@@ -271,7 +191,9 @@ class SimWorker:
                 if running is not None and running.life == command.incarnation:
                     running.stop(command.grace, self._clock.now)
                 else:
-                    self.notify(m.ReplicaGone(replica_id=command.replica_id, uid="", incarnation=command.incarnation, rank=command.rank))
+                    self._uplink.notify(
+                        m.ReplicaGone(replica_id=command.replica_id, uid="", incarnation=command.incarnation, rank=command.rank)
+                    )
         return m.Done()
 
     def _prepare(self, link: Link, number: int, command: m.Prepare) -> None:
@@ -310,7 +232,7 @@ class SimWorker:
         return process
 
     def _changed(self, process: Process) -> None:
-        self.notify(m.ReplicaUpdate(process.copy()))
+        self._uplink.notify(m.ReplicaUpdate(process.copy()))
 
     def _ended(self, process: Process) -> None:
         end = process.end
@@ -321,9 +243,9 @@ class SimWorker:
         gone = m.ReplicaGone(
             replica_id=process.replica_id, uid="", error=end.error, incarnation=process.life, final=end.final, rank=process.rank
         )
-        if not self.notify(gone) and end.error:
+        if not self._uplink.notify(gone) and end.error:
             record = process.copy()
             record.status.state, record.status.error = "FAILED", end.error
-            self._unreported.append(record)
+            self._uplink.report(record)
         if process.waits and process.not_prepared is not None:
             process.not_prepared()

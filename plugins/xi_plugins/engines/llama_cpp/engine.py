@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from xi_core.engine.base import ApiEngine, ApiRequest, ApiSink, EngineStats, LoadedModel, Progress
-from xi_core.errors import ArtifactError, EngineError, EngineNotInstalled, InvalidRequest, Unavailable, UnknownOption
+from xi_core.engine.info import read_options
+from xi_core.errors import ArtifactError, EngineError, EngineNotInstalled, InvalidRequest, Unavailable
 from xi_core.wire.manifest import Manifest
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.llama_cpp.gguf import Header, read_header
@@ -66,7 +67,7 @@ class LlamaCppEngine(ApiEngine):
     def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
         progress("reading the model's header", None)
         library = _library()
-        options = _options(plan)
+        options = read_options("llama.cpp", LlamaCppOptions, plan.options)
         header = read_header(Path(plan.artifact.path))
         memory = _memory(library, plan)
         size = size_for(header, options, memory, plan.limits.batch_size)
@@ -83,7 +84,7 @@ class LlamaCppEngine(ApiEngine):
             listener.close()
         context = min(size.context_length, properties["default_generation_settings"]["n_ctx"])
         slots = properties["total_slots"]
-        self._limits = Limits(context_length=context, vocabulary_size=header.vocabulary_size)
+        self._limits = Limits(context_length=context, vocabulary_size=header.vocabulary_size, stops=tuple(plan.stop))
         self._cache_prompt = options.cache_prompt
         self._threads = CallThreads(slots, "llama")
         self._server = server
@@ -228,13 +229,6 @@ def _library() -> Any:
     except ImportError as error:
         raise EngineNotInstalled(f"the engine llama.cpp needs xllamacpp ({error}); install it with: {INSTALL}") from None
     return xllamacpp
-
-
-def _options(plan: LaunchPlan) -> LlamaCppOptions:
-    try:
-        return msgspec.convert(plan.options, LlamaCppOptions, strict=False)
-    except msgspec.ValidationError as error:
-        raise UnknownOption(f"options of engine llama.cpp: {error}") from None
 
 
 def _memory(library: Any, plan: LaunchPlan) -> int:

@@ -3,15 +3,14 @@ Imports no engine library."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import re
 from collections.abc import Iterable
 
 from xi_core.engine.info import EngineInfo, HostInfo, Support
+from xi_core.engine.installed import installed
+from xi_core.engine.token_manifest import token_manifest
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
-from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Ability, Manifest, limited, no, of_fields, pooling_manifest
+from xi_core.wire.manifest import COMMON_FIELDS, YES, Ability, Manifest, limited, no, of_fields, pooling_manifest
 from xi_plugins.engines.llama_cpp.options import LlamaCppInfo, LlamaCppOptions, LlamaCppPythonOptions
 
 PACKAGE = "xllamacpp"
@@ -61,53 +60,21 @@ LOGPROBS = 20
 
 def python_manifest(ends: bool = True) -> Manifest:
     """What every model honours in llama-cpp-python, with or without a chat template; `ends`: whether it has an end token."""
-    common = dict.fromkeys(COMMON_FIELDS, YES) | {"seed": _REPEATS_ALONE, "logprobs": limited(maximum=LOGPROBS)}
-    common |= dict.fromkeys(STRUCTURED_FIELDS, _structured(ends))
-    return of_fields(
-        chat={**common, "tools": YES, "tool_choice": YES, "parallel_tool_calls": YES, "chat_template_kwargs": YES},
-        completions={**common, "echo": YES},
-    )
-
-
-def _structured(ends: bool) -> Ability:
-    if importlib.util.find_spec("llguidance") is None:
-        return no(f"llguidance is not installed: {PYTHON_INSTALL}")
-    return YES if ends else no("the model names no end token, so that an answer that is complete could not end")
+    return token_manifest(PYTHON_INSTALL, ends=ends, seed=_REPEATS_ALONE, logprobs=limited(maximum=LOGPROBS))
 
 
 def probe(host: HostInfo) -> Support:
     """Whether xllamacpp is installed; its version when it is."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        if probe_python(host).ok:
-            other = f"this machine has {PYTHON_PACKAGE}: use --model-engine {PYTHON_PACKAGE}"
-            return Support(ok=False, reason=f"{PACKAGE} is not installed; {other}, or: {INSTALL}")
-        return Support(ok=False, reason=f"{PACKAGE} is not installed; install it with: {INSTALL}")
-    try:
-        version = importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return Support(ok=False, reason=f"{PACKAGE} can be imported but is not properly installed; install it with: {INSTALL}")
-    return Support(ok=True, reason=f"{PACKAGE} {version}")
+    found = installed(PACKAGE, (PACKAGE,), (), INSTALL)
+    if not found.ok and probe_python(host).ok:
+        other = f"this machine has {PYTHON_PACKAGE}: use --model-engine {PYTHON_PACKAGE}"
+        return Support(ok=False, reason=f"{PACKAGE} is not installed; {other}, or: {INSTALL}")
+    return found
 
 
 def probe_python(host: HostInfo) -> Support:
     """Whether llama-cpp-python is installed, by metadata only; its version when it is."""
-    if importlib.util.find_spec(PYTHON_MODULE) is None:
-        return Support(ok=False, reason=f"{PYTHON_PACKAGE} is not installed; install it with: {PYTHON_INSTALL}")
-    try:
-        version = importlib.metadata.version(PYTHON_PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        reason = f"the module {PYTHON_MODULE} is there without the metadata of {PYTHON_PACKAGE}; install it with: {PYTHON_INSTALL}"
-        return Support(ok=False, reason=reason)
-    if _numbers(version) < PYTHON_OLDEST:
-        oldest = ".".join(map(str, PYTHON_OLDEST))
-        return Support(ok=False, reason=f"{PYTHON_PACKAGE} {version} is installed, {oldest} or later is needed: {PYTHON_INSTALL}")
-    return Support(ok=True, reason=f"{PYTHON_PACKAGE} {version}")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The release's numbers: (0, 3, 36) of `0.3.36`, `0.3.36+cu124` and `0.3.36rc1`."""
-    found = re.match(r"(\d+(?:\.\d+)*)", version)
-    return tuple(int(part) for part in found[1].split(".")) if found else ()
+    return installed(PYTHON_MODULE, (PYTHON_PACKAGE,), PYTHON_OLDEST, PYTHON_INSTALL)
 
 
 def match_python(spec: ModelSpec, host: HostInfo) -> Support:

@@ -34,6 +34,8 @@ class Limits(Struct, kw_only=True, frozen=True):
 
     context_length: int
     vocabulary_size: int
+    stops: tuple[str, ...] = ()
+    """The model's own stop strings, which may be special tokens."""
 
 
 def to_llama(request: ApiRequest, limits: Limits, *, cache_prompt: bool = True) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def to_llama(request: ApiRequest, limits: Limits, *, cache_prompt: bool = True) 
     grammar = grammar_in(body)
     if grammar is not None:
         asked["grammar"] = to_gbnf(grammar)
-    return asked | (_chat(body) if request.route == CHAT else _completion(body))
+    return asked | (_chat(body) if request.route == CHAT else _completion(body, limits))
 
 
 def wants_logprobs(body: dict[str, Any]) -> bool:
@@ -156,10 +158,13 @@ def _lost(schema: Any) -> str | None:
     return own or _lost([*inner, *(schema[name] for name in _OF_SCHEMAS if name in schema)])
 
 
-def _completion(body: dict[str, Any]) -> dict[str, Any]:
+def _completion(body: dict[str, Any], limits: Limits) -> dict[str, Any]:
     if not body["prompt"]:
         raise InvalidRequest("prompt is empty; it needs at least one token", param="prompt")
     asked: dict[str, Any] = {"prompt": body["prompt"]}
+    special = [stop for stop in limits.stops if stop in (body.get("stop") or ())]
+    if special:  # a token of this name gets a text, which is then found; chats have no such field
+        asked["preserved_tokens"] = special
     if wants_logprobs(body):
         asked["logprobs"] = max(1, body["logprobs"])
     return asked

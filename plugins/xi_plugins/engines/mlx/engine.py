@@ -23,9 +23,11 @@ from xi_core.engine.base import (
     TokenOut,
 )
 from xi_core.engine.grammar import Grammar, GrammarCompiler
+from xi_core.engine.info import read_options
 from xi_core.engine.rank_link import RankLink
 from xi_core.engine.rank_socket import SocketLink
-from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, UnknownOption
+from xi_core.engine.sequence_check import check_sequence
+from xi_core.errors import EngineError
 from xi_core.models import checkpoint
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.mlx import loading, ranks
@@ -62,7 +64,7 @@ class MlxEngine(TokenEngine):
     # ---- life ----
 
     def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
-        options = _options(plan.options)
+        options = read_options("mlx", MlxOptions, plan.options)
         directory = Path(plan.artifact.path)
         progress("reading the configuration", None)
         loading.check_devices(plan.devices)
@@ -128,29 +130,16 @@ class MlxEngine(TokenEngine):
     def add(self, id: int, prompt: list[int], sampling: SamplingParams) -> None:
         if not self.has_capacity():
             raise EngineError(f"all {self._slots} slots are taken")
-        if not prompt:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        room = self._context - len(prompt)
-        if room < 1:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(prompt)} tokens; the context holds {self._context}, answer included", param="prompt"
-            )
-        self._check_ids("prompt", prompt)
-        self._check_ids("logit_bias", list(sampling.logit_bias))
+        check_sequence(prompt, sampling, self._context, self._size)
         grammar = self._grammars.matcher(sampling.grammar) if sampling.grammar is not None else None
         row = Row(self._sampler, sampling, len(prompt), grammar)
         (uid,) = self._generator.insert(
             [prompt],
-            max_tokens=[min(sampling.max_tokens, room)],
+            max_tokens=[min(sampling.max_tokens, self._context - len(prompt))],
             samplers=[self._sampler],
             logits_processors=[[row]],
         )
         self._by_id[id] = self._by_uid[uid] = _Running(id, uid, row)
-
-    def _check_ids(self, name: str, ids: list[int]) -> None:
-        if ids and not (min(ids) >= 0 and max(ids) < self._size):
-            wrong = next(id for id in ids if not 0 <= id < self._size)
-            raise InvalidRequest(f"{name}: token id {wrong} is outside the vocabulary of {self._size}", param=name)
 
     def remove(self, id: int) -> None:
         running = self._by_id.get(id)
@@ -204,10 +193,3 @@ def _drop(generator: Any, leaving: list[_Running]) -> None:
     if leaving:
         with mx.stream(generator.stream):
             generator.remove([running.uid for running in leaving])
-
-
-def _options(options: dict[str, Any]) -> MlxOptions:
-    try:
-        return msgspec.convert(options, MlxOptions)
-    except msgspec.ValidationError as error:
-        raise UnknownOption(f"engine mlx: {error}") from None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Annotated
 
 from msgspec import Meta
 
 from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, ShardRequest, Support
+from xi_core.engine.installed import installed
+from xi_core.engine.token_manifest import token_manifest
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
-from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Ability, Manifest, limited, no, of_fields
+from xi_core.wire.manifest import Manifest, limited
 
 INSTALL = "pip install 'xi-inference[mlx]'"
 PIPELINED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeForCausalLM", "Qwen2ForCausalLM", "Qwen3MoeForCausalLM")
@@ -41,33 +41,12 @@ class MlxOptions(EngineOptions, kw_only=True, forbid_unknown_fields=True):
 
 def full_manifest(ends: bool = True) -> Manifest:
     """What every model in this engine honours, with or without a chat template; `ends`: whether it has an end token."""
-    common: dict[str, Ability] = dict.fromkeys(COMMON_FIELDS, YES)
-    common["logprobs"] = limited(maximum=LOGPROBS)
-    common |= dict.fromkeys(STRUCTURED_FIELDS, _structured(ends))
-    return of_fields(
-        chat={**common, "tools": YES, "tool_choice": YES, "parallel_tool_calls": YES, "chat_template_kwargs": YES},
-        completions={**common, "echo": YES},
-    )
-
-
-def _structured(ends: bool) -> Ability:
-    if find_spec("llguidance") is None:
-        return no(f"llguidance is not installed: {INSTALL}")
-    return YES if ends else no("the model names no end token, so that an answer that is complete could not end")
+    return token_manifest(INSTALL, ends=ends, logprobs=limited(maximum=LOGPROBS))
 
 
 def probe(host: HostInfo) -> Support:
     """Whether mlx and mlx-lm are installed, by metadata only."""
-    missing = [name for module, name in (("mlx", "mlx"), ("mlx_lm", "mlx-lm")) if find_spec(module) is None]
-    if missing:
-        return Support(ok=False, reason=f"{' and '.join(missing)} not installed: {INSTALL}")
-    try:
-        found = version("mlx-lm")
-    except PackageNotFoundError:
-        return Support(ok=False, reason=f"mlx-lm is there without its package metadata; install it again: {INSTALL}")
-    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
-        return Support(ok=False, reason=f"mlx-lm {found} is installed, {OLDEST[0]}.{OLDEST[1]} or later is needed: {INSTALL}")
-    return Support(ok=True, reason=f"mlx-lm {found}")
+    return installed("mlx_lm", ("mlx-lm",), OLDEST, INSTALL, beside=("mlx",))
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:

@@ -13,6 +13,7 @@ from typing import Any
 from xi_core.engine.child_options import count, flags, parallelism
 from xi_core.engine.child_sharding import devices_of, network
 from xi_core.wire.plan import LaunchPlan
+from xi_plugins.engines.sglang import sleeping
 from xi_plugins.engines.sglang.plugin import NAME
 
 GPU_SLOTS = 256
@@ -43,6 +44,7 @@ def options_of(plan: LaunchPlan, *, port: int, template: str | None = None, embe
         **({"chat_template": template} if template else {}),
         **({"is_embedding": True} if embedding else {}),
         **_lora(plan),
+        **sleeping.options(plan),
         **({"trust_remote_code": True} if plan.trust_remote_code else {}),
         **plan.options,
         **parallelism(NAME, plan.options, devices_of(plan), _spread_by(plan.options)),

@@ -12,21 +12,25 @@ from typing import Any, ClassVar
 from xi_core.engine.base import ApiRequest, LoadedModel
 from xi_core.engine.child_address import Address
 from xi_core.engine.child_options import cause, complaint, too_long
-from xi_core.engine.child_server import ChildServerEngine, ServerCommand
+from xi_core.engine.child_server import ChildServerEngine, ServerCall, ServerCommand
 from xi_core.engine.child_translate import to_server
 from xi_core.errors import EngineError, EngineNotInstalled, XiError
 from xi_core.models.inspect import has_chat_template
-from xi_core.wire.manifest import STRUCTURED_FIELDS, TOOL_FIELDS, Ability, Manifest, no
+from xi_core.models.special_tokens import special_tokens
+from xi_core.serving.parser import CallForm
+from xi_core.wire.manifest import STRUCTURED_FIELDS, TOOL_FIELDS, Ability, Manifest, limited, no
 from xi_core.wire.plan import LaunchPlan
+from xi_plugins.engines.sglang import sleeping
 from xi_plugins.engines.sglang.command import GRAMMARS, command_line, rank_environment, slots_of
-from xi_plugins.engines.sglang.plugin import INSTALL, MANIFEST, NAME
+from xi_plugins.engines.sglang.plugin import CALL_FORMS, INSTALL, MANIFEST, NAME, UNKNOWN_FORM
 from xi_plugins.engines.sglang.start import KEY
 from xi_plugins.engines.sglang.structured import with_grammar
-from xi_plugins.engines.sglang.tokens import check_ids, special_names, vocabulary_size, without_special
+from xi_plugins.engines.sglang.tokens import MARK, check_ids, vocabulary_size, without_cut, without_special
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 _LOGPROBS = b'"logprobs":{'
+_MARKS = (MARK.encode(), b"\\ufffd")
 _TOO_MANY = re.compile(rb"maximum context length of (\d+) tokens.*?: (\d+) tokens from the input")
 _STAGES = {"Load weight begin": "loading weights", "Load weight end": "preparing the cache", "Capture cuda graph": "capturing CUDA graphs"}
 
@@ -42,10 +46,15 @@ class SglangEngine(ChildServerEngine):
     def __init__(self) -> None:
         super().__init__()
         self._special: frozenset[str] = frozenset()
+        self._marks: dict[str, int] = {}
+        """Tokens that can't be spelled out in a grammar."""
         self._vocabulary: int | None = None
+        self._form: CallForm | None = None
+        """How calls are written; None where xi doesn't know it, or the launch has no grammars in llguidance's dialect."""
 
     def command(self, plan: LaunchPlan, address: Address) -> ServerCommand:
-        self._special, self._vocabulary = special_names(plan.artifact.path), vocabulary_size(plan.artifact.path)
+        self._special, self._vocabulary = frozenset(special_tokens(plan.artifact.path)), vocabulary_size(plan.artifact.path)
+        self._form, self._marks = call_form(plan), special_tokens(plan.artifact.path, bracketed=True)
         template = None
         if plan.chat_template is not None and "chat_template" not in plan.options:
             template = address.write("chat_template.jinja", plan.chat_template)
@@ -53,11 +62,13 @@ class SglangEngine(ChildServerEngine):
         return ServerCommand(argv=argv, env=_environment(address), defaults=_defaults(plan))
 
     def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
-        return LoadedModel(context_length=card["max_model_len"], slots=slots_of(plan), manifest=manifest_for(plan))
+        return LoadedModel(
+            context_length=card["max_model_len"], slots=slots_of(plan), manifest=manifest_for(plan), sleep=sleeping.ability(plan)
+        )
 
     def body(self, request: ApiRequest) -> dict[str, Any]:
         check_ids(request.body.get("prompt", ()), self._vocabulary, "prompt")
-        body = with_grammar(to_server(request))
+        body = with_grammar(to_server(request), self._form, self._marks)
         adapter = {"lora_path": request.adapter} if request.adapter is not None else {}
         return {**body, **adapter, "top_k": body.get("top_k") or -1}
 
@@ -70,7 +81,15 @@ class SglangEngine(ChildServerEngine):
 
     def event(self, request: ApiRequest, data: bytes) -> bytes:
         found = super().event(request, data)
+        if any(mark in found for mark in _MARKS):
+            found = without_cut(found)
         return without_special(found, self._special) if _LOGPROBS in found else found
+
+    def sleep_calls(self, level: int) -> list[ServerCall]:
+        return sleeping.sleep_calls()
+
+    def wake_calls(self, level: int) -> list[ServerCall]:
+        return sleeping.wake_calls()
 
     def stage(self, line: str) -> tuple[str, float | None] | None:
         return next(((stage, None) for sign, stage in _STAGES.items() if sign in line), None)
@@ -91,15 +110,31 @@ def manifest_for(plan: LaunchPlan) -> Manifest:
     options, closed = plan.options, dict[str, Ability]()
     if not options.get("enable_deterministic_inference"):
         closed["seed"] = no("launch it with --enable-deterministic-inference")
-    if options.get("grammar_backend", GRAMMARS) != GRAMMARS:
-        closed |= dict.fromkeys(STRUCTURED_FIELDS, no(f"launch it with --grammar-backend {GRAMMARS}"))
-    elif find_spec("llguidance") is None:
-        closed |= dict.fromkeys(STRUCTURED_FIELDS, no("llguidance is not installed beside SGLang"))
+    if (wanting := _no_grammars(plan)) is not None:
+        closed |= dict.fromkeys(STRUCTURED_FIELDS, no(wanting))
     endpoints = {COMPLETIONS: MANIFEST.endpoints[COMPLETIONS] | closed}
     if plan.chat_template or options.get("chat_template") or has_chat_template(plan.artifact.path):
-        tools = {} if options.get("tool_call_parser") else dict.fromkeys(TOOL_FIELDS, no("launch it with --tool-call-parser NAME"))
-        endpoints[CHAT] = MANIFEST.endpoints[CHAT] | closed | tools
+        endpoints[CHAT] = MANIFEST.endpoints[CHAT] | closed | _tools(plan)
     return Manifest(endpoints=endpoints)
+
+
+def _tools(plan: LaunchPlan) -> dict[str, Ability]:
+    """What of tools this launch hasn't."""
+    if not plan.options.get("tool_call_parser"):
+        return dict.fromkeys(TOOL_FIELDS, no("launch it with --tool-call-parser NAME"))
+    return {} if call_form(plan) else {"tool_choice": limited("none", "auto", reason=_no_grammars(plan) or UNKNOWN_FORM)}
+
+
+def _no_grammars(plan: LaunchPlan) -> str | None:
+    """Why answers can't be held to grammars in llguidance's dialect; None where they can."""
+    if plan.options.get("grammar_backend", GRAMMARS) != GRAMMARS:
+        return f"launch it with --grammar-backend {GRAMMARS}"
+    return "llguidance is not installed beside SGLang" if find_spec("llguidance") is None else None
+
+
+def call_form(plan: LaunchPlan) -> CallForm | None:
+    """How calls are written in this launch, where an answer can be held to it."""
+    return CALL_FORMS.get(str(plan.options.get("tool_call_parser"))) if _no_grammars(plan) is None else None
 
 
 def _environment(address: Address) -> dict[str, str]:

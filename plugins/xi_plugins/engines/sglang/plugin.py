@@ -9,8 +9,10 @@ from xi_core.engine.child_options import checked_context, normalised, refuse
 from xi_core.engine.child_sharding import refused, shared_by
 from xi_core.engine.info import EngineInfo, HostInfo, ShardRequest, Support
 from xi_core.engine.installed import installed
+from xi_core.engine.matching import not_on_linux, wrong_format, wrong_type
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
+from xi_core.serving.server_calls import HERMES, LLAMA3
 from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Manifest, limited, no, of_fields, pooling_manifest
 
 NAME = "SGLang"
@@ -21,8 +23,14 @@ OLDEST = (0, 5)
 
 _SEED = limited(reason="only with --enable-deterministic-inference")
 _REPETITION = no("SGLang takes no more than 2, and weighs it before logit_bias where xi's other engines do so after")
-_CHOICE = limited("none", "auto", reason="arguments of a call that SGLang forces were no whole JSON")
-_NO_ONE_CALL = no("SGLang was not seen to keep to one call")
+
+CALL_FORMS = {**dict.fromkeys(("qwen", "qwen25", "hermes"), HERMES), "llama3": LLAMA3}
+"""SGLang's parsers of tool calls of which xi knows the form, so that it can force calls.
+
+Its `pythonic` drops calls with numbers below zero, and with JSON's true and null.
+"""
+UNKNOWN_FORM = f"calls can be required with --tool-call-parser {', '.join(CALL_FORMS)}; xi doesn't know the form of others"
+_CHOICE = limited(reason=UNKNOWN_FORM)
 _NO_IDS = no("SGLang does not tell them in streams of chats")
 _COMMON = dict.fromkeys((*COMMON_FIELDS, *STRUCTURED_FIELDS), YES) | {
     "repetition_penalty": _REPETITION,
@@ -31,7 +39,7 @@ _COMMON = dict.fromkeys((*COMMON_FIELDS, *STRUCTURED_FIELDS), YES) | {
 }
 
 MANIFEST = of_fields(
-    chat=_COMMON | dict.fromkeys(("tools", "chat_template_kwargs"), YES) | {"tool_choice": _CHOICE, "parallel_tool_calls": _NO_ONE_CALL},
+    chat=_COMMON | dict.fromkeys(("tools", "chat_template_kwargs"), YES) | {"tool_choice": _CHOICE, "parallel_tool_calls": YES},
     completions=_COMMON | {"echo": no("SGLang is not asked for the prompt's text")},
 )
 """What a model with a chat template, a tool parser and deterministic inference honours."""
@@ -82,20 +90,12 @@ class SglangInfo(EngineInfo, kw_only=True):
 
 def probe(host: HostInfo) -> Support:
     """Whether SGLang is installed, by metadata only; its version when it is."""
-    if host.system.lower() != "linux":
-        return Support(ok=False, reason=f"SGLang runs on Linux, and this is {host.system}")
-    return installed(PACKAGE, (PACKAGE,), OLDEST, INSTALL)
+    return not_on_linux(NAME, host) or installed(PACKAGE, (PACKAGE,), OLDEST, INSTALL)
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
     """Whether `spec` is a Hugging Face directory of a language model or of an embedding model."""
-    if host.system.lower() != "linux":
-        return Support(ok=False, reason=f"SGLang runs on Linux, and this is {host.system}")
-    if spec.format not in FORMATS:
-        return Support(ok=False, reason=f"SGLang runs {', '.join(FORMATS)}, not format {spec.format}")
-    if spec.model_type not in ("LLM", *POOLING):
-        return Support(ok=False, reason=f"model type {spec.model_type} is none of LLM, {', '.join(POOLING)}")
-    return Support(ok=True)
+    return not_on_linux(NAME, host) or wrong_format(NAME, spec, FORMATS) or wrong_type(spec, POOLING) or Support(ok=True)
 
 
 def shard(request: ShardRequest) -> Support:

@@ -9,6 +9,7 @@ from xi_core.wire.manifest import pooling_manifest
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.sglang.command import slots_of
 from xi_plugins.engines.sglang.engine import SglangEngine
+from xi_plugins.engines.sglang.sleeping import ability
 from xi_plugins.engines.sglang.tokens import check_ids
 
 
@@ -18,7 +19,8 @@ class SglangEmbedder(SglangEngine):
     embedding = True
 
     def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
-        return LoadedModel(context_length=card["max_model_len"], slots=slots_of(plan), manifest=pooling_manifest("embeddings"))
+        manifest = pooling_manifest("embeddings")
+        return LoadedModel(context_length=card["max_model_len"], slots=slots_of(plan), manifest=manifest, sleep=ability(plan))
 
     def body(self, request: ApiRequest) -> dict[str, Any]:
         for index, text in enumerate(request.body["input"]):

@@ -1,40 +1,19 @@
-"""What xi must know of a model's tokens: names of special ones, whose log-probabilities SGLang tells though they add no text, and how many
-there are, for SGLang dies of an id that is none. Called by engine.py and pooling.py.
+"""What xi must know of a model's tokens: special ones, whose log-probabilities SGLang tells though they add no text, bytes of a character
+that is cut, which it tells as a mark, and how many tokens there are, for it dies of an id that is none. Called by engine.py and pooling.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
-from msgspec import Struct, field
 
-from xi_core.errors import ArtifactError, InvalidRequest
+from xi_core.errors import InvalidRequest
 from xi_core.models.inspect import read_json
 
-T = TypeVar("T")
-
-
-class _Added(Struct):
-    content: str
-    special: bool = False
-
-
-class _Tokenizer(Struct):
-    added_tokens: list[_Added] = field(default_factory=list)
-
-
-class _Config(Struct):
-    added_tokens_decoder: dict[str, _Added] = field(default_factory=dict)
-
-
-def special_names(directory: str) -> frozenset[str]:
-    """Names of the special tokens of the Hugging Face model in `directory`, by both files that may tell them. Raises `ArtifactError`."""
-    whole = _read(Path(directory, "tokenizer.json"), _Tokenizer()).added_tokens
-    config = _read(Path(directory, "tokenizer_config.json"), _Config()).added_tokens_decoder.values()
-    return frozenset(token.content for token in (*whole, *config) if token.special)
+MARK = "\ufffd"
+"""What stands for bytes that make no character."""
 
 
 def vocabulary_size(directory: str) -> int | None:
@@ -62,10 +41,14 @@ def without_special(data: bytes, names: frozenset[str]) -> bytes:
     return msgspec.json.encode(event)
 
 
-def _read(path: Path, missing: T) -> T:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=type(missing))
-    except FileNotFoundError:
-        return missing
-    except (OSError, msgspec.DecodeError) as error:
-        raise ArtifactError(f"{path} can't be read: {error}") from None
+def without_cut(data: bytes) -> bytes:
+    """A streamed event without the mark at its end.
+
+    SGLang keeps the bytes of a character back until it is whole, and at the answer's end gives a mark for what is left of one.
+    """
+    event = msgspec.json.decode(data)
+    for choice in event.get("choices", []):
+        for part, name in ((choice, "text"), *((choice.get("delta") or {}, name) for name in ("content", "reasoning_content"))):
+            if part.get(name):
+                part[name] = part[name].rstrip(MARK)
+    return msgspec.json.encode(event)

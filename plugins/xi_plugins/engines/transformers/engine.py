@@ -21,8 +21,10 @@ from xi_core.engine.base import (
     TokenOut,
 )
 from xi_core.engine.grammar import Grammar, GrammarCompiler
+from xi_core.engine.info import read_options
 from xi_core.engine.rank_link import RankLink
-from xi_core.errors import ContextLengthExceeded, EngineError, EngineNotInstalled, InvalidRequest, UnknownOption
+from xi_core.engine.sequence_check import check_sequence
+from xi_core.errors import EngineError, EngineNotInstalled, InvalidRequest
 from xi_core.models import checkpoint
 from xi_core.wire.plan import LaunchPlan, LoraModule
 from xi_plugins.engines.transformers import loading, ranks
@@ -60,7 +62,7 @@ class TransformersEngine(TokenEngine):
     # ---- life ----
 
     def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
-        options = _options(plan.options)
+        options = read_options("transformers", TransformersOptions, plan.options)
         directory = Path(plan.artifact.path)
         torch.set_num_threads(options.threads or loading.usable_cpus())
         progress("reading the configuration", None)
@@ -135,23 +137,11 @@ class TransformersEngine(TokenEngine):
     def add(self, id: int, prompt: list[int], sampling: SamplingParams) -> None:
         if not self.has_capacity():
             raise EngineError(f"all {self._batch.slots} slots are taken")
-        if not prompt:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        if len(prompt) >= self._context:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(prompt)} tokens; the context holds {self._context}, answer included", param="prompt"
-            )
-        self._check_ids("prompt", prompt)
-        self._check_ids("logit_bias", list(sampling.logit_bias))
+        check_sequence(prompt, sampling, self._context, self._size)
         if sampling.adapter is not None and (self._adapters is None or sampling.adapter not in self._adapters.names):
             raise InvalidRequest(f"there is no LoRA module '{sampling.adapter}'", param="model")
         grammar = self._grammars.matcher(sampling.grammar) if sampling.grammar is not None else None
         self._batch.waiting.append(Sequence(id, prompt, sampling, RowSampler(sampling, prompt, self._size, self._device, grammar)))
-
-    def _check_ids(self, name: str, ids: list[int]) -> None:
-        if ids and not (min(ids) >= 0 and max(ids) < self._size):
-            wrong = next(id for id in ids if not 0 <= id < self._size)
-            raise InvalidRequest(f"{name}: token id {wrong} is outside the vocabulary of {self._size}", param=name)
 
     @torch.inference_mode()  # the cache's rows were made in this mode and can be moved in no other
     def remove(self, id: int) -> None:
@@ -260,10 +250,3 @@ def _adapters(model: Any, modules: list[LoraModule]) -> Adapters:
     except ImportError as error:
         raise EngineNotInstalled(f"LoRA modules need peft, which can't be imported ({error}): {INSTALL}", param="lora_modules") from error
     return Adapters(model, modules)
-
-
-def _options(options: dict[str, Any]) -> TransformersOptions:
-    try:
-        return msgspec.convert(options, TransformersOptions)
-    except msgspec.ValidationError as error:
-        raise UnknownOption(f"engine transformers: {error}") from None

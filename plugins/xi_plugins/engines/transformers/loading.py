@@ -141,7 +141,7 @@ def load_model(
             **arguments,
         )
         missing = sorted(info["missing_keys"])
-        model = model.eval() if placed else model.to(layout.first).eval()
+        model = _evened(model, dtype).eval() if placed else model.to(layout.first).eval()
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise LaunchFailed(f"{directory}: not enough memory on {_names(layout)} for the weights: {error}") from error
     except ImportError as error:  # of a library that reads the checkpoint's own quantization, most often
@@ -154,6 +154,11 @@ def load_model(
     if getattr(model, "_is_stateful", False):
         raise EngineError(f"engine transformers serves models with full attention; this {config.model_type} model keeps a recurrent state")
     return model
+
+
+def _evened(model: Any, dtype: torch.dtype) -> Any:
+    """Quantized weights that were expanded while they were loaded have `dtype`; the library leaves the others in the file's."""
+    return model.to(dtype) if getattr(model, "is_quantized", None) is False else model
 
 
 def check_placement(model: Any, layout: Layout) -> None:

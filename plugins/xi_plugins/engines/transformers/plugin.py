@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from xi_core.engine.info import EngineInfo, EngineOptions, HostInfo, ShardRequest, Support
+from xi_core.engine.installed import installed
+from xi_core.engine.matching import wrong_type
+from xi_core.engine.token_manifest import token_manifest
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
-from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Ability, Manifest, limited, no, of_fields, pooling_manifest
+from xi_core.wire.manifest import Manifest, limited, pooling_manifest
+from xi_plugins.engines.transformers import quantized
 
 INSTALL = "pip install 'xi-inference[transformers]'"
 INSTALL_QUANTIZATION = "pip install 'xi-inference[transformers-quantization]'"
 Quantization = Literal["bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8", "torchao-int8-dynamic", "torchao-float8", "torchao-int4"]
 SHARDED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Architectures whose models it shards. Their key/value heads, query heads and MLP must divide by the workers."""
+FORMATS = ("pytorch", *quantized.FORMATS)
 LOGPROBS = 20
 """Most alternatives per token."""
 
@@ -55,34 +58,12 @@ class TransformersOptions(EngineOptions, kw_only=True, forbid_unknown_fields=Tru
 
 def full_manifest(ends: bool = True) -> Manifest:
     """What every model in this engine honours, with or without a chat template; `ends`: whether it has an end token."""
-    common: dict[str, Ability] = dict.fromkeys(COMMON_FIELDS, YES)
-    common["logprobs"] = limited(maximum=LOGPROBS)
-    common |= dict.fromkeys(STRUCTURED_FIELDS, _structured(ends))
-    return of_fields(
-        chat={**common, "tools": YES, "tool_choice": YES, "parallel_tool_calls": YES, "chat_template_kwargs": YES},
-        completions={**common, "echo": YES},
-    )
-
-
-def _structured(ends: bool) -> Ability:
-    if find_spec("llguidance") is None:
-        return no(f"llguidance is not installed: {INSTALL}")
-    return YES if ends else no("the model names no end token, so that an answer that is complete could not end")
+    return token_manifest(INSTALL, ends=ends, logprobs=limited(maximum=LOGPROBS))
 
 
 def probe(host: HostInfo) -> Support:
     """Whether torch and transformers are installed, by metadata only."""
-    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
-    if missing:
-        return Support(ok=False, reason=f"{' and '.join(missing)} not installed: {INSTALL}")
-    try:
-        found = version("transformers")
-    except PackageNotFoundError:
-        return Support(ok=False, reason=f"transformers is there without its package metadata; install it again: {INSTALL}")
-    major, minor = (int(part) for part in found.split(".")[:2])
-    if not (5, 20) <= (major, minor) < (6, 0):
-        return Support(ok=False, reason=f"transformers {found} is installed, 5.20 or later (below 6) is needed: {INSTALL}")
-    return Support(ok=True, reason=f"transformers {found}")
+    return installed("transformers", ("transformers",), (5, 20), INSTALL, below=(6,), beside=("torch",))
 
 
 OWN_CODE = ("BaichuanForCausalLM", "ChatGLMModel", "JinaBertForMaskedLM", "QWenLMHeadModel")
@@ -95,17 +76,17 @@ def priority(host: HostInfo) -> int:
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
-    """Whether `spec` is a Hugging Face directory of a language model, an embedding model or a reranker."""
-    if spec.format != "pytorch":
-        return Support(ok=False, reason=f"format {spec.format} is not pytorch")
+    """Whether `spec` is a Hugging Face directory of a language model, an embedding model or a reranker. A reason with a yes is a doubt."""
+    if spec.format not in FORMATS:
+        return Support(ok=False, reason=f"format {spec.format} is none of {', '.join(FORMATS)}")
     if spec.source.id.lower().endswith(".gguf"):
         return Support(ok=False, reason="a GGUF file; the engine llama.cpp runs those")
-    if spec.model_type not in ("LLM", *POOLING):
-        return Support(ok=False, reason=f"model type {spec.model_type} is none of LLM, {', '.join(POOLING)}")
-    if spec.architecture in OWN_CODE and not (spec.remote_code and spec.source.source == "local"):
+    if (wrong := wrong_type(spec, POOLING)) is not None:
+        return wrong
+    if spec.architecture in OWN_CODE and not spec.remote_code:
         what = f"models of the architecture {spec.architecture} bring Python code of their own"
-        return Support(ok=False, reason=f"{what}, which runs only from a directory of yours with --trust-remote-code")
-    return Support(ok=True)
+        return Support(ok=False, reason=f"{what}; to run it, launch with --trust-remote-code, where the operator allows it")
+    return quantized.match(spec, host)
 
 
 def shard(request: ShardRequest) -> Support:
@@ -117,6 +98,8 @@ def shard(request: ShardRequest) -> Support:
         return Support(ok=False, reason=f"it shards {', '.join(SHARDED)}; this model is {named}")
     if request.n_gpu > 1:
         return Support(ok=False, reason=f"each of its ranks has one GPU or a CPU; n_gpu is {request.n_gpu}, for each worker: use 1 or none")
+    if method := quantized.method_of(request.model):
+        return Support(ok=False, reason=f"it shards models that are not quantized; this one is, by {method}")
     for name in ("device_map", "quantize"):
         if options.get(name) is not None:
             return Support(ok=False, reason=f"the option {name} is for models that are not sharded: leave it out")
@@ -130,7 +113,7 @@ def xi_engines() -> list[EngineInfo]:
         EngineInfo(
             name="transformers",
             engine="xi_plugins.engines.transformers.engine:TransformersEngine",
-            formats=("pytorch",),
+            formats=FORMATS,
             preferred_formats=("pytorch",),
             engines_by_type=POOLING,
             manifest=Manifest(endpoints={**full_manifest().endpoints, **pooling_manifest("embeddings", "rerank").endpoints}),

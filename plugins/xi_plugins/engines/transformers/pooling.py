@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging as library_logging
 
 from xi_core.engine.base import EngineStats, LoadedModel, Progress
+from xi_core.engine.info import read_options
 from xi_core.engine.pooling import EmbeddingEngine, PoolingEngine, PoolingInput, RerankEngine
 from xi_core.errors import ArtifactError, EngineError, LaunchFailed, UnknownOption
 from xi_core.models.checkpoint import check_weights, read_json, special_tokens
@@ -261,10 +262,7 @@ def _options(options: dict[str, Any]) -> TransformersOptions:
         raise UnknownOption(
             f"option '{other}' means nothing for a model that generates no text; options: {', '.join(OPTIONS)}", param=other
         )
-    try:
-        return msgspec.convert(options, TransformersOptions)
-    except msgspec.ValidationError as error:
-        raise UnknownOption(f"engine transformers: {error}") from None
+    return read_options("transformers", TransformersOptions, options)
 
 
 def _load(library: Any, directory: Path, config: Any, dtype: torch.dtype, device: torch.device, plan: LaunchPlan) -> Any:

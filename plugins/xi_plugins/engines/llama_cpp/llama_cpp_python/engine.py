@@ -20,7 +20,9 @@ from xi_core.engine.base import (
     TokenOut,
 )
 from xi_core.engine.grammar import Grammar, GrammarCompiler
-from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, UnknownOption
+from xi_core.engine.info import read_options
+from xi_core.engine.sequence_check import check_sequence
+from xi_core.errors import EngineError
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.llama_cpp.gguf import read_header
 from xi_plugins.engines.llama_cpp.llama_cpp_python.context import Context
@@ -60,7 +62,7 @@ class LlamaCppPythonEngine(TokenEngine):
 
     def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
         library = load_library()
-        options = _options(plan.options)
+        options = read_options("llama-cpp-python", LlamaCppPythonOptions, plan.options)
         progress("reading the model's header", None)
         header = read_header(Path(plan.artifact.path))
         room = memory(bool(plan.devices))
@@ -118,14 +120,7 @@ class LlamaCppPythonEngine(TokenEngine):
     def add(self, id: int, prompt: list[int], sampling: SamplingParams) -> None:
         if not self.has_capacity():
             raise EngineError(f"all {self._slots.count} slots are taken")
-        if not prompt:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        if len(prompt) >= self._length:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(prompt)} tokens; the context holds {self._length}, answer included", param="prompt"
-            )
-        _check_ids("prompt", prompt, self._size)
-        _check_ids("logit_bias", list(sampling.logit_bias), self._size)
+        check_sequence(prompt, sampling, self._length, self._size)
         grammar = self._grammars.matcher(sampling.grammar) if sampling.grammar is not None else None
         sampler = RowSampler(sampling, prompt, self._size, grammar)
         with self._computing:
@@ -231,16 +226,3 @@ def _warm_up(context: Context, token: int) -> None:
     context.put(0, 0, [token], ends=True)
     context.decode()
     context.trim(0, 0)
-
-
-def _check_ids(name: str, ids: list[int], size: int) -> None:
-    if ids and not (min(ids) >= 0 and max(ids) < size):
-        wrong = next(id for id in ids if not 0 <= id < size)
-        raise InvalidRequest(f"{name}: token id {wrong} is outside the vocabulary of {size}", param=name)
-
-
-def _options(options: dict[str, Any]) -> LlamaCppPythonOptions:
-    try:
-        return msgspec.convert(options, LlamaCppPythonOptions, strict=False)
-    except msgspec.ValidationError as error:
-        raise UnknownOption(f"options of engine llama-cpp-python: {error}") from None

@@ -1,0 +1,64 @@
+"""What time alone brings about: launches that took too long or are to be forgotten, workers that stay away, drains that end.
+
+Pure: called by `lifecycle`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from xi_core.cluster.launches import LaunchEntry
+from xi_core.cluster.placement import Rejection
+from xi_core.cluster.replicas import Action, Ending, Replica
+from xi_core.cluster.state import ClusterState
+
+LEASE = 1.25
+"""Seconds for which a worker's word holds after its link went down. That is noticed within 2 s; with two leases a replica moves in 5."""
+KEPT = 600.0
+"""Seconds for which an ended launch is remembered: for its reason to be read, and for a worker that comes back with replicas of it."""
+
+
+def wake_of(state: ClusterState, uid: str) -> float | None:
+    """When this launch has something to do next."""
+    launch = state.launches.get(uid)
+    if launch is None:
+        return None
+    times = [launch.ended_at + KEPT] if launch.end else [launch.deadline] if launch.deadline is not None else []
+    for replica in launch.replicas:
+        if replica.lost_at is not None:
+            times.append(replica.lost_at + 2 * LEASE)
+        if replica.move_by is not None and not replica.leaving and not launch.end:
+            times.append(replica.move_by)
+        if not launch.end and not replica.live and replica.start_at is not None:
+            times.append(max(replica.start_at, state.settled_at))
+    return min(times, default=None)
+
+
+def tick(state: ClusterState, now: float) -> list[Action]:
+    """Time has passed: what is due now."""
+    actions: list[Action] = []
+    due = state.touched.due(now, partial(wake_of, state), state.launches)
+    for launch in due:
+        if launch.end:
+            if now >= launch.ended_at + KEPT and not launch.live:
+                state.forget(launch)
+        elif launch.deadline is not None and now >= launch.deadline:
+            actions += state.fail(now, launch, f"not ready within its time; {launch.hindrance()}")
+    for launch, replica in [(one, replica) for one in due for replica in one.replicas]:
+        if replica.lost_at is not None and now >= replica.lost_at + 2 * LEASE:
+            actions += _expire(state, now, launch, replica)
+        if replica.move_by is not None and now >= replica.move_by and replica.live and not replica.leaving and not launch.end:
+            actions += state.overdue(now, launch, replica)
+    return actions + state.start_due(now)
+
+
+def _expire(state: ClusterState, now: float, launch: LaunchEntry, replica: Replica) -> list[Action]:
+    """A worker of it stayed away. Move it if there is a place elsewhere; if not, it may well go on serving, and is asked for again."""
+    lost = [rank for rank in replica.ranks if rank.lost_at is not None and not rank.gone]
+    where = ", ".join(dict.fromkeys(rank.worker for rank in lost))
+    if launch.end or replica.leaving or not isinstance(state.place(launch, replica), Rejection):
+        return state.lose(now, launch, replica, lost, Ending(f"worker {where} is away", fault=False))
+    for rank in lost:
+        rank.lost_at, rank.stage = now, f"worker {rank.worker} is away"
+    replica.stage = f"worker {where} is away"
+    return []

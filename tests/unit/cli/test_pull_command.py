@@ -1,0 +1,42 @@
+"""`xi pull` by a server: what it sends, and what it makes of several workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+START = ("POST", "/v1/cache/models")
+STATUS = ("GET", "/v1/cache/pulls/1")
+
+
+def status(*states: tuple[str, str], **more: Any) -> dict[str, Any]:
+    workers = [{"worker": name, "state": state, "stage": "downloading 1/1 m", "path": f"/{name}/m"} | more for name, state in states]
+    return {"pull_id": "1", "model_name": "a/m", "source": "hub", "workers": workers}
+
+
+def test_paths_of_several_workers_are_named(xi: Any, server: Any) -> None:
+    server.script[START] = status(("one", "RUNNING"), ("two", "RUNNING"))
+    server.script[STATUS] = status(("one", "DONE"), ("two", "DONE"))
+    result = xi("pull", "a/m", "-q", "f16", "--worker-ip", "one,two", "--trust-remote-code")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "one: /one/m\ntwo: /two/m\n"
+    assert "two: downloading 1/1 m" in result.stderr
+    assert server.calls(*START)[0].body == {
+        "model_name": "a/m",
+        "quantization": "f16",
+        "worker_ip": "one,two",
+        "trust_remote_code": True,
+    }
+
+
+def test_a_worker_that_failed_is_named(xi: Any, server: Any) -> None:
+    server.script[START] = status(("one", "FAILED"), error="the disk is full")
+    result = xi("pull", "a/m", "-e", server.url)
+    assert result.exit_code == 1
+    assert "one: the disk is full" in result.stderr
+
+
+def test_the_model_is_named_once(xi: Any, server: Any) -> None:
+    assert xi("pull").exit_code == 2
+    assert xi("pull", "a/m", "-n", "b/m").exit_code == 2
+    assert xi("pull", "a/m", "--local", "--worker-ip", "one").exit_code == 2
+    assert not server.seen

@@ -1,0 +1,103 @@
+"""Which files of a hub's repository a launch gets: no code and no pickles, unless it may have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from xi_core.config import Settings
+from xi_core.errors import ArtifactError
+from xi_core.models.family import SourceRef
+from xi_core.models.hub_files import HubFile, check_cached, chosen, lacks_code, naming
+
+SAFE = ("config.json", "model.safetensors", "modeling_own.py", "pytorch_model.bin", "README.md", "training_args.bin", "sub/code.py")
+PICKLED = ("config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "x.bin")
+
+
+def ref(*files: str, code: bool = False, pickled: bool = False) -> SourceRef:
+    return SourceRef(source="hub", id="a/b", files=files, code=code, pickled=pickled)
+
+
+def names(listed: tuple[str, ...], wanted: SourceRef) -> list[str]:
+    return [file.name for file in chosen([HubFile(name=name, size=1) for name in listed], wanted)]
+
+
+def test_a_plain_launch_gets_neither_code_nor_pickles() -> None:
+    assert names(SAFE, ref()) == ["config.json", "model.safetensors"]
+
+
+def test_code_comes_where_it_may() -> None:
+    assert names(SAFE, ref(code=True)) == ["config.json", "model.safetensors", "modeling_own.py", "sub/code.py"]
+
+
+def test_pickled_weights_come_where_they_may_and_there_are_no_others() -> None:
+    assert names(SAFE, ref(pickled=True)) == ["config.json", "model.safetensors"]
+    assert names(PICKLED, ref(pickled=True)) == [name for name in PICKLED if name != "x.bin"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "wanted", "message"),
+    [
+        (PICKLED, ref(), r"\(pytorch_model-00001-of-00002\.bin, .*are pickles.*XI_ALLOW_PICKLED_WEIGHTS=1.*engine transformers"),
+        (("config.json", "weights.pt"), ref(), r"\(weights\.pt\) are pickles.*with \.safetensors or \.gguf files$"),
+        (("config.json", "weights.pt"), ref(pickled=True), r"\(weights\.pt\) are pickles"),
+        (("config.json",), ref(pickled=True), "it has no weights"),
+        (("config.json", "onnx/model.safetensors"), ref(pickled=True), "it has no weights"),
+        (SAFE, ref("modeling_own.py"), r"modeling_own\.py is code.*--trust-remote-code.*XI_ALLOW_REMOTE_CODE=1"),
+        (SAFE, ref("*.py"), "several files"),
+        (SAFE, ref("pytorch_model.bin"), r"pytorch_model\.bin is a pickle"),
+        (SAFE, ref("training_args.bin", pickled=True), r"training_args\.bin is a pickle"),
+    ],
+)
+def test_refused_with_what_is_there_and_what_to_do(listed: tuple[str, ...], wanted: SourceRef, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        names(listed, wanted)
+
+
+def test_what_is_named_comes_where_it_may() -> None:
+    assert names(SAFE, ref("pytorch_model.bin", pickled=True)) == ["pytorch_model.bin"]
+    assert names(SAFE, ref("modeling_own.py", code=True)) == ["modeling_own.py"]
+
+
+def test_pickles_that_an_earlier_launch_put_into_the_cache_are_refused() -> None:
+    with pytest.raises(ArtifactError, match="are pickles"):
+        check_cached(PICKLED, ref())
+    check_cached(PICKLED, ref(pickled=True))
+    check_cached(SAFE, ref())
+    with pytest.raises(ArtifactError, match="is a pickle"):
+        check_cached(SAFE, ref("pytorch_model.bin"))
+
+
+@pytest.mark.parametrize(
+    ("auto_map", "files", "lacks"),
+    [
+        ({"AutoModel": "modeling.Own"}, [], True),
+        ({"AutoTokenizer": ["tokens.Slow", None]}, [], True),
+        ({"AutoModel": "modeling.Own"}, ["modeling.py"], False),
+        ({"AutoModel": "other/repository--modeling.Own"}, [], False),
+        (None, [], False),
+        ("strange", [], False),
+    ],
+)
+def test_whether_code_was_left_out(tmp_path: Path, auto_map: object, files: list[str], lacks: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"auto_map": auto_map} if auto_map else {}))
+    assert lacks_code(tmp_path, ["config.json", *files]) is lacks
+
+
+def test_an_error_names_its_file_once() -> None:
+    file = HubFile(name="model.safetensors", size=1)
+    named = naming(ArtifactError("the hub answers 500", param="source"), ref(), file)
+    assert (named.message, named.param) == ("a/b: model.safetensors: the hub answers 500", "source")
+    assert naming(named, ref(), file) is named
+
+
+@pytest.mark.parametrize(("config", "allowed"), [(Settings(), False), (Settings(allow_remote_code=True, allow_pickled_weights=True), True)])
+def test_what_a_worker_permits_is_for_its_operator_to_say(config: Settings, allowed: bool) -> None:
+    from xi_core.cluster.fetching import permitted
+
+    asked = permitted(ref(), config, code=True, pickles=True)
+    assert (asked.code, asked.pickled) == (allowed, allowed)
+    claimed = permitted(ref(code=True, pickled=True), config, code=False, pickles=False)
+    assert (claimed.code, claimed.pickled) == (False, False), "what the reference claims doesn't count"
