@@ -5,6 +5,8 @@ The environment has no CUDA: `tests/engines/sglang_environment.sh` tells what st
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,24 +104,37 @@ class TestSglangClaims(ClaimsKit):
 # ---- its parsers of tool calls ----------------------------------------------------------------------
 
 
+READ = """
+import json, os, sys
+from sglang.srt.entrypoints.openai.protocol import Function, Tool
+from sglang.srt.function_call.function_call_parser import FunctionCallParser
+
+name, text = json.load(sys.stdin)
+parser = FunctionCallParser([Tool(function=Function(name=one)) for one in ("look", "count")], name)
+content, pieces = "", []
+for said, calls in [*map(parser.parse_stream_chunk, text), parser.parse_stream_end()]:
+    content += said
+    pieces += [(call.tool_index, call.name, call.parameters) for call in calls]
+print(json.dumps((content, pieces)), flush=True)
+os._exit(0)  # its libraries crash where the interpreter ends
+"""
+
+
 @pytest.mark.parametrize("name", CALL_FORMS)
 def test_its_parsers_read_calls_in_the_form_that_they_are_forced_into(
     name: str, calls: list[tuple[str, dict[str, Any]]], write: Callable[[CallForm], str]
 ) -> None:
-    from sglang.srt.entrypoints.openai.protocol import Function, Tool
-    from sglang.srt.function_call.function_call_parser import FunctionCallParser
-
-    parser = FunctionCallParser([Tool(function=Function(name=name)) for name in ("look", "count")], name)
+    asked = json.dumps((name, write(CALL_FORMS[name])))
+    done = subprocess.run([sys.executable, "-c", READ], input=asked, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    content, pieces = json.loads(done.stdout.splitlines()[-1])
+    assert not content.strip()
     found = dict[int, list[str]]()
-    for character in write(CALL_FORMS[name]):
-        content, pieces = parser.parse_stream_chunk(character)
-        assert not content.strip()
-        for piece in pieces:
-            said = found.setdefault(piece.tool_index, ["", ""])
-            said[0] += piece.name or ""
-            said[1] += piece.parameters
-    assert not parser.parse_stream_end()[1]
-    assert [(name, json.loads(arguments)) for name, arguments in found.values()] == calls
+    for index, function, arguments in pieces:
+        said = found.setdefault(index, ["", ""])
+        said[0] += function or ""
+        said[1] += arguments
+    assert [(function, json.loads(arguments)) for function, arguments in found.values()] == calls
 
 
 # ---- starts that fail -------------------------------------------------------------------------------

@@ -237,9 +237,10 @@ def test_what_cant_be_launched(home: Path, arguments: dict[str, Any], error: typ
 
 
 def test_a_missing_library_is_named_with_its_pip_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xi_core.engine.info import Support
     from xi_plugins.engines.transformers import plugin
 
-    monkeypatch.setattr(plugin, "find_spec", lambda _: None)
+    monkeypatch.setattr(plugin, "installed", lambda *_, **__: Support(ok=False, reason=f"torch not installed: {plugin.INSTALL}"))
     with pytest.raises(e.EngineNotInstalled, match=r"pip install 'xi-inference\[transformers\]'"):
         LLM("xi-tiny", engine="transformers")
 

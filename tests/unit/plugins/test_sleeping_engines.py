@@ -13,6 +13,7 @@ from xi_core.engine.child_server import ChildServerEngine, ServerCommand
 from xi_core.errors import Conflict, EngineError, UnknownOption
 from xi_core.importing import import_path
 from xi_core.testing.harness import plan_for
+from xi_core.testing.waiting import wait_until
 from xi_core.testing.stub_engine import StubServerEngine
 from xi_core.wire.manifest import YES
 from xi_core.wire.plan import LaunchPlan, LoraModule, ServingLimits
@@ -135,23 +136,30 @@ def loaded() -> Iterator[Loaded]:
         engine.close(2.0)
 
 
-def asked(engine: ChildServerEngine) -> list[str]:
-    assert engine._child is not None
-    return [line.removeprefix("asked for ") for line in engine._child.lines if line.startswith("asked for")]
+def asked(engine: ChildServerEngine, count: int) -> list[str]:
+    """What the server was asked, once it has told of so many: its words come by a pipe of their own, after its answer."""
+    child = engine._child
+    assert child is not None
+
+    def told() -> list[str]:
+        return [line.removeprefix("asked for ") for line in child.lines if line.startswith("asked for")]
+
+    wait_until(lambda: len(told()) >= count, 10.0, f"{count} requests at the stub")
+    return told()
 
 
 def test_vllm_is_asked_to_sleep_and_to_wake(loaded: Loaded) -> None:
     engine = loaded(VllmEngine)
     engine.sleep(1)
     engine.wake()
-    assert asked(engine) == ["/sleep?level=1 null", "/wake_up null"]
+    assert asked(engine, 2) == ["/sleep?level=1 null", "/wake_up null"]
 
 
 def test_vllm_reads_the_weights_again_after_level_2(loaded: Loaded) -> None:
     engine = loaded(VllmEngine)
     engine.sleep(2)
     engine.wake()
-    assert asked(engine) == [
+    assert asked(engine, 4) == [
         "/sleep?level=2 null",
         "/wake_up?tags=weights null",
         '/collective_rpc {"method": "reload_weights"}',
@@ -163,7 +171,7 @@ def test_sglang_is_asked_whether_it_is_idle_first(loaded: Loaded) -> None:
     engine = loaded(SglangEngine)
     engine.sleep(1)
     engine.wake()
-    assert asked(engine) == ["/flush_cache?timeout=10 null", "/release_memory_occupation {}", "/resume_memory_occupation {}"]
+    assert asked(engine, 3) == ["/flush_cache?timeout=10 null", "/release_memory_occupation {}", "/resume_memory_occupation {}"]
 
 
 @pytest.mark.parametrize("kind", [VllmEngine, SglangEngine])
