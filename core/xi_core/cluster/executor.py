@@ -84,7 +84,7 @@ class Executor:
 
     def tell_gateways(self, notice: Struct) -> None:
         """Send all gateways a notice."""
-        for link in list(self.gateways):
+        for link in [one for one in self.gateways if not one.closed.is_set()]:
             try:
                 link.notify(notice)
             except TransportError as error:

@@ -13,8 +13,8 @@ from xi_core.engine.child_server import ChildServerEngine, ServerCommand
 from xi_core.errors import Conflict, EngineError, UnknownOption
 from xi_core.importing import import_path
 from xi_core.testing.harness import plan_for
-from xi_core.testing.waiting import wait_until
 from xi_core.testing.stub_engine import StubServerEngine
+from xi_core.testing.waiting import wait_until
 from xi_core.wire.manifest import YES
 from xi_core.wire.plan import LaunchPlan, LoraModule, ServingLimits
 from xi_plugins.engines.sglang import plugin as sglang
