@@ -247,11 +247,12 @@ def _environ(pid: int) -> bytes:
     return Path(f"/proc/{pid}/environ").read_bytes()
 
 
-def tagged(uid: str) -> list[int]:
+def tagged(life: str) -> list[int]:
+    """Processes of this life alone: tests that run at the same time launch models of the same name."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and f"XI_REPLICA_ID={uid}-0@".encode() in (entry / "environ").read_bytes():
+            if entry.name.isdigit() and f"XI_REPLICA_ID={life}".encode() in (entry / "environ").read_bytes():
                 found.append(int(entry.name))
     return found
 
@@ -383,13 +384,14 @@ async def test_a_killed_replica_is_started_again(stage: Stage) -> None:
 async def test_its_children_die_with_a_replica(stage: Stage) -> None:
     await stage.launch(options={"mode": "children"})
     first = (await stage.until("READY")).replicas[0].pid
-    family = tagged("toy")
-    assert len(family) == 3
     assert first is not None
+    life = next(line.decode().partition("=")[2] for line in _environ(first).split(b"\0") if line.startswith(b"XI_REPLICA_ID="))
+    family = tagged(life)
+    assert len(family) == 3
     os.kill(first, signal.SIGKILL)
     await until(lambda: not any(alive(pid) for pid in family), 5.0)
     await stage.link.call(m.Terminate("toy"))
-    assert not tagged("toy")
+    assert not tagged(life)
 
 
 async def test_a_stubborn_replica_is_killed_after_the_grace(stage: Stage) -> None:
@@ -408,7 +410,7 @@ async def test_cancel_while_it_loads(stage: Stage) -> None:
     await stage.link.call(m.Terminate("toy"))
     found = await stage.status()
     assert (found.state, found.error) == ("CANCELLED", "terminated before it was ready")
-    assert not tagged("toy")
+    assert not tagged("toy-0@")
 
 
 @pytest.mark.parametrize("stage", [{"hang_timeout": 0.5}], indirect=True)
@@ -433,7 +435,7 @@ async def test_a_launch_that_is_not_ready_in_time_fails_with_its_stage(stage: St
     await stage.launch(options={"mode": "slow"})
     found = await until_ended(stage, "FAILED", 5)
     assert "not ready within its time" in (found.error or "") or "was not ready" in (found.error or "")
-    await until(lambda: not tagged("toy"), 5.0)
+    await until(lambda: not tagged("toy-0@"), 5.0)
 
 
 async def test_a_new_supervisor_adopts_the_same_process(stage: Stage) -> None:
