@@ -81,6 +81,7 @@ class Gateway:
             # A late tick means that this process stood still: the replicas' answers may lie unread, so none is judged by it.
             self.table.tick(on_time=now - due < PING_INTERVAL)
             self.dispatcher.tick(now)
+            self.metrics.sweep(self.table.models, now)
             due = now + PING_INTERVAL
             await asyncio.sleep(PING_INTERVAL)
 

@@ -247,6 +247,11 @@ def _environ(pid: int) -> bytes:
     return Path(f"/proc/{pid}/environ").read_bytes()
 
 
+def life_of(pid: int) -> str:
+    """The tag of a replica's process, which all that it starts has too."""
+    return next(line.decode().partition("=")[2] for line in _environ(pid).split(b"\0") if line.startswith(b"XI_REPLICA_ID="))
+
+
 def tagged(life: str) -> list[int]:
     """Processes of this life alone: tests that run at the same time launch models of the same name."""
     found = []
@@ -385,7 +390,7 @@ async def test_its_children_die_with_a_replica(stage: Stage) -> None:
     await stage.launch(options={"mode": "children"})
     first = (await stage.until("READY")).replicas[0].pid
     assert first is not None
-    life = next(line.decode().partition("=")[2] for line in _environ(first).split(b"\0") if line.startswith(b"XI_REPLICA_ID="))
+    life = life_of(first)
     family = tagged(life)
     assert len(family) == 3
     os.kill(first, signal.SIGKILL)
@@ -406,11 +411,13 @@ async def test_a_stubborn_replica_is_killed_after_the_grace(stage: Stage) -> Non
 
 async def test_cancel_while_it_loads(stage: Stage) -> None:
     await stage.launch(options={"mode": "slow"})
-    await stage.until("LOADING")
+    pid = (await stage.until("LOADING")).replicas[0].pid
+    assert pid is not None
+    life = life_of(pid)
     await stage.link.call(m.Terminate("toy"))
     found = await stage.status()
     assert (found.state, found.error) == ("CANCELLED", "terminated before it was ready")
-    assert not tagged("toy-0@")
+    assert not tagged(life)
 
 
 @pytest.mark.parametrize("stage", [{"hang_timeout": 0.5}], indirect=True)
@@ -433,9 +440,12 @@ async def test_a_hung_replica_is_killed_and_started_again(stage: Stage, mode: st
 @pytest.mark.parametrize("stage", [{"launch_timeout": 1.0}], indirect=True)
 async def test_a_launch_that_is_not_ready_in_time_fails_with_its_stage(stage: Stage) -> None:
     await stage.launch(options={"mode": "slow"})
+    pid = (await stage.until("LOADING")).replicas[0].pid
+    assert pid is not None
+    life = life_of(pid)
     found = await until_ended(stage, "FAILED", 5)
     assert "not ready within its time" in (found.error or "") or "was not ready" in (found.error or "")
-    await until(lambda: not tagged("toy-0@"), 5.0)
+    await until(lambda: not tagged(life), 5.0)
 
 
 async def test_a_new_supervisor_adopts_the_same_process(stage: Stage) -> None:
