@@ -165,4 +165,4 @@ def stop_at_end_of_stdin(server: HttpServer) -> None:
         time.sleep(ORPHAN_EXIT)
         os._exit(1)
 
-    watch_stdin(server.loop, launcher_is_gone)
+    watch_stdin(launcher_is_gone)

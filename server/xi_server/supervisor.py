@@ -40,6 +40,7 @@ class SupervisorClient:
         """What replicas on other machines want to be shown; the supervisor gives them."""
         self.on_removed: Callable[[XiError], None] = lambda error: None
         """Called once, when the supervisor says that this gateway is a member of the cluster no more."""
+        self._removed = False
         self._security = security
         self.subscribed = asyncio.Event()
         """Set while the table is up to date."""
@@ -81,7 +82,7 @@ class SupervisorClient:
         try:
             return await link.call(command, timeout=timeout)
         except (ChannelClosed, DeadlineExceeded) as error:
-            if isinstance(error, ChannelClosed) and not link.closed.is_set():  # it is the supervisor that has lost somebody: a worker
+            if not link.closed.is_set():  # it is the supervisor that has lost somebody, a worker, or that could not end it in time
                 raise Unavailable(error.message, retry_after=1.0) from None
             raise Unavailable(f"{AWAY} ({error})", retry_after=1.0) from None
 
@@ -91,7 +92,7 @@ class SupervisorClient:
 
     async def _keep(self) -> None:
         wait = REDIAL_FIRST
-        while True:
+        while not self._removed:
             if await self._converse():
                 wait = REDIAL_FIRST
             await asyncio.sleep(wait)
@@ -123,6 +124,7 @@ class SupervisorClient:
                 except XiError as error:
                     log.warning("no routing table from the supervisor: %s", error)
                     if isinstance(error, Forbidden):
+                        self._removed = True
                         self.on_removed(error)
                     return subscribed
                 if answer.keys is not None:

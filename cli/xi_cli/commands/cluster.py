@@ -34,6 +34,8 @@ def cluster(context: click.Context, as_json: bool, endpoint: str | None, api_key
       xi cluster remove node-3
     """
     if context.invoked_subcommand is not None:
+        if endpoint or api_key or as_json:
+            raise click.UsageError(f"options go behind the command: xi cluster {context.invoked_subcommand} [OPTIONS]")
         return
     workers = connect(endpoint, api_key).workers()
     if as_json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import socket
 import time
 
@@ -80,7 +79,9 @@ def neighbours(address: str, port: int) -> int:
     Blocks for up to `PATIENCE` seconds while a given port is taken: who listened there before may be about to end.
     """
     deadline = time.monotonic() + PATIENCE
-    for tries in itertools.count(1):
+    tries = 0
+    while True:
+        tries += 1
         try:
             with _bound(address, port) as first:
                 number = int(first.getsockname()[1])
@@ -93,7 +94,6 @@ def neighbours(address: str, port: int) -> int:
                 raise ConfigError(f"ports {which} of {address} can't be had: {error}; choose others with --cluster-port") from None
         if port:
             time.sleep(_PAUSE)
-    raise AssertionError
 
 
 def _bound(address: str, port: int) -> socket.socket:

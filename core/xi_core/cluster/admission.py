@@ -82,6 +82,8 @@ class Admission:
     def require_name(self, link: Link, name: str) -> None:
         """Raises `Forbidden` where the key of the link is another's."""
         entry = self.entry(link)
+        if entry is None and link.peer_key:
+            raise Forbidden("the key of this connection is on no list")
         if entry is not None and entry.name != name:
             raise Forbidden(f"this connection's key belongs to {entry.role} {entry.name}, not to {name}")
 
@@ -93,9 +95,9 @@ class Admission:
         self._store.add_token(token.secret, role, token.expires)
         return token.text()
 
-    def members(self) -> list[tuple[Kept, bool]]:
+    async def members(self) -> list[tuple[Kept, bool]]:
         """The list, each with whether it is here now."""
-        return [(kept, self._connected(kept.entry)) for kept in self._store.members()]
+        return [(kept, self._connected(kept.entry)) for kept in await in_thread(self._store.members)]
 
     async def strike(self, entry: Entry) -> None:
         """Take a member off the list and cut its connections."""

@@ -49,7 +49,7 @@ class AllowList:
         return m.JoinTokenMade(token, admission.command(token, command.role))
 
     async def _list(self, command: m.ListMembers) -> m.Members:
-        found = self._required().members()
+        found = await self._required().members()
         return m.Members(
             [MemberStatus(name=one.entry.name, role=one.entry.role, joined=one.joined, linked=linked) for one, linked in found]
         )
@@ -57,7 +57,7 @@ class AllowList:
     async def _remove(self, command: m.RemoveMember) -> m.MemberRemoved:
         admission = self._required()
         async with self._turn:
-            entry = self._found(admission, command.name, command.role)
+            entry = await self._found(admission, command.name, command.role)
             runs = self._runs(entry)
             if runs and not command.force:
                 raise Conflict(
@@ -82,6 +82,8 @@ class AllowList:
         """Other keys for gateways, which are told. Answers the replicas that open to older ones."""
         running = [replica for launch in self._lifecycle.listed() for replica in launch.live]
         used = {r.head.plan.security.gateways for r in running if r.head is not None and r.head.plan.security is not None}
+        if any(not replica.live for launch in self._lifecycle.listed() if not launch.end for replica in launch.replicas):
+            used |= {pair.public for pair in admission.older_keys}  # a worker that is away may come back with replicas of any age
         await admission.rotate(used | {admission.gateway_keys.public})  # which replicas that are just starting want to see
         self._executor.tell_gateways(m.GatewayKeys(admission.gateway_keys, admission.older_keys))
         self._executor.gateways_key = admission.gateway_keys.public  # after they were told: no replica wants to see keys that they lack
@@ -92,8 +94,8 @@ class AllowList:
         return [replica.replica_id for replica, _ in self._lifecycle.on(entry.name)] if entry.role == "worker" else []
 
     @staticmethod
-    def _found(admission: Admission, name: str, role: MemberRole | None) -> Entry:
-        members = [kept.entry for kept, _ in admission.members()]
+    async def _found(admission: Admission, name: str, role: MemberRole | None) -> Entry:
+        members = [kept.entry for kept, _ in await admission.members()]
         found = [entry for entry in members if entry.name == name and role in (None, entry.role)]
         if not found:
             known = ", ".join(f"{entry.role} {entry.name}" for entry in members) or "none"

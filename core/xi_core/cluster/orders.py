@@ -17,9 +17,13 @@ class Orders:
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._ended = ""
+        """Why no order is obeyed any more."""
 
     async def give(self, process: ReplicaProcess, level: int) -> None:
         """Have a process sleep at this level, 0: wake. Raises what it answers, and `ReplicaLost` where it ends instead."""
+        if self._ended:
+            raise ReplicaLost(self._ended)
         number = next(self._numbers)
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
@@ -39,7 +43,8 @@ class Orders:
             answer.set_exception(XiError.from_body(report.error))
 
     def end(self, why: str) -> None:
-        """No answer will come."""
+        """No answer will come, to these and to later ones."""
+        self._ended = why
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(ReplicaLost(why))

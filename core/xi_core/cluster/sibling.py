@@ -80,5 +80,5 @@ def stop_event(follow_stdin: bool) -> asyncio.Event:
         def launcher_is_gone() -> None:  # called in the watching thread
             loop.call_soon_threadsafe(stop.set)
 
-        watch_stdin(loop, launcher_is_gone)
+        watch_stdin(launcher_is_gone)
     return stop

@@ -158,12 +158,13 @@ class Store:
         key = self.key_of(entry.role, entry.name)
         if key is None:
             return None
-        with self._transaction():
-            self._db.execute("DELETE FROM members WHERE key = ?", (key,))
-            self._db.execute("DELETE FROM tokens WHERE used_by = ?", (key,))
-            self._db.execute("INSERT OR REPLACE INTO struck VALUES (?, ?, ?)", (key, entry.role, entry.name))
-        self._allowed = {old: other for old, other in self._allowed.items() if old != key}
-        self._struck = {**self._struck, key: entry}
+        with self._turn:
+            with self._transaction():
+                self._db.execute("DELETE FROM members WHERE key = ?", (key,))
+                self._db.execute("DELETE FROM tokens WHERE used_by = ?", (key,))
+                self._db.execute("INSERT OR REPLACE INTO struck VALUES (?, ?, ?)", (key, entry.role, entry.name))
+            self._allowed = {old: other for old, other in self._allowed.items() if old != key}
+            self._struck = {**self._struck, key: entry}
         return key
 
     # ---- tokens ---------------------------------------------------------------------------------
@@ -191,12 +192,13 @@ class Store:
 
     def redeem(self, secret: bytes, role: MemberRole, name: str, key: str) -> None:
         """Bind `key` to `name`, in the place of the key that the name had, and make the token useless to others. Raises `Forbidden`."""
-        with self._transaction():
-            self.check_token(secret, role, key)
-            self._db.execute("UPDATE tokens SET used_by = ? WHERE hash = ?", (key, _hash(secret)))
-            self._db.execute("DELETE FROM members WHERE role = ? AND name = ? OR key = ?", (role, name, key))
-            self._db.execute("INSERT INTO members VALUES (?, ?, ?, ?)", (key, role, name, time.time()))
-            self._db.execute("DELETE FROM struck WHERE key = ?", (key,))
+        with self._turn:
+            with self._transaction():
+                self.check_token(secret, role, key)
+                self._db.execute("UPDATE tokens SET used_by = ? WHERE hash = ?", (key, _hash(secret)))
+                self._db.execute("DELETE FROM members WHERE role = ? AND name = ? OR key = ?", (role, name, key))
+                self._db.execute("INSERT INTO members VALUES (?, ?, ?, ?)", (key, role, name, time.time()))
+                self._db.execute("DELETE FROM struck WHERE key = ?", (key,))
             self._struck = {old: other for old, other in self._struck.items() if old != key}
             entry = Entry(role, name)
             self._allowed = {old: other for old, other in self._allowed.items() if other != entry and old != key} | {key: entry}
@@ -221,7 +223,10 @@ class _Transaction:
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+            if kind is None:
+                self._db.execute("COMMIT")
+            elif self._db.in_transaction:  # of a full disk SQLite rolls back by itself
+                self._db.execute("ROLLBACK")
         finally:
             self._turn.release()
 

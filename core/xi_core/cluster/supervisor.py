@@ -34,7 +34,7 @@ from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_
 from xi_core.cluster.store import Entry, Store
 from xi_core.cluster.table import RoutingTable
 from xi_core.config import CLUSTER_PORT, Settings, settings
-from xi_core.errors import ConfigError, Conflict, LaunchCancelled, ModelNotFound, ProtocolMismatch, XiError
+from xi_core.errors import ChannelClosed, ConfigError, Conflict, LaunchCancelled, ModelNotFound, ProtocolMismatch, XiError
 from xi_core.models.catalog import normalised
 from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Calls, Link, LinkServer
@@ -198,6 +198,8 @@ class Supervisor:
                 self._executor.do(self._lifecycle.worker_left(time.monotonic(), name))
 
     async def _register(self, link: Link, command: m.Register) -> m.Registered:
+        if link.closed.is_set():
+            raise ChannelClosed(f"worker {command.worker} has hung up")
         self._require_name(link, command.worker)
         if command.protocol != PROTOCOL:
             raise ProtocolMismatch(f"worker {command.worker} speaks protocol {command.protocol}, this supervisor {PROTOCOL}")

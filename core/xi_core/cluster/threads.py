@@ -16,7 +16,7 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()
 
-    def settle(value: T | None, error: BaseException | None) -> None:
+    def settle(value: T | None, error: Exception | None) -> None:
         if result.done():
             return
         if error is not None:
@@ -28,10 +28,10 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         value, failure = None, None
         try:
             value = work()
-        except Exception as error:  # a source is a plugin: it may fail in any way, which its caller gets to see
-            failure = error
+        except BaseException as error:  # whatever it is, even a plugin's SystemExit: who waits gets to see it
+            failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, value, failure)
 
-    threading.Thread(target=run, name="fetch", daemon=True).start()
+    threading.Thread(target=run, name="beside-the-loop", daemon=True).start()
     return result

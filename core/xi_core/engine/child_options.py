@@ -112,12 +112,16 @@ def complaint(engine: str, lines: Sequence[str]) -> UnknownOption | None:
     return UnknownOption(f"options of engine {engine}: {message}{hint}", param=named[0][2:].replace("-", "_") if named else None)
 
 
-def too_long(why: str, param: str) -> UnknownOption | None:
-    """The error of a context that is longer than the model's own, as vLLM's and SGLang's model configurations complain of it."""
+def too_long(why: str, param: str, own: str = "") -> UnknownOption | None:
+    """The error of a context that is longer than the model's own, as vLLM's and SGLang's model configurations complain of it.
+
+    `own`: the engine's own name of the option, where it has another.
+    """
     found = _TOO_LONG.search(why)
     if found is None:
         return None
-    return UnknownOption(f"{param} {found[1]} is more than the {found[2]} that this model was made for", param=param)
+    name = f"{param} ({own})" if own else param
+    return UnknownOption(f"{name} {found[1]} is more than the {found[2]} that this model was made for", param=param)
 
 
 def cause(lines: Sequence[str], not_these: Sequence[str] = ()) -> str:

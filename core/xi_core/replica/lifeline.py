@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import os
 import signal
@@ -23,7 +22,7 @@ def die_with_parent() -> None:
         os._exit(3)
 
 
-def watch_stdin(loop: asyncio.AbstractEventLoop, on_eof: Callable[[], None], on_data: Callable[[bytes], None] = lambda data: None) -> None:
+def watch_stdin(on_eof: Callable[[], None], on_data: Callable[[bytes], None] = lambda data: None) -> None:
     """Call `on_eof` when standard input ends, and `on_data` with what comes before.
 
     A thread watches it and calls both, so that a busy loop delays nothing that kills a process.

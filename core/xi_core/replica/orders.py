@@ -24,14 +24,18 @@ class Orders:
         self._loop = asyncio.get_running_loop()
         self._reader = OrderReader()
         self._waiting: asyncio.Queue[Order] = asyncio.Queue()
+        self._deaf = False
+        """Whether something came that can't be read, so that what follows can't be either."""
 
     def take(self, data: bytes) -> None:
         """A piece of the pipe, on the thread that reads it. One that can't be read ends this replica's obedience, not its life."""
+        if self._deaf:
+            return
         try:
             orders = self._reader.feed(data)
         except (ValueError, msgspec.DecodeError) as error:
             log.error("an order of the worker can't be read, and so none from now on: %s", error)
-            self._reader = OrderReader()
+            self._deaf = True
             return
         for order in orders:
             self._loop.call_soon_threadsafe(self._waiting.put_nowait, order)

@@ -129,7 +129,7 @@ def service_for(plan: LaunchPlan, engine: Engine, model: LoadedModel) -> Service
 async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:
     loop = asyncio.get_running_loop()
     orders = Orders(reporter.send)
-    watch_stdin(loop, _worker_is_gone, orders.take)
+    watch_stdin(_worker_is_gone, orders.take)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)

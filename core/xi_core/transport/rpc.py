@@ -146,7 +146,7 @@ class Link:
         self._take(said)
 
     def refuse(self, error: XiError) -> None:
-        """Close because the other side broke the protocol, and tell it so."""
+        """Close, and tell the other side why."""
         log.warning("link to %s closed: %s", self.other, error)
         self._say(Bye(error.body()))
         self.lose(error, gently=True)

@@ -278,6 +278,14 @@ def test_cluster_members(xi, server):
     assert "Nobody has joined" in xi("cluster", "members").stderr
 
 
+@pytest.mark.parametrize("option", [("-e", "http://10.0.0.5:9997"), ("-ak", "key"), ("--json",)])
+def test_options_before_a_command_of_cluster_are_not_lost(xi, server, option):
+    result = xi("cluster", *option, "remove", "w1")
+    assert result.exit_code == 2
+    assert "options go behind the command: xi cluster remove [OPTIONS]" in result.stderr
+    assert server.seen == []
+
+
 def test_cluster_remove(xi, server):
     server.script["DELETE", "/v1/cluster/members/w1?role=worker&force=true"] = {"name": "w1", "role": "worker", "replicas": ["a-0", "b-1"]}
     result = xi("cluster", "remove", "w1", "--role", "worker", "--force")

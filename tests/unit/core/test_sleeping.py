@@ -241,9 +241,11 @@ async def test_a_replica_obeys_one_order_after_the_other(served: Serve) -> None:
     orders = Orders(reports.append)
     obeying = asyncio.create_task(orders.obey(service))
     data = b"".join(encode(order) for order in (Order(1, 1), Order(2, 2), Order(3, 0)))
-    await asyncio.to_thread(orders.take, b"\xff\xff\xff\xff")
     await asyncio.to_thread(orders.take, data)
     await until(lambda: len(reports) == 3, 5.0)
+    await asyncio.to_thread(orders.take, b"\xff\xff\xff\xff")  # what follows can't be told from it
+    await asyncio.to_thread(orders.take, encode(Order(4, 1)))
+    await asyncio.sleep(0)
     obeying.cancel()
     slept, refused, woke = reports
     assert slept == Obeyed(number=1, level=1)
@@ -297,3 +299,6 @@ async def test_a_worker_waits_for_the_answer_of_its_own_order() -> None:
     with pytest.raises(ReplicaLost, match="it died"):
         await tasks[2]
     given.obeyed(Obeyed(number=3, level=0, error=ErrorBody(message="late")))
+    with pytest.raises(ReplicaLost, match="it died"):
+        await given.give(process, 1)  # type: ignore[arg-type]
+    assert len(process.orders) == 3

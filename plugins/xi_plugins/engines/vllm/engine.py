@@ -141,7 +141,7 @@ class VllmEngine(ChildServerEngine):
         why = cause(lines, _NO_CAUSE)
         if "No module named 'vllm" in why:
             return EngineNotInstalled(f"vLLM can't be imported: {why}; install it with: {INSTALL}")
-        if (wrong := too_long(why, "context_length")) is not None:
+        if (wrong := too_long(why, "context_length", "max_model_len")) is not None:
             return wrong
         if "memory" in why.lower():
             return EngineError(f"vLLM has too little memory: {why}")
