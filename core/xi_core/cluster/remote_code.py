@@ -5,8 +5,12 @@ Checked by the supervisor before anything is placed, and by the worker, whose op
 
 from __future__ import annotations
 
+import msgspec
+
 from xi_core.api.control import LaunchSpec
+from xi_core.config import Settings
 from xi_core.errors import Forbidden
+from xi_core.wire.plan import LaunchPlan
 
 
 def check_remote_code(spec: LaunchSpec, allowed: bool) -> None:
@@ -17,3 +21,12 @@ def check_remote_code(spec: LaunchSpec, allowed: bool) -> None:
             "the operator of this machine's xi has not set XI_ALLOW_REMOTE_CODE=1; leave it out for a model without code of its own",
             param="trust_remote_code",
         )
+
+
+def granted(plan: LaunchPlan, settings: Settings) -> LaunchPlan:
+    """The plan with what this machine's operator allows, whatever the supervisor says: a model's own code, and pickled weights."""
+    return msgspec.structs.replace(
+        plan,
+        trust_remote_code=plan.trust_remote_code and settings.allow_remote_code,
+        pickled_weights=settings.allow_pickled_weights,
+    )

@@ -55,7 +55,7 @@ from xi_core.cluster.messages import (
 )
 from xi_core.cluster.ports import PortBlock, PortRange, interface_of
 from xi_core.cluster.process import REPLICA_COMMAND
-from xi_core.cluster.remote_code import check_remote_code
+from xi_core.cluster.remote_code import check_remote_code, granted
 from xi_core.cluster.replicas import rank_of
 from xi_core.cluster.requirement import check_environment, joined, needed
 from xi_core.cluster.running import RunningReplica
@@ -252,12 +252,12 @@ class Worker:
         if prepared is None or prepared.plan.incarnation != plan.incarnation or not prepared.waits:
             raise Conflict(f"rank {plan.rendezvous.rank} of {plan.replica_id} is not prepared on worker {self.name}")
         self._blocks.pop(plan.incarnation).release()
-        kept = {name: getattr(prepared.plan, name) for name in ("endpoint", "security", "pickled_weights")}
+        kept = {name: getattr(prepared.plan, name) for name in ("endpoint", "security", "pickled_weights", "trust_remote_code")}
         prepared.begin(msgspec.structs.replace(plan, **kept))
         return Done()
 
     def _run(self, command: StartReplica, *, shared: bool) -> RunningReplica:
-        plan = msgspec.structs.replace(command.plan, pickled_weights=self._settings.allow_pickled_weights)
+        plan = granted(command.plan, self._settings)
         if self._stopping:
             raise Unavailable(f"worker {self.name} is being stopped")
         if plan.replica_id in self._running:

@@ -29,7 +29,7 @@ import msgspec
 from msgspec import Struct
 
 from xi_core.errors import ArtifactError, Conflict, NotFound
-from xi_core.models.hashing import CachedFile, checked_name, git_sha1_of, sha256_of, verify_files
+from xi_core.models.hashing import SHA256_DIGITS, CachedFile, checked_hash, checked_name, git_sha1_of, sha256_of, verify_files
 from xi_core.models.source import Progress
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class ModelCache:
 
         `each`, as in `sha256_of`, may raise to end it.
         """
-        blob = self._blobs / sha256
+        blob = self._blob(sha256)
         with contextlib.suppress(OSError):
             if blob.stat().st_size == size and sha256_of(blob, each) == sha256:
                 self._keep(blob, folder)
@@ -189,6 +189,9 @@ class ModelCache:
             self._keep(self._blobs / found, folder)
             return found, size
 
+    def _blob(self, sha256: str) -> Path:
+        return self._blobs / checked_hash(sha256, SHA256_DIGITS)
+
     def _keep(self, blob: Path, folder: Path) -> None:
         with self._linking:
             _link(blob, folder / KEPT / blob.name)
@@ -204,7 +207,7 @@ class ModelCache:
                 for file in model.files:
                     target = fresh / checked_name(file.name)
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    _link(self._blobs / file.sha256, target)
+                    _link(self._blob(file.sha256), target)
                 (fresh / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(model)))
                 fresh.chmod(0o755)
                 if path.exists():

@@ -40,27 +40,28 @@ def check_weights(directory: Path, *, pickled: bool = False) -> bool:
 
 
 def _weight_files(directory: Path, pickled: bool) -> list[Path]:
-    index = read_json(directory / "model.safetensors.index.json")
-    single = directory / "model.safetensors"
-    if index and not single.is_file():
-        names = sorted(set(index.get("weight_map", {}).values()))
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing or not names:
-            raise ArtifactError(
-                f"{directory}: weight files missing: {', '.join(missing) or 'the index names none'}; download the model again"
-            )
-        return [directory / name for name in names]
+    _check_named(directory)
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if single.is_file():
         return [single]
+    if index.is_file():
+        return inspect.indexed(index)
     others = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
     if pickled and (found := inspect.pickled_files(directory)):
         return found
     if others:
         raise ArtifactError(
-            f"{directory}: only pickled weights ({others[0]}); xi loads safetensors only, which can't run code: convert the model"
-            + ("" if pickled else inspect.OPT_IN)
+            f"{directory}: only pickled weights ({others[0]}); xi loads safetensors, which can't run code: convert the model"
+            + (" (of pickles only pytorch_model*.bin is read)" if pickled else inspect.OPT_IN)
         )
     raise ArtifactError(f"{directory}: no model.safetensors; download the model again")
+
+
+def _check_named(directory: Path) -> None:
+    """transformers loads the file that `transformers_weights` of config.json names, whatever it was told of safetensors."""
+    named = read_json(directory / "config.json").get("transformers_weights")
+    if named is not None and not (isinstance(named, str) and named.removesuffix(".index.json").endswith(".safetensors")):
+        raise ArtifactError(f"{directory}: config.json names its weights {str(named)[:200]!r}; xi loads .safetensors only from there")
 
 
 def end_tokens(config: dict[str, Any], generation: dict[str, Any]) -> set[int]:
@@ -91,15 +92,7 @@ def chat_template(directory: Path, tokenizer_config: dict[str, Any]) -> str | No
     return found if isinstance(found, str) else None
 
 
-def special_ids(directory: Path) -> dict[str, int]:
-    """Ids of special tokens by how they are written, from both files that may tell them. Raises `ArtifactError`."""
-    listed = read_json(directory / "tokenizer.json").get("added_tokens") or []
-    decoder = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    listed = [*listed, *({**token, "id": int(id)} for id, token in decoder.items() if id.isdecimal() and isinstance(token, dict))]
-    return {str(token["content"]): int(token["id"]) for token in listed if token.get("special") is True}
-
-
-def special_tokens(directory: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
+def named_tokens(directory: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
     """`bos_token`, `eos_token` and their like, by name. Each stands in the files as text or as an object with `content`."""
     found: dict[str, str] = {}
     for source in (read_json(directory / "special_tokens_map.json"), tokenizer_config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -14,6 +15,7 @@ from msgspec import Struct
 
 from xi_core.errors import ArtifactError
 
+SHA1_DIGITS, SHA256_DIGITS = 40, 64
 CHUNK = 1024 * 1024
 THREADS = 8
 POLL = 0.2
@@ -103,6 +105,13 @@ def difference(path: Path, file: CachedFile, each: Callable[[int], None] | None 
     except OSError as error:
         return f"it can't be read ({error.strerror or error})"
     return "" if found == file.sha256 else f"its SHA-256 is {found}, and was {file.sha256}"
+
+
+def checked_hash(value: object, digits: int) -> str:
+    """A hash as a source tells it, if it is so many hexadecimal digits: files are named by it. Raises `ArtifactError`."""
+    if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
+        raise ArtifactError(f"the source gives a file the hash {str(value)[:200]!r}, which is none; nothing was written")
+    return value
 
 
 def checked_name(name: str) -> PurePosixPath:

@@ -147,7 +147,7 @@ def _weights(path: Path, pickled: bool) -> list[Path]:
     """The safetensors files of a directory, all that its index names; those that are pickled where there are no others."""
     index_file = path / "model.safetensors.index.json"
     if index_file.is_file():
-        return _indexed(index_file)
+        return indexed(index_file)
     found = sorted(path.glob("*.safetensors")) or (pickled_files(path) if pickled else [])
     if found:
         return found
@@ -168,13 +168,18 @@ def pickled_files(path: Path) -> list[Path]:
     single, index_file = path / "pytorch_model.bin", path / "pytorch_model.bin.index.json"
     if single.is_file():
         return [single]
-    return _indexed(index_file) if index_file.is_file() else []
+    return indexed(index_file) if index_file.is_file() else []
 
 
-def _indexed(index_file: Path) -> list[Path]:
+def indexed(index_file: Path) -> list[Path]:
+    """The files that an index of weights names: beside it, all there, and of its own form. Raises `ArtifactError`.
+
+    An index of safetensors that names a pickle would have it loaded by who was told that there are safetensors.
+    """
+    form = Path(index_file.name.removesuffix(".index.json")).suffix
     path, shards = index_file.parent, read_json(index_file).get("weight_map")
     names = {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
-    strange = [name for name in names if Path(name).name != name]
+    strange = [name for name in names if Path(name).name != name or Path(name).suffix != form]
     if strange or not names:
         raise ArtifactError(f"{index_file} is damaged: " + (f"it names '{strange[0]}'" if strange else "it names no files"))
     missing = sorted(name for name in names if not (path / name).is_file())

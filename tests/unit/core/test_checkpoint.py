@@ -45,13 +45,13 @@ def test_damaged_header_is_refused(tmp_path: Path) -> None:
 def test_missing_shard_is_named(tmp_path: Path) -> None:
     write(tmp_path / "model.safetensors.index.json", {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
     (tmp_path / "model-1.safetensors").write_bytes(safetensors())
-    with pytest.raises(ArtifactError, match=r"missing: model-2\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"not complete: model-2\.safetensors missing"):
         checkpoint.check_weights(tmp_path)
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
-    with pytest.raises(ArtifactError, match="safetensors only"):
+    with pytest.raises(ArtifactError, match="only pickled weights"):
         checkpoint.check_weights(tmp_path)
 
 
@@ -114,9 +114,23 @@ def test_chat_template_from_file_text_or_list(tmp_path: Path) -> None:
     assert checkpoint.chat_template(tmp_path, listed) == "J"
 
 
-def test_special_tokens_as_text_and_as_objects(tmp_path: Path) -> None:
+def test_named_tokens_as_text_and_as_objects(tmp_path: Path) -> None:
     write(tmp_path / "special_tokens_map.json", {"pad_token": {"content": "<pad>"}, "eos_token": "old"})
-    found = checkpoint.special_tokens(
+    found = checkpoint.named_tokens(
         tmp_path, {"eos_token": "</s>", "bos_token": {"content": "<s>"}, "unk_token": None, "add_bos_token": True}
     )
     assert found == {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
+
+
+def test_an_index_of_safetensors_that_names_a_pickle(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "pytorch_model.bin"}}')
+    with pytest.raises(ArtifactError, match=r"is damaged: it names 'pytorch_model\.bin'"):
+        checkpoint.check_weights(tmp_path)
+
+
+@pytest.mark.parametrize("named", ['"adapter_model.bin"', '"pytorch_model.bin.index.json"', "5"])
+def test_weights_that_the_configuration_names(tmp_path: Path, named: str) -> None:
+    (tmp_path / "config.json").write_text(f'{{"transformers_weights": {named}}}')
+    with pytest.raises(ArtifactError, match=r"config\.json names its weights"):
+        checkpoint.check_weights(tmp_path)

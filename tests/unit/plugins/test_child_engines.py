@@ -19,6 +19,9 @@ from xi_core.wire.plan import LoraModule, RankAddress, Rendezvous
 from xi_plugins.engines.sglang import plugin as sglang
 from xi_plugins.engines.vllm import plugin as vllm
 
+CLOSED = {"VLLM_SERVER_DEV_MODE": "0", "VLLM_ALLOW_INSECURE_SERIALIZATION": "0"}
+"""Doors of vLLM that no launch opens by --env."""
+
 PLUGINS = pytest.mark.parametrize("plugin", [vllm, sglang], ids=["vllm", "sglang"])
 HOST = HostInfo(system="linux", machine="x86_64", python="3.11", cpus=2, memory=2**33)
 
@@ -93,7 +96,7 @@ def test_command_of_vllm(model, address):
     assert wanted | {"--no-enable-prefix-caching", "--max-model-len=64", "--generation-config=vllm", "--max-num-seqs=32"} <= set(
         command.argv
     )
-    assert command.env == {"VLLM_API_KEY": "secret"}
+    assert command.env == {"VLLM_API_KEY": "secret", **CLOSED}
     assert int(command.defaults["VLLM_CPU_KVCACHE_SPACE"]) >= 1
     assert command.defaults["HF_HUB_OFFLINE"] == "1"
 
@@ -289,7 +292,7 @@ def test_ranks_of_vllm(model, address):
     for command in (head, other):
         assert command.defaults["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
         assert (command.defaults["GLOO_SOCKET_IFNAME"], command.defaults["NCCL_SOCKET_IFNAME"]) == ("eth1", "=eth1")
-        assert set(command.env) == {"VLLM_API_KEY"}, "all else can be said otherwise by --env"
+        assert set(command.env) == {"VLLM_API_KEY", *CLOSED}, "all else can be said otherwise by --env"
 
 
 def test_ranks_of_vllm_with_gpus_and_stages(model, address):

@@ -74,12 +74,12 @@ def test_sglang_has_the_first_level_with_its_weights_in_main_memory() -> None:
 
 
 def test_vllms_routes_are_there_only_for_a_launch_with_the_option(tmp_path: Path) -> None:
-    assert "VLLM_SERVER_DEV_MODE" not in command(vllm, plan(vllm), tmp_path).env
+    assert command(vllm, plan(vllm), tmp_path).env["VLLM_SERVER_DEV_MODE"] == "0", "also where --env says otherwise"
     found = command(vllm, plan(vllm, enable_sleep_mode=True), tmp_path)
     assert found.env["VLLM_SERVER_DEV_MODE"] == "1"
     assert "--enable-sleep-mode" in found.argv
     off = command(vllm, plan(vllm, devices=0, enable_sleep_mode=False), tmp_path)
-    assert "VLLM_SERVER_DEV_MODE" not in off.env
+    assert off.env["VLLM_SERVER_DEV_MODE"] == "0"
 
 
 def test_vllms_routes_which_ask_for_no_key_are_never_on_a_port(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ _METRICS = {
     "prompt_tokens": "vllm:prompt_tokens_total",
     "generated_tokens": "vllm:generation_tokens_total",
 }
+_PICKLES = "VLLM_ALLOW_INSECURE_SERIALIZATION"
+"""Never on, whatever `--env` of the launch says: with it vLLM reads pickles of others."""
 _LIMIT = "VLLM_CPU_KVCACHE_SPACE"
 _GIB = 2**30
 _SHARDS = re.compile(r"checkpoint shards:\s+(\d+)%")
@@ -93,7 +95,7 @@ class VllmEngine(ChildServerEngine):
             argv = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", f"--model={plan.artifact.path}"]
             options |= {"uds": address.socket} if address.socket else {"host": "127.0.0.1", "port": address.port}
         argv += flags(options, negated=True)
-        env = {"VLLM_API_KEY": address.key, **sleeping.environment(plan, address)}
+        env = {"VLLM_API_KEY": address.key, _PICKLES: "0", **sleeping.environment(plan, address)}
         return ServerCommand(argv=argv, env=env, defaults=_environment(plan))
 
     def _options(self, plan: LaunchPlan, address: Address) -> dict[str, Any]:

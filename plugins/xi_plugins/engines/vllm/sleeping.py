@@ -29,7 +29,7 @@ def environment(plan: LaunchPlan, address: Address) -> dict[str, str]:
     Whether the platform has a sleep mode is for vLLM to say, which refuses the option where it has none.
     """
     if not plan.options.get(OPTION):
-        return {}
+        return {DEVELOPMENT: "0"}  # whatever `--env` of the launch says
     if not address.socket:
         raise UnknownOption(
             f"option '{OPTION}' of engine vLLM needs a Unix socket, for vLLM's routes for it ask for no key; the path of temporary files"
