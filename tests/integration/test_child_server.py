@@ -215,6 +215,15 @@ def test_fault_of_a_subclass_costs_one_request(harness, monkeypatch):
     assert harness.chat("Hi", temperature=0).status == 200
 
 
+def test_the_end_of_each_request_is_told_to_a_subclass(harness, monkeypatch):
+    ended = []
+    monkeypatch.setattr(harness.engine, "ended", lambda request: ended.append(request.body["messages"][-1]["content"]))
+    assert harness.chat("whole", temperature=0).status == 200
+    monkeypatch.setattr(harness.engine, "body", lambda request: 1 / 0)
+    assert harness.chat("failed", temperature=0).status == 500
+    wait_until(lambda: ended == ["whole", "failed"])
+
+
 def test_child_dies_with_its_parent(tmp_path):
     code = (
         "import sys, time\n"

@@ -77,13 +77,17 @@ def members(as_json: bool, endpoint: str | None, api_key: str | None) -> None:
 @click.argument("name")
 @click.option("--role", type=click.Choice(["worker", "gateway"]), default=None, help="Where a worker and a gateway have this name.")
 @click.option("--force", is_flag=True, help="Also a worker that runs replicas: they are cut off, and started elsewhere.")
+@json_option
 @client_options
-def remove(name: str, role: MemberRole | None, force: bool, endpoint: str | None, api_key: str | None) -> None:
+def remove(name: str, role: MemberRole | None, force: bool, as_json: bool, endpoint: str | None, api_key: str | None) -> None:
     """Strike the worker or gateway NAME off the list of those who may join, and cut its connections.
 
     It says so and ends. It comes in again only with a new join token. Empty a worker first: xi drain NAME.
     """
     removed = connect(endpoint, api_key).remove_member(name, role, force=force)
+    if as_json:
+        print_json(removed)
+        return
     say(f"Removed: {removed.role} {name}")
     if removed.role == "gateway":
         _say_older(removed.replicas)
@@ -92,10 +96,14 @@ def remove(name: str, role: MemberRole | None, force: bool, endpoint: str | None
 
 
 @cluster.command("rotate-gateway-keys")
+@json_option
 @client_options
-def rotate_gateway_keys(endpoint: str | None, api_key: str | None) -> None:
+def rotate_gateway_keys(as_json: bool, endpoint: str | None, api_key: str | None) -> None:
     """Replace the keys that gateways show to replicas on other machines. Nothing is interrupted."""
     rotated = connect(endpoint, api_key).rotate_gateway_keys()
+    if as_json:
+        print_json(rotated)
+        return
     say("Gateways have new keys, which replicas that are started from now on want to see.")
     _say_older(rotated.replicas)
 

@@ -118,6 +118,7 @@ class Calls:
             call.sink.done(id)
         else:
             call.sink.failed(id, why.status, why.message, why.param, why.code)
+        self._words.ended(call.request)
 
     async def _exchange(self, call: _Call) -> Reply:
         if self.dead:

@@ -1,6 +1,6 @@
 """`ServerWords`: what an engine built on `ChildServerEngine` says of its server.
 
-All but `name`, `command` and `loaded` has a default that a true OpenAI server satisfies. `child_server.py` and `child_calls.py` call it.
+All but `name`, `command` and `loaded` have a default that a true OpenAI server satisfies. `child_server.py` and `child_calls.py` call it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ServerCall(Struct, kw_only=True, frozen=True):
 
 
 class ServerWords(ABC):
-    """How one kind of server is started, asked and understood. `body`, `second_body`, `event` and `refusal` run on the engine's loop."""
+    """How one kind of server is started, asked and understood. What is called per request or event runs on the engine's loop."""
 
     name: ClassVar[str]
     """For messages."""
@@ -74,6 +74,10 @@ class ServerWords(ABC):
     def event(self, request: ApiRequest, data: bytes) -> bytes:
         """One event of the answer as the serving layer reads it. Called per token: look before you decode."""
         return to_xi(data)
+
+    def ended(self, request: ApiRequest) -> None:
+        """The request is over, however it went, and no event of it comes any more. For what `event` keeps of one."""
+        return
 
     def refusal(self, request: ApiRequest, status: int, data: bytes) -> Refusal:
         """The server's error in xi's words. `status` is that of the answer; an error in a stream brings its own."""

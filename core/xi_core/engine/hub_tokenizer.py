@@ -58,7 +58,7 @@ class HubTokenizer(Tokenizer):
         Raises `ArtifactError`.
         """
         config = checkpoint.read_json(directory / "tokenizer_config.json")
-        special = checkpoint.special_tokens(directory, config)
+        special = checkpoint.named_tokens(directory, config)
         backend = cls._read(directory)
         begin = _configured_begin(backend, config.get("add_bos_token"), special.get("bos_token"))
         return cls(backend, size, special, checkpoint.chat_template(directory, config), begin)

@@ -53,6 +53,8 @@ class CachedModel(Struct, kw_only=True):
     files: list[CachedFile]
     created: float
     """When it was complete, in seconds since 1970."""
+    whole: bool = True
+    """Whether these are all files that a launch of the repository gets, and not only some that were named."""
 
     @property
     def size(self) -> int:

@@ -98,15 +98,16 @@ class Downloads(Generic[T]):
         """What `get` answers for each file. The first error ends the others and is raised, and so is what `progress` raises."""
         count = min(workers, len(self._files))
         threads = [threading.Thread(target=self._work, name="download", daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             self._tell(progress, count)
         finally:
             self._ended.set()
             until = time.monotonic() + LEAVE
             for thread in threads:
-                thread.join(max(0.0, until - time.monotonic()))
+                if thread.ident is not None:  # it was started
+                    thread.join(max(0.0, until - time.monotonic()))
         if self._error is not None:
             raise self._error
         return [self._got[number] for number in range(1, len(self._files) + 1)]

@@ -56,10 +56,9 @@ class _Pull(Struct, kw_only=True):
 
 
 class HubSource(Source):
-    """Downloads into the cache of XI_HOME. `name` is the source's; `token_help` tells where its token is set."""
+    """Downloads into the cache of XI_HOME. `name` is the source's."""
 
     name: str
-    token_help: str = ""
 
     @abstractmethod
     def listing(self, ref: SourceRef) -> Listing:
@@ -96,7 +95,10 @@ class HubSource(Source):
         path = cache.find(self.name, ref.id, ref.revision)
         if path is None:
             return None
-        names = [file.name for file in cache.manifest(path).files]
+        manifest = cache.manifest(path)
+        if not ref.files and not manifest.whole:
+            return None
+        names = [file.name for file in manifest.files]
         check_cached(names, ref)
         if ref.code and not ref.files and lacks_code(path, names):
             return None
@@ -112,15 +114,17 @@ class HubSource(Source):
         listing = self._tried(lambda: self.listing(ref), progress, lambda: 0)
         wanted = chosen(listing.files, ref)
         before = cache.find(self.name, ref.id, listing.commit)
-        have = {file.name: file for file in cache.manifest(before).files} if before is not None else {}
+        earlier = cache.manifest(before) if before is not None else None
+        have = {file.name: file for file in earlier.files} if earlier is not None else {}
         pull = _Pull(cache=cache, ref=ref, listing=listing, folder=cache.partial(self.name, ref.id, listing.commit), have=have)
         got = Downloads(wanted, lambda file, download: self._one(pull, file, download)).run(progress, settings().download_workers)
         try:
-            kept = [one for name, one in have.items() if name not in {file.name for file in got}]
-            kept = [one for one in kept if cache.reuse(one.sha256, one.size, pull.folder)]
+            others = [one for name, one in have.items() if name not in {file.name for file in got}]
+            kept = [one for one in others if cache.reuse(one.sha256, one.size, pull.folder)]
         except OSError as error:
             raise disk_error(cache.root, error) from error
-        model = CachedModel(source=self.name, id=ref.id, revision=listing.commit, files=[*kept, *got], created=time.time())
+        whole = not ref.files or (earlier is not None and earlier.whole and len(kept) == len(others))
+        model = CachedModel(source=self.name, id=ref.id, revision=listing.commit, files=[*kept, *got], created=time.time(), whole=whole)
         return cache.publish(model, ref.revision)
 
     def _one(self, pull: _Pull, file: HubFile, download: Download) -> CachedFile:
@@ -199,6 +203,7 @@ def _artifact(path: Path, cache: ModelCache, ref: SourceRef) -> Path:
 def _taken(cache: ModelCache, path: Path, folder: Path, file: HubFile, download: Download) -> tuple[str, int]:
     size = path.stat().st_size
     if size != file.size:
+        download.check()  # after the end it may be another launch's
         path.unlink()
         raise ArtifactError(f"it has {size} bytes, and the source says {file.size}")
     return cache.take(path, folder, file.sha256, file.git_sha1, download.hashed)

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from xi_core.errors import ArtifactError
 from xi_core.models.family import SourceRef
-from xi_core.models.hashing import checked_name
+from xi_core.models.hashing import SHA1_DIGITS, SHA256_DIGITS, checked_hash, checked_name
 from xi_core.models.inspect import OPT_IN, PICKLES, read_json
 
 _PART = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
@@ -41,10 +41,14 @@ def chosen(files: Iterable[HubFile], ref: SourceRef) -> list[HubFile]:
     """The files to get: those that the reference names, or all but what no engine is to load. Raises `ArtifactError`.
 
     Code comes where `ref.code` allows it; pickled weights where `ref.pickled` does and there are no others.
+    A file that is listed twice comes once, as it was listed last.
     """
     listed = list(files)
     for file in listed:
         checked_name(file.name)
+        for value, digits in ((file.sha256, SHA256_DIGITS), (file.git_sha1, SHA1_DIGITS)):
+            if value is not None:
+                checked_hash(value, digits)
     by_name = {file.name: file for file in listed}
     if ref.files:
         for pattern in ref.files:
@@ -56,7 +60,7 @@ def chosen(files: Iterable[HubFile], ref: SourceRef) -> list[HubFile]:
     if not _any(wanted, WEIGHTS):
         check_weights({name for name in by_name if name in wanted or Path(name).suffix in PICKLES}, ref)
         wanted |= {name for name in by_name if _any((name,), PICKLED)}
-    return [file for file in listed if file.name in wanted]
+    return [file for name, file in by_name.items() if name in wanted]
 
 
 def check_weights(names: Collection[str], ref: SourceRef) -> None:

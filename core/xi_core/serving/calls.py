@@ -63,9 +63,12 @@ class Calls:
     """Grammars of calls in one form."""
 
     def __init__(self, form: CallForm, tools: list[tuple[int, Tool]], specials: frozenset[str]) -> None:
-        """`tools`: those that may be called, with their places in the request. Raises `InvalidRequest` for a schema that is refused."""
+        """`tools`: those that may be called, with their places in the request. Raises `InvalidRequest` for a schema or name."""
         self._form = form
         self._specials = specials
+        if form.python:
+            for place, tool in tools:
+                check_name(tool.function.name, place)
         self._tools = [(tool.function.name, arguments(tool, place, python=form.python)) for place, tool in tools]
 
     def forced(self, opening: str, *, one: bool) -> Grammar:
@@ -138,7 +141,15 @@ def _referred(target: str, root: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-# ---- arguments in Python's syntax ---------------------------------------------------------------
+# ---- calls in Python's syntax -------------------------------------------------------------------
+
+
+def check_name(name: str, place: int, *, dotted: bool = True) -> None:
+    """Raises `InvalidRequest` for a tool, at its place in the request, whose name calls no function. `dotted`: whether `a.b` does."""
+    parts = name.split(".") if dotted else [name]
+    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in parts):
+        param = f"tools[{place}].function.name"
+        raise InvalidRequest(f"{param}: this model writes calls in Python, where '{name}' can't name a function", param=param)
 
 
 def _keywords(schema: dict[str, Any], param: str) -> Grammar:

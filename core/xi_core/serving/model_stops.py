@@ -10,7 +10,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from xi_core.engine.base import Tokenizer
-from xi_core.models.checkpoint import special_ids
+from xi_core.models.special_tokens import special_tokens
 from xi_core.serving.request import Job
 from xi_core.wire.plan import LaunchPlan
 
@@ -45,7 +45,7 @@ def by_files(plan: LaunchPlan) -> ModelStops:
     A GGUF file's aren't looked for: what can run it knows them.
     """
     directory = Path(plan.artifact.path)
-    return _sorted_out(plan, special_ids(directory) if plan.stop and directory.is_dir() else {})
+    return _sorted_out(plan, special_tokens(plan.artifact.path) if plan.stop and directory.is_dir() else {})
 
 
 def _sorted_out(plan: LaunchPlan, special: dict[str, int]) -> ModelStops:

@@ -17,7 +17,7 @@ from xi_core.api.openai import Tool
 from xi_core.engine.grammar import Grammar
 from xi_core.engine.lark import checked_lark
 from xi_core.errors import InvalidRequest, UnsupportedField
-from xi_core.serving.calls import Calls
+from xi_core.serving.calls import Calls, check_name
 from xi_core.serving.parser import CallForm
 
 HERMES = CallForm(
@@ -52,11 +52,20 @@ def _grammar(body: dict[str, Any], form: CallForm | None, specials: Mapping[str,
     if form is None:
         param = "tool_choice" if forced else f"tools[{strict}].function.strict"
         raise UnsupportedField(f"{param}: calls can't be held to a form, for that of this launch's tool parser is not known", param=param)
+    if not forced and not (form.trigger or form.first):
+        param = f"tools[{strict}].function.strict"
+        raise UnsupportedField(
+            f"{param}: calls in free text can't be held to a schema, for the form of this launch's tool parser tells none from text",
+            param=param,
+        )
+    tools = [(place, tool) for place, tool in tools if name in (None, tool.function.name)]
+    if form.python:
+        for place, tool in tools:
+            check_name(tool.function.name, place, dotted=False)  # the servers' parsers read none, unlike ours
     if not forced:
         return replace(Calls(form, tools, frozenset(specials)).triggered(one=one), param="tools")
     if body.get("ignore_eos"):
         raise InvalidRequest("ignore_eos and tool_choice: an answer that is a call must end", param="ignore_eos")
-    tools = [(place, tool) for place, tool in tools if name in (None, tool.function.name)]
     return replace(Calls(form, tools, frozenset(specials)).forced("", one=one or name is not None), param="tool_choice")
 
 

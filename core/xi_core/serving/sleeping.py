@@ -32,7 +32,7 @@ class Sleeping:
         return asleep(self._uid) if self.level else None
 
     async def sleep(self, level: int) -> None:
-        """Fall asleep. At the level at which it sleeps it is nothing to do. Raises `Conflict` at another, and what the engine raises."""
+        """Fall asleep. At the level at which it sleeps there is nothing to do. Raises `Conflict` at another, and what the engine raises."""
         if self.level == level:
             return
         if self.level:

@@ -9,6 +9,7 @@ import ast
 import json
 import re
 import warnings
+from keyword import iskeyword
 from typing import Any
 
 from xi_core.serving.parser import CallForm
@@ -40,7 +41,7 @@ class PythonicParser(CallParser):
     def force(self, name: str | None) -> str | None:
         if name is None:
             return "["
-        return f"[{name}(" if all(part.isidentifier() for part in name.split(".")) else None
+        return f"[{name}(" if all(part.isidentifier() and not iskeyword(part) for part in name.split(".")) else None
 
     def form(self) -> CallForm | None:
         return CallForm(begin="[", before="", middle="(", after=")", between=", ", end="]", python=True, first="[")

@@ -55,6 +55,7 @@ class HuggingFaceSource(HubSource):
         headers = hub.utils.build_hf_headers() | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         with _mapped(ref), hub.get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
             if response.status_code == 416:
+                download.check()  # after the end it may be another launch's
                 path.unlink(missing_ok=True)
                 raise Transient(f"the hub has not as many bytes of {file.name} as are here; from the beginning")
             hub.utils.hf_raise_for_status(response)

@@ -72,6 +72,7 @@ class ModelScopeSource(HubSource):
             with _mapped(ref), _opened(f"/api/v1/models/{quote(ref.id)}/repo?{query}", headers) as response:
                 append(path, start if response.status == 206 else 0, _chunks(response), file, download)
         except _BadRange:
+            download.check()  # after the end it may be another launch's
             path.unlink(missing_ok=True)
             raise Transient(f"the hub has not as many bytes of {file.name} as are here; from the beginning") from None
         return path

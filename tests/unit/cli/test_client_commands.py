@@ -293,9 +293,13 @@ def test_cluster_remove(xi, server):
     assert result.stderr == "Removed: worker w1\nStarted elsewhere, as far as there is room: a-0, b-1\n"
     server.script["DELETE", "/v1/cluster/members/g1"] = {"name": "g1", "role": "gateway", "replicas": ["a-0"]}
     assert "open to the older keys until they are started anew" in xi("cluster", "remove", "g1").stderr
+    result = xi("cluster", "remove", "g1", "--json")
+    assert (json.loads(result.stdout), result.stderr) == ({"name": "g1", "role": "gateway", "replicas": ["a-0"]}, "")
 
 
 def test_cluster_rotate_gateway_keys(xi, server):
     server.script["POST", "/v1/cluster/gateway-keys"] = {"replicas": []}
     result = xi("cluster", "rotate-gateway-keys")
     assert (result.exit_code, "Gateways have new keys" in result.stderr, "older" in result.stderr) == (0, True, False)
+    result = xi("cluster", "rotate-gateway-keys", "--json")
+    assert (json.loads(result.stdout), result.stderr) == ({"replicas": []}, "")

@@ -259,6 +259,22 @@ def test_what_python_can_not_write(parameters: Any) -> None:
     assert caught.value.param == "tools[0].function.parameters"
 
 
+@pytest.mark.parametrize("name", ["get-weather", "class", "True", "2nd", "a..b", "a.if"])
+def test_tools_that_python_can_not_name(name: str) -> None:
+    offered = [(place, msgspec.convert(tool(function), Tool)) for place, function in ((0, "look"), (4, name))]
+    with pytest.raises(InvalidRequest, match=f"in Python, where '{name}' can't name a function") as caught:
+        Calls(made("pythonic")().form(), offered, frozenset())
+    assert caught.value.param == "tools[4].function.name"
+    Calls(made("hermes")().form(), offered, frozenset())
+
+
+def test_a_tool_with_a_dot_in_its_name_is_called_in_python() -> None:
+    offered = [(0, msgspec.convert(tool("weather.now"), Tool))]
+    grammar = Calls(made("pythonic")().form(), offered, frozenset()).forced("", one=True)
+    text = walk(grammar, Tokens(frozenset()), 1)
+    assert read(made("pythonic")(), text)[2] == [("weather.now", "{}")]
+
+
 # ---- requests -------------------------------------------------------------------------------------
 
 

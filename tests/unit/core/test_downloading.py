@@ -142,3 +142,24 @@ def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
     with pytest.raises(Transient, match="after 41 of 100 bytes of file-0"):
         append(*part_of(tmp_path, FILES[0]), [b"3"], FILES[0], download)
     assert download.furthest == 41
+
+
+def test_a_thread_that_can_not_be_started_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the operating system gives no more threads."""
+    begun, start = threading.Event(), threading.Thread.start
+
+    def get(file: HubFile, download: Download) -> None:
+        begun.set()
+        while True:
+            download.came(0)
+
+    def refused(thread: threading.Thread) -> None:
+        if begun.is_set():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+        assert begun.wait(30)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Downloads(FILES, get).run(quiet, 3)
+    assert not [thread for thread in threading.enumerate() if thread.name == "download"]

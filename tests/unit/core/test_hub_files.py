@@ -28,6 +28,11 @@ def test_a_plain_launch_gets_neither_code_nor_pickles() -> None:
     assert names(SAFE, ref()) == ["config.json", "model.safetensors"]
 
 
+def test_a_file_that_is_listed_twice_comes_once() -> None:
+    assert names((*SAFE, *SAFE), ref()) == ["config.json", "model.safetensors"]
+    assert names((*SAFE, *SAFE), ref("*.safetensors")) == ["model.safetensors"]
+
+
 def test_code_comes_where_it_may() -> None:
     assert names(SAFE, ref(code=True)) == ["config.json", "model.safetensors", "modeling_own.py", "sub/code.py"]
 

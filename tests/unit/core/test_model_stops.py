@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import msgspec
 import pytest
 
 from xi_core.engine.base import ApiRequest, ApiSink
-from xi_core.models import checkpoint
+from xi_core.errors import ArtifactError
 from xi_core.serving.model_stops import by_files, by_tokenizer
 from xi_core.testing.fakes import TEXT, ByteTokenizer, CountingEngine, ScriptedEngine
 from xi_core.testing.harness import Answer, Harness, plan_for
@@ -120,12 +119,14 @@ def test_names_of_special_tokens_are_found_in_a_directorys_files(tmp_path: Path)
     assert by_tokenizer(wanted, ByteTokenizer()).strings == by_files(wanted).strings
 
 
-def test_special_ids_stand_in_either_file(tmp_path: Path) -> None:
-    assert checkpoint.special_ids(tmp_path) == {}
-    added = [{"id": 1, "content": "<a>", "special": True}, {"id": 2, "content": "<b>", "special": False}]
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"9": {"content": "<c>", "special": True}}}))
-    assert checkpoint.special_ids(tmp_path) == {"<a>": 1, "<c>": 9}
+def test_a_damaged_tokenizer_is_said_where_a_family_names_stops(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"id": 1, "special": true}]}')
+    wanted = plan(ScriptedEngine, "<end>")
+    wanted.artifact = Artifact(format="pytorch", path=str(tmp_path))
+    with pytest.raises(ArtifactError, match="content"):
+        by_files(wanted)
+    wanted.stop = []
+    assert by_files(wanted).strings == ()
 
 
 def test_an_older_plan_without_stops_is_read() -> None:

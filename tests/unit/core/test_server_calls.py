@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from xi_core.errors import InvalidRequest, UnsupportedField
 from xi_core.serving.server_calls import HERMES, LLAMA3, PYTHONIC, server_calls
@@ -95,3 +96,25 @@ def test_strict_schema_that_can_not_be_held_to_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         server_calls(body(tools=[wrong], tool_choice="required"), HERMES, {})
     assert caught.value.param == "tools[0].function.parameters"
+
+
+@pytest.mark.parametrize("name", ["get-weather", "lambda", "2nd", "weather.now"])
+@pytest.mark.parametrize("forced", [True, False])
+def test_tools_that_a_server_can_not_read_in_python_are_refused(name: str, forced: bool) -> None:
+    fields = {"tool_choice": "required"} if forced else {}
+    asked = body(tools=[tool("look", strict=True), tool(name)], **fields)
+    with pytest.raises(InvalidRequest, match=f"'{name}' can't name a function") as caught:
+        server_calls(asked, PYTHONIC, {})
+    assert caught.value.param == "tools[1].function.name"
+    assert server_calls(asked, HERMES, {})[1]
+    assert server_calls(body(tools=[tool("count"), tool(name)], tool_choice=NAMED), PYTHONIC, {})[1], "it can't be called here"
+    assert server_calls(body(tools=[tool(name)]), PYTHONIC, {})[1] == "", "the choice is free"
+
+
+def test_strict_tools_are_refused_where_calls_can_not_be_told_from_text() -> None:
+    form = replace(LLAMA3, first="")
+    strict = body(tools=[tool("look"), tool("count", strict=True)])
+    with pytest.raises(UnsupportedField) as caught:
+        server_calls(strict, form, {})
+    assert caught.value.param == "tools[1].function.strict"
+    assert server_calls({**strict, "tool_choice": "required"}, form, {})[1], "an answer that is a call can be held to it"

@@ -247,7 +247,8 @@ def test_a_forced_call_of_deepseek_v3_1(end: str) -> None:
 
 
 def test_names_that_python_can_not_write_are_not_forced() -> None:
-    assert parser_of("pythonic").force("get-weather") is None
+    assert [parser_of("pythonic").force(name) for name in ("get-weather", "class", "a.if")] == [None, None, None]
+    assert parser_of("pythonic").force("a.b") == "[a.b("
 
 
 @pytest.mark.parametrize("name", ["deepseek-r1", "qwen3"])

@@ -239,10 +239,48 @@ def test_log_probabilities_of_special_tokens_are_left_out():
 @pytest.mark.parametrize("place", ["content", "reasoning_content", "text"])
 def test_character_that_is_cut_is_left_out(place, plain):
     """What SGLang can't decode within the text stays, as in other engines."""
-    choice = {"text": "a\ufffdb\ufffd"} if place == "text" else {"delta": {"role": "assistant", place: "a\ufffdb\ufffd"}}
-    data = json.dumps({"choices": [{"index": 0, **choice, "logprobs": None}]}, ensure_ascii=not plain, separators=(",", ":")).encode()
-    (found,) = json.loads(SglangEngine().event(request(), data))["choices"]
-    assert found.get("delta", found)[place] == "a\ufffdb"
+    engine, end = SglangEngine(), "length"
+    assert written(engine, {place: "a\ufffdb\ufffd"}, {"finish": end}, plain=plain) == [{place: "a\ufffdb"}, {}]
+    assert written(engine, {place: "a\ufffd"}, {place: "b\ufffd", "finish": end}, plain=plain) == [{place: "a"}, {place: "\ufffdb"}]
+    assert written(engine, {place: "a\ufffd"}, {place: "\ufffd", "finish": end}, plain=plain) == [{place: "a"}, {place: ""}]
+    assert engine._held == {}
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([{"content": "a\ufffd"}, {"content": ""}, {"content": "b"}], [{"content": "a"}, {"content": ""}, {"content": "\ufffdb"}]),
+        ([{"text": "\ufffd\ufffd"}, {"text": "\ufffd"}, {"text": "b"}], [{"text": ""}, {"text": ""}, {"text": "\ufffd\ufffd\ufffdb"}]),
+        (
+            [{"reasoning_content": "a\ufffd"}, {"content": "b"}],
+            [{"reasoning_content": "a"}, {"reasoning_content": "\ufffd", "content": "b"}],
+        ),
+        ([{"content": "a\ufffd"}, {"tool_calls": [{}]}], [{"content": "a"}, {"content": "\ufffd", "tool_calls": [{}]}]),
+        ([{"reasoning_content": "a\ufffd", "content": "b"}], [{"reasoning_content": "a\ufffd", "content": "b"}]),
+    ],
+)
+def test_mark_that_the_model_wrote_comes_before_what_follows(events, expected):
+    assert written(SglangEngine(), *events) == expected
+
+
+def test_marks_of_requests_are_kept_apart_and_end_with_them():
+    engine = SglangEngine()
+    written(engine, {"text": "a\ufffd"}, id=1)
+    assert written(engine, {"text": "b"}, id=2) == [{"text": "b"}]
+    engine.ended(ApiRequest(id=1, route=COMPLETIONS, body={}))
+    assert written(engine, {"text": "c"}, id=1) == [{"text": "c"}]
+
+
+def written(engine, *events, id=1, plain=True):
+    """What is in the events of one request, as the engine gives them on."""
+    found = []
+    for event in events:
+        part = {name: value for name, value in event.items() if name != "finish"}
+        choice = {"index": 0, **(part if "text" in part else {"delta": part}), "finish_reason": event.get("finish")}
+        data = json.dumps({"choices": [choice]}, ensure_ascii=not plain, separators=(",", ":")).encode()
+        (answer,) = json.loads(engine.event(ApiRequest(id=id, route=CHAT, body={}), data))["choices"]
+        found.append(answer["delta"] if "delta" in answer else {"text": answer["text"]})
+    return found
 
 
 def test_event_without_log_probabilities_is_passed_on_as_it_came():

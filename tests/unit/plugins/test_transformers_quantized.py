@@ -30,6 +30,7 @@ def have(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Support(ok=name in names, reason=f"{name} is not installed; install it with: {install}")
 
     monkeypatch.setattr(quantized, "installed", installed)
+    monkeypatch.setattr(quantized, "version_of", lambda distributions: "99.0" if distributions[0] in names else None)
     return names
 
 
@@ -130,3 +131,11 @@ def test_quantized_checkpoints_are_not_sharded() -> None:
     refused = plugin.shard(request)
     assert not refused.ok
     assert "quantized; this one is, by gptq" in refused.reason
+
+
+def test_a_module_of_the_same_name_is_not_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`optimum` brings a module of the name that `optimum-quanto` has too."""
+    monkeypatch.setitem(quantized.PACKAGES, "optimum-quanto", ("msgspec", (0, 0)))
+    monkeypatch.setitem(quantized.PACKAGES, "accelerate", ("msgspec", (0, 0)))
+    reason = plugin.match(spec("quanto", packages=["accelerate"]), CPU).reason
+    assert reason.endswith("optimum-quanto is not installed; install it with: pip install optimum-quanto")

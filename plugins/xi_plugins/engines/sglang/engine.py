@@ -16,7 +16,7 @@ from xi_core.engine.child_server import ChildServerEngine, ServerCall, ServerCom
 from xi_core.engine.child_translate import to_server
 from xi_core.errors import EngineError, EngineNotInstalled, XiError
 from xi_core.models.inspect import has_chat_template
-from xi_core.models.special_tokens import special_tokens
+from xi_core.models.special_tokens import added_tokens, special_of
 from xi_core.serving.parser import CallForm
 from xi_core.wire.manifest import STRUCTURED_FIELDS, TOOL_FIELDS, Ability, Manifest, limited, no
 from xi_core.wire.plan import LaunchPlan
@@ -46,6 +46,8 @@ class SglangEngine(ChildServerEngine):
     def __init__(self) -> None:
         super().__init__()
         self._special: frozenset[str] = frozenset()
+        self._held: dict[int, dict[str, str]] = {}
+        """Marks by the requests whose last events ended in them (`without_cut`)."""
         self._marks: dict[str, int] = {}
         """Tokens that can't be spelled out in a grammar."""
         self._vocabulary: int | None = None
@@ -53,8 +55,9 @@ class SglangEngine(ChildServerEngine):
         """How calls are written; None where xi doesn't know it, or the launch has no grammars in llguidance's dialect."""
 
     def command(self, plan: LaunchPlan, address: Address) -> ServerCommand:
-        self._special, self._vocabulary = frozenset(special_tokens(plan.artifact.path)), vocabulary_size(plan.artifact.path)
-        self._form, self._marks = call_form(plan), special_tokens(plan.artifact.path, bracketed=True)
+        added = added_tokens(plan.artifact.path)
+        self._special, self._vocabulary = frozenset(special_of(added)), vocabulary_size(plan.artifact.path)
+        self._form, self._marks = call_form(plan), special_of(added, bracketed=True)
         template = None
         if plan.chat_template is not None and "chat_template" not in plan.options:
             template = address.write("chat_template.jinja", plan.chat_template)
@@ -81,9 +84,15 @@ class SglangEngine(ChildServerEngine):
 
     def event(self, request: ApiRequest, data: bytes) -> bytes:
         found = super().event(request, data)
-        if any(mark in found for mark in _MARKS):
-            found = without_cut(found)
+        held = self._held.pop(request.id, {})
+        if held or any(mark in found for mark in _MARKS):
+            found = without_cut(found, held)
+        if held:
+            self._held[request.id] = held
         return without_special(found, self._special) if _LOGPROBS in found else found
+
+    def ended(self, request: ApiRequest) -> None:
+        self._held.pop(request.id, None)
 
     def sleep_calls(self, level: int) -> list[ServerCall]:
         return sleeping.sleep_calls()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -14,6 +15,8 @@ from xi_core.models.inspect import read_json
 
 MARK = "\ufffd"
 """What stands for bytes that make no character."""
+_WRITTEN = ("reasoning_content", "content", "text", "tool_calls")
+"""Fields of an event that hold what the model wrote, in its order."""
 
 
 def vocabulary_size(directory: str) -> int | None:
@@ -41,14 +44,30 @@ def without_special(data: bytes, names: frozenset[str]) -> bytes:
     return msgspec.json.encode(event)
 
 
-def without_cut(data: bytes) -> bytes:
-    """A streamed event without the mark at its end.
+def without_cut(data: bytes, held: dict[str, str]) -> bytes:
+    """A streamed event without the marks at its end. `held` keeps them, by field, for the request's next event.
 
-    SGLang keeps the bytes of a character back until it is whole, and at the answer's end gives a mark for what is left of one.
+    SGLang keeps the bytes of a character back until it is whole, and at the answer's end gives a mark for what is left of one. Marks that
+    more text follows are the model's own and come before that text; those that the finish follows, in chats by an event of its own, stay
+    out. So a U+FFFD that the model itself ends an answer with is lost: SGLang doesn't tell it from a cut.
     """
     event = msgspec.json.decode(data)
     for choice in event.get("choices", []):
-        for part, name in ((choice, "text"), *((choice.get("delta") or {}, name) for name in ("content", "reasoning_content"))):
-            if part.get(name):
-                part[name] = part[name].rstrip(MARK)
+        part = choice if "text" in choice else choice.get("delta") or {}
+        written = [name for name in _WRITTEN if part.get(name)]
+        if written:
+            for name, marks in held.items():
+                part[name] = marks + (part.get(name) or "")
+            held.clear()
+            _hold(part, written[-1], held)
+        if choice.get("finish_reason"):
+            held.clear()
     return msgspec.json.encode(event)
+
+
+def _hold(part: dict[str, Any], last: str, held: dict[str, str]) -> None:
+    """Move the marks that end the field `last` to `held`."""
+    text = part[last]
+    if isinstance(text, str) and text.endswith(MARK):
+        part[last] = text.rstrip(MARK)
+        held[last] = text[len(part[last]) :]

@@ -21,7 +21,7 @@ from xi_core.engine.base import EngineStats, LoadedModel, Progress
 from xi_core.engine.info import read_options
 from xi_core.engine.pooling import EmbeddingEngine, PoolingEngine, PoolingInput, RerankEngine
 from xi_core.errors import ArtifactError, EngineError, LaunchFailed, UnknownOption
-from xi_core.models.checkpoint import check_weights, read_json, special_tokens
+from xi_core.models.checkpoint import check_weights, named_tokens, read_json
 from xi_core.wire.manifest import pooling_manifest
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.transformers.devices import choose_device
@@ -106,7 +106,7 @@ class TransformersPooling(PoolingEngine):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         settings = read_json(directory / "tokenizer_config.json")
-        special = special_tokens(directory, settings)
+        special = named_tokens(directory, settings)
         pad = getattr(config, "pad_token_id", None)  # the model may look for it: to count positions, or to find a row's end
         found = pad if pad is not None else self._tokenizer.token_to_id(special.get("pad_token", ""))
         self._pad = found if isinstance(found, int) and 0 <= found < self._size else 0

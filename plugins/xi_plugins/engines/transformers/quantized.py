@@ -11,7 +11,7 @@ import re
 from msgspec import Struct
 
 from xi_core.engine.info import HostInfo, Support
-from xi_core.engine.installed import installed
+from xi_core.engine.installed import installed, version_of
 from xi_core.models.family import ModelSpec
 
 FORMATS = ("gptq", "awq", "fp8")
@@ -117,6 +117,8 @@ def _missing(name: str, spec: ModelSpec) -> str:
     module, oldest = PACKAGES[name]
     wanted = f"'{name}>={oldest[0]}.{oldest[1]}'" if any(oldest) else name
     line = f"pip install {EXTRA if name in OF_EXTRA else wanted}"
+    if version_of((name,)) is None:  # `installed` asks for the module first, and one of this name may be another distribution's
+        return f"{name} is not installed; install it with: {line}"
     found = installed(module, (name,), oldest, line)
     return "" if found.ok else found.reason
 
