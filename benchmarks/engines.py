@@ -211,7 +211,8 @@ def _llama_cpp_python(model: RandomModel, load: Load, threads: int, in_process: 
 
 
 def _mlx(model: RandomModel, load: Load, threads: int, in_process: bool, home: Path) -> list[Row]:
-    return _batches("mlx", "the bare BatchGenerator", model.hf, load, threads)
+    """Shorter answers: MLX computes in bfloat16, slowly on a CPU."""
+    return _batches("mlx", "the bare BatchGenerator", model.hf, structs.replace(load, tokens=load.tokens // 6), threads)
 
 
 def _batches(engine: str, peer: str, model: Path, load: Load, threads: int) -> list[Row]:
