@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -24,4 +25,4 @@ async def test_a_failure_is_the_callers() -> None:
 
 async def test_a_plugin_that_wants_to_end_the_process_fails_only() -> None:
     with pytest.raises(RuntimeError, match="SystemExit: 3"):
-        await asyncio.wait_for(in_thread(lambda: exit(3)), 5.0)
+        await asyncio.wait_for(in_thread(lambda: sys.exit(3)), 5.0)
