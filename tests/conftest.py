@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ FAMILIES = HERE.parent / "plugins" / "xi_plugins" / "families"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity", metavar="FOLDER", help="write which request fields each engine is proven to honour (make test-engines)")
+
+
+def pytest_configure() -> None:
+    """Who starts the tests in a shell's background has Ctrl-C ignored, in them and in all that they start; some of them press it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
