@@ -37,7 +37,8 @@ HEAD = """\
 
 def render() -> str:
     """The whole snapshot."""
-    with patch.object(quantized, "installed", lambda *_: Support(ok=True)):  # whatever is installed where this runs
+    there = patch.object(quantized, "installed", lambda *_: Support(ok=True)), patch.object(quantized, "version_of", lambda _: "1.0")
+    with there[0], there[1]:  # whatever is installed where this runs
         return HEAD + "".join(f"\n== {name}\n{''.join(_host(host))}" for name, host in HOSTS.items())
 
 
