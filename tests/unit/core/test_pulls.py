@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from xi_core import cluster_client
+from xi_core import disk_client
 from xi_core.api.pulls import PullOrder, PullStatus, WorkerPull
 from xi_core.client import Client
 from xi_core.cluster import pulls as module
@@ -153,7 +153,7 @@ class Scripted(Client):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_client, "PULL_INTERVAL", 0.01)
+    monkeypatch.setattr(disk_client, "PULL_INTERVAL", 0.01)
 
 
 ORDER = PullOrder(model_name="m")
@@ -174,7 +174,7 @@ def test_a_server_and_a_worker_may_be_away_for_a_while() -> None:
 
 
 def test_a_worker_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_client, "PULL_PATIENCE", 0.1)
+    monkeypatch.setattr(disk_client, "PULL_PATIENCE", 0.1)
     client = Scripted(status(a="RUNNING", b="RUNNING"), status(b="DONE"))
     with pytest.raises(Unavailable, match="worker a went away"):
         client.pull(ORDER)
