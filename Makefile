@@ -25,9 +25,11 @@ matching: $(VENV)/.dev
 demo: $(VENV)/.base
 	@$(BIN)/python docs/demo.py
 
-# Two at a time: most tests wait for processes. One file's tests stay together, for they share a server.
+# Two at a time: most tests wait for processes. One file's tests stay together, for they share a server. A test that holds Python itself
+# still, which no time limit within Python ends, is shown and ends the run.
 test: $(VENV)/.dev
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 \
+		--override-ini faulthandler_timeout=300 --override-ini faulthandler_exit_on_timeout=true
 
 # Processes killed and stopped, cables pulled, under load: a quarter of an hour. Tests with network namespaces need root and iproute2, and
 # are skipped with the reason elsewhere. CHAOS_MINUTES=60 makes the churn of launches last an hour (--timeout: for that test).

@@ -27,7 +27,9 @@ params.model.path = sys.argv[1]
 params.n_ctx, params.n_parallel, params.n_gpu_layers = int(sys.argv[2]), int(sys.argv[3]), 0
 params.warmup = params.fit_params = False
 params.verbosity = 10
-xllamacpp.Server(params)
+params.endpoint_metrics = True
+server = xllamacpp.Server(params)
+server.handle_metrics()  # its loop turns now: one that doesn't yet can't be let go
 """
 
 

@@ -79,6 +79,7 @@ class LlamaCppEngine(ApiEngine):
         try:
             listener.apply(params)
             server = _start(library, params, plan, size)
+            listener.wait_for_loop(server.listening_address)
             properties = listener.properties(server.listening_address)
         finally:
             listener.close()

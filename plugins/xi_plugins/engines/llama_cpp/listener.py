@@ -1,7 +1,7 @@
 """The HTTP listener that llama.cpp's server opens whether one wants it or not. Used by `engine.py` at load.
 
-It gets a random key and, where there are Unix sockets, a path in a folder of our own. Once the properties are read over it, the path
-is removed: nobody can connect any more, and nothing is left behind when the replica is killed.
+It gets a random key and, where there are Unix sockets, a path in a folder of our own. Once the properties are read over it and its
+loop is known to turn, the path is removed: nobody can connect any more, and nothing is left behind when the replica is killed.
 """
 
 from __future__ import annotations
@@ -43,20 +43,35 @@ class Listener:
         params.port = 0
         params.n_threads_http = 1
         params.cors_origins = ""
+        params.endpoint_metrics = True  # `wait_for_loop`
 
     def properties(self, address: str) -> dict[str, Any]:
         """llama.cpp's `/props`. Raises `EngineError` when it doesn't answer."""
+        try:
+            found: dict[str, Any] = msgspec.json.decode(self._get(address, "/props"))
+            return found
+        except msgspec.DecodeError as error:
+            raise EngineError(f"llama.cpp's listener tells the model's properties in no JSON: {error}") from None
+
+    def wait_for_loop(self, address: str) -> None:
+        """Return once llama.cpp's loop turns, which answers this and no other thread. Raises `EngineError` when it doesn't.
+
+        A server that is let go before its loop has begun waits for the loop's end forever, and all of Python with it: the loop begins
+        by forgetting that it was told to end.
+        """
+        self._get(address, "/metrics")
+
+    def _get(self, address: str, path: str) -> bytes:
         connection = _Connection(address)
         try:
-            connection.request("GET", "/props", headers={"Authorization": f"Bearer {self._key}"})
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self._key}"})
             answer = connection.getresponse()
             body = answer.read()
             if answer.status != http.HTTPStatus.OK:
-                raise EngineError(f"llama.cpp's listener answered {answer.status} when it was asked for the model's properties")
-            found: dict[str, Any] = msgspec.json.decode(body)
-            return found
-        except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
-            raise EngineError(f"llama.cpp's listener can't be asked for the model's properties: {error}") from None
+                raise EngineError(f"llama.cpp's listener answered {answer.status} when it was asked for {path}")
+            return body
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineError(f"llama.cpp's listener can't be asked for {path}: {error}") from None
         finally:
             connection.close()
 

@@ -24,7 +24,7 @@ def common_params(library: Any, plan: LaunchPlan, options: LlamaCppOptions, size
     params.warmup = options.warmup
     params.check_tensors = options.check_tensors
     params.verbosity = _VERBOSITY.get(plan.log_level.lower(), _QUIET)
-    params.ui = params.endpoint_slots = params.endpoint_metrics = False
+    params.ui = params.endpoint_slots = False
     params.load_mode = _load_mode(library, options)
     params.numa = _member(library.ggml_numa_strategy, "GGML_NUMA_STRATEGY", "disabled" if options.numa == "off" else options.numa)
     if threads is not None:
