@@ -217,6 +217,17 @@ def test_two_ranks_on_one_machine(
     assert not [process for process in workers if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
+def test_killed_server_leaves_none_of_its_processes() -> None:
+    """Some of them overwrite their environment by a name for `ps`, and outlive their parent."""
+    with Harness(plan_for(ENGINE, str(XI_TINY), "pytorch", **OPTIONS)) as harness:
+        server = psutil.Process(harness.engine._child.pid)  # type: ignore[attr-defined]
+        below = server.children(recursive=True)
+        assert any("EngineCore" in " ".join(process.cmdline()) for process in below)
+        server.kill()
+        gone, left = psutil.wait_procs(below, timeout=10.0)
+        assert (len(gone), left) == (len(below), [])
+
+
 # ---- starts that fail -------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """`Child`: a server that runs as a process of its own, watched, its output passed on to the replica's log. Used by `child_server.py`.
 
-It stays in this process's group, so that whoever kills the replica kills it too. What it starts itself is found by
-a tag in the environment.
+It is started by a process of `child_start.py`, which kills all that the server leaves behind, and the server too when this process dies.
+The server stays in this process's group, so that whoever kills the replica's kills it at once.
 """
 
 from __future__ import annotations
@@ -9,42 +9,51 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
+from xi_core.engine import child_start
 from xi_core.process_end import how_ended
 
-TAG = "XI_CHILD_ID"
-_START = str(Path(__file__).with_name("child_start.py"))
 _MOST_LINES = 2000
 _LONGEST_LINE = 8192
 _STDERR = 2
-_ROUNDS = 20
+_SWEPT = 10.0
+"""Longest wait for the end of processes that were killed: one that a device holds may stay for long."""
 
 
 class Child:
-    """One process and what it starts. Make it on the loop of a thread that lives on: the kernel ties the process to that thread."""
+    """One process and what it starts. Make it on a loop."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], secret: str, on_line: Callable[[str], None]) -> None:
         """`secret` is blotted out of the output; `on_line` is called with each line of it, on a thread. Raises `OSError`."""
+        self.pid = 0
+        """The server's, once it is known, which takes some milliseconds."""
         self.exited = asyncio.Event()
+        """The server has; what it started may live for a moment."""
+        self._swept = asyncio.Event()
+        self._returncode: int | None = None
         self._loop = asyncio.get_running_loop()
-        self._tag = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._secret = secret.encode()
         self._on_line = on_line
         self._lines: deque[str] = deque(maxlen=_MOST_LINES)
-        command = [sys.executable, "-I", "-S", _START, str(os.getpid()), *argv]
-        self._process = subprocess.Popen(
-            command, env={**env, TAG: self._tag}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        self.pid = self._process.pid
+        self._link, theirs = socket.socketpair()
+        command = [sys.executable, "-I", "-S", child_start.__file__]
+        tagless = {name: value for name, value in env.items() if name != child_start.TAG}
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    command, env=tagless, stdin=theirs.fileno(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
+            except OSError:
+                self._link.close()
+                raise
+        self._say(child_start.packed(env.get(child_start.TAG, ""), argv))
         self._reader = threading.Thread(target=self._read, name="child-output", daemon=True)
         self._reader.start()
         self._waiter = threading.Thread(target=self._wait, name="child-exit", daemon=True)
@@ -57,32 +66,46 @@ class Child:
 
     def how(self) -> str:
         """How it ended, in words."""
-        return how_ended(self._process.returncode)
+        return how_ended(self._returncode)
 
     async def stop(self, grace: float) -> None:
         """SIGTERM, SIGKILL after `grace` seconds, and SIGKILL to all that it has started."""
         if not self.exited.is_set():
-            self._signal(signal.SIGTERM)
+            self._say(b"\0")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.exited.wait(), grace)
-        if not self.exited.is_set():
-            self._signal(signal.SIGKILL)
-            await self.exited.wait()
+        with contextlib.suppress(OSError):
+            self._link.shutdown(socket.SHUT_WR)
+            self._process.send_signal(signal.SIGCONT)  # for who stopped the server may have stopped all of them
+        await self.exited.wait()
         await self.sweep()
 
     async def sweep(self) -> None:
-        """Kill what it has left behind."""
-        await asyncio.to_thread(_kill_tagged, self._tag)
-        await asyncio.to_thread(self._reader.join, 1.0)
+        """Once it has exited: wait until all that it has started is dead, too, and its output read."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._swept.wait(), _SWEPT)
 
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+    def _say(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # nobody listens, which `_wait` notices
+            self._link.sendall(data)
 
     def _wait(self) -> None:
+        said = b""
+        with contextlib.suppress(OSError), self._link.makefile("rb") as words:
+            self.pid = int(words.readline() or 0)
+            said = words.readline()
+        if not said:  # it was killed, and the server with it
+            self._process.wait()
+        self._returncode = int(said) if said else self._process.returncode
+        self._tell(self.exited)
         self._process.wait()
+        self._reader.join(1.0)
+        self._link.close()
+        self._tell(self._swept)
+
+    def _tell(self, event: asyncio.Event) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
-            self._loop.call_soon_threadsafe(self.exited.set)
+            self._loop.call_soon_threadsafe(event.set)
 
     def _read(self) -> None:
         pipe = self._process.stdout
@@ -103,31 +126,3 @@ def _write(data: bytes) -> None:
             data = data[os.write(_STDERR, data) :]
     except OSError:  # a full disk must not stop the child by a full pipe
         return
-
-
-def _kill_tagged(tag: str) -> None:
-    """SIGKILL to every process with this tag, until there is none. Linux only."""
-    wanted = f"{TAG}={tag}".encode()
-    for _ in range(_ROUNDS):
-        found = [pid for pid in _pids() if wanted in _environment(pid)]
-        if not found:
-            return
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.01)
-
-
-def _pids() -> list[int]:
-    try:
-        return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
-    except OSError:
-        return []
-
-
-def _environment(pid: int) -> list[bytes]:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return file.read().split(b"\0")
-    except OSError:
-        return []

@@ -260,14 +260,14 @@ def main() -> None:
     parser.add_argument("--sleep-mode", default="", help="it can sleep; 'broken' or 'busy': but it fails, or refuses to")
     parser.add_argument("--die-at-start", default="")
     parser.add_argument("--hang-at-start", action="store_true")
-    parser.add_argument("--with-sibling", action="store_true", help="start a process that outlives the server")
+    parser.add_argument("--with-sibling", action="store_true", help="start a process that outlives the server, and hides")
     options = parser.parse_args()
     say(f"loading with the key {os.environ[KEY]}")
     if options.die_at_start:
         say(options.die_at_start)
         sys.exit(5)
     if options.with_sibling:
-        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={}, start_new_session=True)
         say(f"sibling {sleeper.pid}")
     if options.hang_at_start:
         threading.Event().wait()
