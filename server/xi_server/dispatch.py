@@ -89,6 +89,7 @@ class Exchange:
         "_started",
         "_status",
         "_task",
+        "_tried",
         "dropped",
         "gone",
         "link",
@@ -109,6 +110,7 @@ class Exchange:
         self._body = b""
         self._started = False
         self._status = CLIENT_CLOSED
+        self._tried: list[str] = []
         self.model: ServedModel | None = None
         self.link: ReplicaLink | None = None
         self.stream: Stream | None = None
@@ -180,7 +182,7 @@ class Exchange:
 
     async def _try_replicas(self, model: ServedModel, request: RouteRequest) -> None:
         deadline = self._loop.time() + self._dispatcher.request_timeout
-        tried: list[str] = []
+        tried = self._tried
         losses = deaths = 0
         while True:
             link = model.choose(request, tried)
@@ -244,10 +246,16 @@ class Exchange:
 
     async def _opened(self, stream: Stream) -> Open:
         while stream.opened is None and not stream.over:
+            self._leave_if_stalled(stream)
             await self._change(stream)
         if stream.opened is None:
             raise stream.error or EngineError("the replica ended its answer before it began")
         return stream.opened
+
+    def _leave_if_stalled(self, stream: Stream) -> None:
+        """Before the client has got anything: raises `ReplicaLost` where the replica shows no life and there is another."""
+        if stream.stalled and self.model is not None and self.model.has_other(self._tried):
+            raise ReplicaLost("the replica shows no life; send the request again", retry_after=1.0)
 
     async def _change(self, stream: Stream) -> None:
         if not self.gone:
@@ -281,6 +289,7 @@ class Exchange:
     async def _pass_whole(self, stream: Stream, opened: Open) -> None:
         """Send an answer that is not streamed, once it is whole: until then another replica may still give it."""
         while not stream.over:
+            self._leave_if_stalled(stream)
             await self._change(stream)
         if stream.error is not None:
             raise stream.error

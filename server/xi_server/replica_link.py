@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 
 PING_INTERVAL = 0.25
 MISSED_PINGS = 3
-"""Pings in a row without an answer after which a replica is lost, if its process gives no other sign of life either…"""
+"""Pings in a row without an answer after which a replica gets no request, if its process gives no other sign of life either…"""
+LOST_PINGS = 12
+"""…and after which it is lost, and what it had begun to answer: a machine that stood still for 3 s at most goes on…"""
 BUSY_PINGS = 40
 """…and after which it is lost though its process runs: nothing that holds up Python for 10 s ends soon."""
 REDIAL_FIRST = 0.25
@@ -39,7 +41,7 @@ _ids = itertools.count(1)
 class Stream:
     """One try of one request on one replica: filled by the link's callback, emptied by the request's coroutine."""
 
-    __slots__ = ("_loop", "_wake", "direct", "error", "finish", "id", "opened", "over", "parts", "slow", "tokens")
+    __slots__ = ("_loop", "_wake", "direct", "error", "finish", "id", "opened", "over", "parts", "slow", "stalled", "tokens")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, slow: SlowClient) -> None:
         self.id = next(_ids)
@@ -53,6 +55,8 @@ class Stream:
         self.over = False
         """Nothing more will come: it has ended, or `error` says what broke it."""
         self.error: XiError | None = None
+        self.stalled = False
+        """Its replica shows no life. It may go on: only a request that another can take should not wait for that."""
         self.slow = slow
         self._loop = loop
         self._wake: asyncio.Future[None] | None = None
@@ -97,7 +101,7 @@ class ReplicaLink:
         self.late = False
         """It has not answered the last ping: nothing new goes there as long as another replica answers."""
         self.fell_silent = False
-        """It was last lost because it answered no pings, not because its connection ended: it need not be dead."""
+        """It was last left because it answered no pings, not because its connection ended: it need not be dead."""
         self.breaker = Breaker()
         self._transport = transport
         self._on_change = on_change
@@ -160,11 +164,8 @@ class ReplicaLink:
         if self._channel is None:
             if self._loop.time() >= self._redial_at:
                 self._dial()
-        elif self._silent(self._channel) and on_time:
-            self._lose(f"has not answered {self._unanswered} pings", silent=True)
         else:
-            self.late = self.late or (on_time and self._unanswered > 0)
-            self._ping()
+            self._listen(self._channel, on_time)
         if self.usable != before:
             self._on_change()
 
@@ -174,13 +175,34 @@ class ReplicaLink:
         self._drop_channel()
         self._fail_streams("was taken out of service")
 
-    def _silent(self, channel: Channel) -> bool:
-        """Whether it counts as lost.
+    def _listen(self, channel: Channel, on_time: bool) -> None:
+        """Judge how long it has not answered, and ask again.
 
         A process that is busy may answer late, for a library's call can hold all of Python; one that is stopped shows no life at all.
         """
         missed = channel.missed_beats()  # asked at each tick, so that the answers are there when they are needed
-        return min(self._unanswered, missed) >= MISSED_PINGS or self._unanswered >= BUSY_PINGS
+        lifeless = min(self._unanswered, missed)
+        if on_time and (lifeless >= LOST_PINGS or self._unanswered >= BUSY_PINGS):
+            self._lose(f"has not answered {self._unanswered} pings", silent=True)
+            return
+        if on_time:
+            self.late = self.late or self._unanswered > 0
+            if self.alive and lifeless >= MISSED_PINGS:
+                self._fall_silent()
+        self._ping()
+
+    def _fall_silent(self) -> None:
+        log.warning("replica %s has not answered %d pings and gets no request until it does", self.route.replica_id, self._unanswered)
+        self.alive, self.fell_silent = False, True
+        self.breaker.failed(self._loop.time())
+        self._on_loss()
+        self._on_change()
+        self._set_stalled(True)
+
+    def _set_stalled(self, stalled: bool) -> None:
+        for stream in self._streams.values():
+            stream.stalled = stalled
+            stream.wake()
 
     def _dial(self) -> None:
         self._unanswered = 0
@@ -263,6 +285,7 @@ class ReplicaLink:
             log.info("replica %s answers again", self.route.replica_id)
             self.alive = True
             self._redial_wait = REDIAL_FIRST
+            self._set_stalled(False)
         if self.usable != before:
             self._on_change()
 

@@ -259,7 +259,7 @@ class RoutingTable:
 
 def _finishing(link: ReplicaLink) -> bool:
     """Whether a retired link still has open requests; closes it if not."""
-    if link.alive and link.open_streams:
+    if link.open_streams:  # none once it is lost
         return True
     link.close()
     return False

@@ -24,7 +24,7 @@ from xi_core.transport.security import KeyPair
 from xi_core.wire.plan import ReplicaSecurity, ServingLimits
 from xi_plugins.transports.zmq import ZmqTransport
 from xi_server.limits import Backlog, SlowClient
-from xi_server.replica_link import MISSED_PINGS, PING_INTERVAL, ReplicaLink, Stream
+from xi_server.replica_link import LOST_PINGS, MISSED_PINGS, PING_INTERVAL, ReplicaLink, Stream
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="stops a process")
 
@@ -148,7 +148,7 @@ async def test_a_replica_that_is_busy_for_seconds_keeps_its_requests(busy: Busy)
     await until(lambda: link.usable, 5.0)
 
 
-async def test_a_replica_that_is_stopped_is_lost_after_three_heartbeats(busy: Busy) -> None:
+async def test_a_replica_that_is_stopped_gets_nothing_after_three_heartbeats_and_is_lost_after_twelve(busy: Busy) -> None:
     link = await busy.link()
     stream = ask(link, 10_000)
     await until(lambda: stream.tokens > 0)
@@ -157,7 +157,22 @@ async def test_a_replica_that_is_stopped_is_lost_after_three_heartbeats(busy: Bu
     stopped = loop.time()
     await until(lambda: not link.alive, 5.0)
     assert loop.time() - stopped < (MISSED_PINGS + 2) * PING_INTERVAL
+    assert not stream.over, "it may go on"
+    await until(lambda: stream.over, 10.0)
+    assert loop.time() - stopped > (LOST_PINGS - 1) * PING_INTERVAL
     assert stream.error is not None
     assert (stream.error.code, link.fell_silent, busy.losses) == ("replica_lost", True, 1)
     os.kill(busy.child.pid, signal.SIGCONT)
     await until(lambda: link.usable, 15.0)
+
+
+async def test_a_replica_that_stood_still_for_a_second_goes_on_with_its_requests(busy: Busy) -> None:
+    link = await busy.link()
+    stream = ask(link, 10)
+    await until(lambda: stream.tokens > 0)
+    os.kill(busy.child.pid, signal.SIGSTOP)
+    await until(lambda: not link.alive, 5.0)
+    os.kill(busy.child.pid, signal.SIGCONT)
+    await until(lambda: stream.over, 10.0)
+    assert (stream.error, stream.tokens) == (None, 10)
+    await until(lambda: link.usable, 5.0)

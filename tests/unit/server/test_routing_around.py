@@ -46,6 +46,22 @@ async def test_a_late_replica_serves_where_there_is_no_other(stage: Any, replica
     assert (await stage.ask()).status == 200
 
 
+async def test_a_silent_replica_keeps_a_request_that_no_other_can_take(stage: Any, replica: Any, kit: Any) -> None:
+    one = replica("r1")
+    await stage.serve("m", one)
+    link = link_of(stage, "r1")
+    call = stage.start()
+    await kit.until(lambda: one.submitted)
+    one.silent = True
+    await kit.until(lambda: not link.alive)
+    assert (await stage.ask()).status == 503, "it takes no new one"
+    one.silent = False
+    await kit.until(lambda: link.usable)
+    one.answer(one.submitted[0])
+    await call.task
+    assert (call.status, len(one.submitted)) == (200, 1)
+
+
 async def test_a_gateway_that_stood_still_blames_no_replica(stage: Any, replica: Any, kit: Any) -> None:
     one = replica("r1", script=kit.answering())
     await stage.serve("m", one)
