@@ -91,10 +91,14 @@ def _type(field: dict[str, Any]) -> str:
     kind = field.get("type", "any")
     if isinstance(kind, list):
         return " or ".join(one for one in kind if one != "null")
-    limits = [f"{sign} {field[key]:g}" for key, sign in _BOUNDS.items() if key in field]
+    limits = [f"{sign} {_number(field[key])}" for key, sign in _BOUNDS.items() if key in field]
     if kind == "array":
         kind = f"array of {_type(field.get('items', {}))}"
     return " ".join([kind, ", ".join(limits)]).strip()
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -112,7 +111,7 @@ def measured(
 
 def _spec(name: str | None, path: str | None, size: str | None, form: str | None, quantization: str | None) -> Found:
     """The spec with its figures."""
-    if path is None and name is not None and catalog.looks_like_path(name) and Path(name).expanduser().exists():
+    if path is None and name is not None and catalog.looks_like_path(name) and local_path(name).exists():
         path = name
     if path is not None:
         return _of_path(path), f"figures: {path}", False
@@ -128,9 +127,14 @@ def _of_path(path: str) -> ModelSpec:
 
 
 def _of_family(name: str, size: str | None, form: str | None, quantization: str | None) -> Found:
+    from xi_core.models.registered import RegisteredFamilies
     from xi_core.plugins import PluginHub
 
     families = PluginHub.load(settings().plugins).families
+    RegisteredFamilies(families, settings().home_dir)
+    family = catalog.find_family(name, families)
+    if family is not None and family.path:
+        return _of_path(family.path), f"figures: {family.path}", False
     asked = catalog.normalised(LaunchSpec(model_name=name, size_in_billions=size, model_format=form, quantization=quantization))
     found = catalog.candidates(asked, families)
     told = next((spec for spec in found if spec.architecture_figures is not None), None)
@@ -138,14 +142,14 @@ def _of_family(name: str, size: str | None, form: str | None, quantization: str 
         return told, f"figures: the family {told.name}", False
     if found[0].size_in_billions is None:
         return found[0], "", False
-    return _of_size(found[0].name, _billions(found[0].size_in_billions))
+    return _of_size(found[0].name, _billions(found[0].size_in_billions), found[0].context_length)
 
 
-def _of_size(name: str, billions: float) -> Found:
+def _of_size(name: str, billions: float, context: int | None = None) -> Found:
     """A model of which only the size is known: figures of the well-known one that comes nearest, weights by the size itself."""
     alike, figures = typical.nearest(billions)
     spec = ModelSpec(name=name, format="pytorch", source=SourceRef(source="local", id=""), size_in_billions=str(billions))
-    spec.architecture_figures = figures
+    spec.architecture_figures, spec.context_length = figures, context
     return spec, f"figures: of {alike}, the well-known model nearest to {billions:g} B", True
 
 

@@ -87,6 +87,19 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def confirm(question: str, otherwise: str) -> None:
+    """Ask on the terminal. Raises `Failure`, which says `otherwise`, unless the answer is yes; so where nobody is there to answer."""
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin is not None and sys.stdin.isatty():
+            raise  # Ctrl-C
+        say("")
+        raise Failure(f"{otherwise}: nobody answered; --yes doesn't ask") from None
+    if not agreed:
+        raise Failure(otherwise)
+
+
 def one_of(option: str | None, argument: str | None, noun: str) -> str | None:
     """A value that may be given as an option or by position, but not both differently."""
     if option and argument and option != argument:

@@ -52,9 +52,13 @@ class DiskClient:
         """Delete an environment from every worker that has it. Raises `NotFound`, `Conflict` where it is used."""
         self._call(msgspec.Raw, "DELETE", f"/v1/virtualenvs/{quote(name, safe='')}")
 
-    def cached(self, model: str | None = None) -> list[CachedModelStatus]:
-        """The downloaded models on all workers; with `model`, a hub id or a family's name, only its."""
-        query = query_of({"model_name": model}) if model else ""
+    def cached(self, model: str | None = None, *, incomplete: bool = False) -> list[CachedModelStatus]:
+        """The downloaded models on all workers; with `model`, a hub id or a family's name, only its.
+
+        `incomplete`: also what came in part, or is damaged.
+        """
+        given = {"model_name": model or "", "incomplete": "true" if incomplete else ""}
+        query = query_of({name: value for name, value in given.items() if value})
         return self._call(CachedModelList, "GET", f"/v1/cache/models{query}").models
 
     def remove_cached(self, model: str, source: str | None = None, revision: str | None = None) -> int:
@@ -94,12 +98,18 @@ class DiskClient:
         return status
 
     def _waited(self, status: PullStatus, on_progress: Callable[[PullStatus], None] | None) -> PullStatus:
-        """The status once all workers of the first one have ended. One that isn't there, or answers nothing, is waited for a while."""
+        """The status once all workers of the first one have ended. One that isn't there, or answers nothing, is waited for a while.
+
+        Raises `Unavailable` for one that stays away, once the others have ended.
+        """
         workers, missing, heard = {one.worker for one in status.workers}, set[str](), time.monotonic()
+        lost: set[str] = set()
         while True:
             if on_progress is not None:
                 on_progress(status)
             if not missing and not status.running():
+                if lost:
+                    raise Unavailable(_told_of(lost, status))
                 return status
             time.sleep(PULL_INTERVAL)
             late = time.monotonic() - heard > PULL_PATIENCE
@@ -109,11 +119,12 @@ class DiskClient:
                 if late:
                     raise
                 continue
-            missing = workers - {one.worker for one in status.workers}
+            missing = workers - lost - {one.worker for one in status.workers}
+            if missing and late:
+                lost |= missing
+                missing = set()
             if not missing:
                 heard = time.monotonic()
-            elif late:
-                raise Unavailable(f"worker {', '.join(sorted(missing))} went away while it downloaded {status.model_name}")
 
     # ---- the server -------------------------------------------------------------------------------
 
@@ -130,6 +141,12 @@ class DiskClient:
 
     def _patience(self) -> float:
         return min(self.timeout, CONTROL_TIMEOUT)
+
+
+def _told_of(lost: set[str], status: PullStatus) -> str:
+    """That workers went away, and what became of the others."""
+    ends = [f"{one.worker} has it now" if one.state == "DONE" else f"{one.worker}: {one.error}" for one in status.workers]
+    return f"worker {', '.join(sorted(lost))} went away while it downloaded {status.model_name}; {'; '.join(ends)}"
 
 
 def query_of(given: dict[str, str]) -> str:

@@ -7,7 +7,7 @@ tree. Each request has a connection of its own, so that an endpoint may be share
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -117,7 +117,8 @@ class Endpoint:
             self._connect(connection)
             connection.sock.settimeout(timeout)
             headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
-            connection.request(method, self._prefix + path, None if body is None else msgspec.json.encode(body), headers)
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may have refused what it hadn't read yet: its answer says why
+                connection.request(method, self._prefix + path, None if body is None else msgspec.json.encode(body), headers)
             return _Answer(connection, connection.getresponse())
         except (OSError, HTTPException) as error:
             connection.close()

@@ -83,12 +83,20 @@ class Registry(Generic[D]):
         return self._by_name.get(self._aliases.get(key, key))
 
     def get(self, name: str, param: str | None = None) -> D:
-        """Like `find`, but raises an error that lists the known names."""
+        """Like `find`, but raises an error that lists the known names, and the one that was meant, perhaps."""
         found = self.find(name)
         if found is None:
             known = ", ".join(d.name for d in self._by_name.values()) or "none, for no plugin that is loaded offers one; see `xi plugins`"
-            raise self._error(f"unknown {self._noun} '{name}'; known: {known}", param=param)
+            raise self._error(f"unknown {self._noun} '{name}'; {self._hint(name)}known: {known}", param=param)
         return found
+
+    def _hint(self, name: str) -> str:
+        """The name that was meant, perhaps."""
+        import difflib
+
+        close = difflib.get_close_matches(name.lower(), [*self._by_name, *self._aliases], n=1)
+        found = self.find(close[0]) if close else None
+        return f"did you mean '{found.name}'? " if found is not None else ""
 
     def claims(self, descriptor: D) -> list[str]:
         """The keys that this descriptor would take."""

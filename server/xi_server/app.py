@@ -54,6 +54,8 @@ class Front:
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id, status = new_request_id(), 500
+        if scope["method"] == "HEAD":  # as GET; the server beneath, which has its own scope, sends the head alone
+            scope = {**scope, "method": "GET"}
         scope["xi.request_id"] = request_id
 
         async def tagged(message: Message) -> None:

@@ -42,7 +42,10 @@ def _refusal(scope: Scope) -> Forbidden | None:
     site = _name(origin)
     if site is not None and site and (is_loopback(site) or site == name):
         return None
-    return Forbidden("this server has no key and takes no requests from web pages of other sites; set XI_API_KEY to let them in")
+    return Forbidden(
+        "this server has no key and takes no requests from web pages of other sites; "
+        "set XI_API_KEY, and have a proxy serve the page and xi at one address: browsers ask for that as well"
+    )
 
 
 def _name(url: bytes) -> str | None:

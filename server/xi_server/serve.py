@@ -22,7 +22,7 @@ from xi_server.gateway import Gateway
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE = 150
-"""Seconds that an idle connection is kept: longer than the pools of clients keep theirs."""
+"""Seconds that a connection is kept which is idle, or whose next head doesn't come whole: longer than the pools of clients keep theirs."""
 FIRST_TABLE = 5.0
 """Longest wait for the supervisor before the gateway says that it is ready."""
 ORPHAN_EXIT = 1.0
@@ -30,11 +30,17 @@ ORPHAN_EXIT = 1.0
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
+
+    from xi_server.plain_parser import PlainParser
 else:
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
+
+        from xi_server.plain_parser import PlainParser
     except ImportError:  # httptools isn't installed
         from uvicorn.protocols.http.h11_impl import H11Protocol as Base
+
+        PlainParser = None  # h11 declines upgrades by itself
 
 
 class Protocol(Base):
@@ -44,9 +50,35 @@ class Protocol(Base):
     returns False if the client doesn't read; or None where chunks are not written that way.
     """
 
+    _late: asyncio.TimerHandle | None = None
+    """Closes the connection, where no request is in work and part of a head may be there."""
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if PlainParser is not None:
+            self.parser = PlainParser(self)
         self.app_state = {**self.app_state, "abort": transport.abort, "direct": self._direct}
+
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        served = self.cycle is not None and not self.cycle.response_complete
+        if self._late is None:
+            if not served:
+                self._expect_head()
+        elif served:
+            self._late.cancel()
+            self._late = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._late is not None:
+            self._late.cancel()
+
+    def _expect_head(self) -> None:
+        """uvicorn bounds the time between two requests, but not the time before the first one, nor that in which a head comes."""
+        self._late = self.loop.call_later(KEEP_ALIVE, self.transport.close)
 
     def _direct(self) -> Callable[[bytes], bool] | None:
         cycle, flow, write = self.cycle, self.flow, self.transport.write

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from xi_core.cluster.messages import ANSWERS, OF_GATEWAYS, GatewayKeys, Launch, Subscribe, Subscribed, TableUpdate, Terminate
-from xi_core.errors import ChannelClosed, DeadlineExceeded, Forbidden, TransportError, Unavailable, XiError
+from xi_core.errors import ChannelClosed, DeadlineExceeded, Forbidden, InvalidRequest, TransportError, Unavailable, XiError
 from xi_core.transport.base import Transport
 from xi_core.transport.rpc import Calls, Link, Vocabulary, dial
 from xi_core.transport.security import ClientSecurity, KeyPair
@@ -72,7 +72,8 @@ class SupervisorClient:
             await self._link.close()
 
     async def call(self, command: Struct, timeout: float | None = 30.0) -> Any:
-        """The supervisor's answer; without a `timeout`, however long it takes. Raises its error, or `Unavailable` while it is away."""
+        """The supervisor's answer; without a `timeout`, however long it takes. Raises its error, `Unavailable` while it is away, and
+        `InvalidRequest` for a number that no message can carry."""
         if self._worth_waiting(command):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.subscribed.wait(), PATIENCE)
@@ -81,6 +82,8 @@ class SupervisorClient:
             raise Unavailable(AWAY, retry_after=1.0)
         try:
             return await link.call(command, timeout=timeout)
+        except OverflowError:
+            raise InvalidRequest("the request holds a number that is too large: whole numbers have 64 bits at most") from None
         except (ChannelClosed, DeadlineExceeded) as error:
             if not link.closed.is_set():  # it is the supervisor that has lost somebody, a worker, or that could not end it in time
                 raise Unavailable(error.message, retry_after=1.0) from None

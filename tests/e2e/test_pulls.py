@@ -14,6 +14,7 @@ import pytest
 
 from xi_core.api.pulls import PullOrder
 from xi_core.errors import ArtifactError, Forbidden, InvalidRequest, NotFound, UnknownModel, WorkerNotFound
+from xi_core.models.cache import MANIFEST
 from xi_core.testing.hub_standin import Fault, HubModel, HubStandIn
 from xi_core.testing.server import RunningServer
 from xi_core.testing.waiting import wait_until
@@ -124,6 +125,31 @@ def test_what_cant_be_pulled_is_refused_before(hub: HubStandIn, server: RunningS
     assert answer.status_code == 400
     assert "replica" in answer.json()["error"]["message"]
     assert hub.asked == []
+
+
+def test_what_is_damaged_or_came_in_part_is_removed(hub: HubStandIn, server: RunningServer) -> None:
+    hub.faults = [Fault(where=FILE, cut_after=200_000), Fault(where=FILE, status=404)]
+    with pytest.raises(ArtifactError):
+        server.client.pull(ORDER)
+    assert list(server.home.glob("models/partial/*/*/*"))
+    assert server.client.cached() == []
+    [found] = server.client.cached("tiny-gguf", incomplete=True)
+    assert (found.model_name, found.complete, found.path) == (ID, False, str(next(server.home.glob("models/partial/*/*/*"))))
+    assert found.size >= 200_000
+    assert "not complete" in server.xi("cached").stdout
+    assert server.client.remove_cached(ID) == found.size
+    assert not list(server.home.glob("models/partial/*/*/*"))
+
+    manifest = Path(str(server.client.pull(ORDER).workers[0].path)).with_name(MANIFEST)
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="xi remove-cache"):
+        server.client.pull(ORDER)
+    assert [one.complete for one in server.client.cached(incomplete=True)] == [False]
+    with pytest.raises(NotFound):
+        server.client.remove_cached(ID, revision="0123456")
+    done = server.xi("remove-cache", ID, "--yes")
+    assert "2.1 MB are free" in done.stderr
+    assert Path(str(server.client.pull(ORDER).workers[0].path)).read_bytes() == TINY.read_bytes()
 
 
 def test_a_worker_is_named(hub: HubStandIn, server: RunningServer) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from typing import Any
 import httpx
 import pytest
 
-from xi_core.errors import DeadlineExceeded
+from xi_core import disk_client
+from xi_core.api.pulls import PullOrder, PullStatus
+from xi_core.client import Client
+from xi_core.errors import DeadlineExceeded, Unavailable
+from xi_core.testing.hub_standin import Fault, HubModel, HubStandIn
 from xi_core.testing.waiting import wait_until
 
 pytestmark = [
@@ -26,6 +31,8 @@ pytestmark = [
 
 XI = str(Path(sys.executable).with_name("xi"))
 BODY = {"model": "xi-tiny", "prompt": "What is xi?", "max_tokens": 4, "temperature": 0}
+MODEL, WEIGHTS = "people/large-GGUF", bytes(2_000_000)
+ORDER = PullOrder(model_name=MODEL, quantization="f16")
 
 
 class Town:
@@ -143,6 +150,17 @@ def load(town: Town, clients: int = 3) -> Iterator[list[int | str]]:
 
 
 @pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    """A stand-in that workers ask which are started from now on."""
+    pytest.importorskip("huggingface_hub")
+    with HubStandIn() as made:
+        made.models[MODEL] = HubModel(files={"m-f16.gguf": WEIGHTS})
+        monkeypatch.setenv("HF_ENDPOINT", made.endpoint)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        yield made
+
+
+@pytest.fixture
 def town(tmp_path: Path) -> Iterator[Town]:
     made = Town(tmp_path)
     try:
@@ -249,6 +267,49 @@ def test_a_killed_gateway_and_a_killed_replica_come_back(busy: Town) -> None:
         os.kill(before["xi-tiny-0"], signal.SIGKILL)
         eventually(lambda: busy.pids("replica")["xi-tiny-0"] != before["xi-tiny-0"] and busy.status()["ready_replicas"] == 2)
     assert set(statuses) == {200}
+
+
+def test_two_workers_pull_and_both_tell_how_far_they_are(town: Town, hub: HubStandIn) -> None:
+    for name in ("w1", "w2"):
+        town.work(name, town.token())
+    hub.faults = [Fault(where="/storage/", stall_after=1_000_000, times=2)]
+    pull = town.start("user", "pull", MODEL, "-q", "f16", "-e", town.word["endpoint"], stdout=subprocess.PIPE)
+    lines = [f"{name}: downloading 1/1 m-f16.gguf: 1.0 MB of 2.0 MB" for name in ("w1", "w2")]
+    wait_until(lambda: all(line in town.said("user") for line in lines), 8.0, "progress of both")
+    hub.resume.set()
+    out, _ = pull.communicate(timeout=20)
+    assert pull.returncode == 0, town.said("user")
+    paths = dict(line.split(": ") for line in out.splitlines())
+    assert {name: Path(path).read_bytes() == WEIGHTS for name, path in paths.items()} == {"w1": True, "w2": True}
+    assert all(Path(path).is_relative_to(town.folder / name) for name, path in paths.items())
+    assert len(hub.gets("/storage/")) == 2
+
+
+def test_a_worker_that_is_killed_while_it_pulls_is_named_and_the_other_goes_on(
+    town: Town, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("w1", "w2"):
+        town.work(name, town.token())
+    monkeypatch.setattr(disk_client, "PULL_PATIENCE", 1.0)
+    hub.faults = [Fault(where="/storage/", stall_after=1_000_000, times=2)]
+    client, killed = Client(town.word["endpoint"]), 0.0
+
+    def told(status: PullStatus) -> None:
+        nonlocal killed
+        if not killed and all((one.progress or 0) > 0.4 for one in status.workers):
+            os.kill(town.pids("worker")["w2"], signal.SIGKILL)
+            killed = time.monotonic()
+        if killed and time.monotonic() > killed + 2.0:
+            hub.resume.set()  # the other is not done when the first is given up
+
+    with pytest.raises(Unavailable, match=rf"^worker w2 went away while it downloaded {MODEL}; w1 has it now$"):
+        client.pull(ORDER, told)
+    assert [one.worker for one in client.cached()] == ["w1"]
+    town.processes["w2"].wait()
+    town.work("w2")
+    again = client.pull(ORDER)
+    assert sorted((one.worker, one.state) for one in again.workers) == [("w1", "DONE"), ("w2", "DONE")]
+    assert hub.gets("/storage/")[-1].range, "it goes on with what came"
 
 
 def test_a_worker_waits_for_its_supervisor_and_says_so(town: Town) -> None:

@@ -32,10 +32,10 @@ def test_a_range_that_is_refused_after_the_end_deletes_nothing(model_hub: HubSta
     ref = SourceRef(source=source.name, id=ID)
     listing, ended = source.listing(ref), threading.Event()
     file = listing.files[0]
-    path, _ = part_of(tmp_path, file)
+    download = Download(1, file, lambda download, fresh: None, ended)
+    path, _ = part_of(tmp_path, file, download)
     path.write_bytes(b"x" * 2000)
     model_hub.faults = [Fault(where=where, status=416, times=2)]
-    download = Download(1, file, lambda download, fresh: None, ended)
     ended.set()
     with pytest.raises(Stopped):
         source.download(ref, listing, file, tmp_path, download)

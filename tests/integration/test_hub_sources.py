@@ -356,6 +356,17 @@ def test_offline_asks_nobody(hub: HubStandIn, source: HubSource, tmp_path: Path,
     assert hub.asked == []
 
 
+def test_offline_a_pull_takes_what_is_there(hub: HubStandIn, source: HubSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, count = source.fetch(ref_of(source), tmp_path, quiet), len(hub.asked)
+    monkeypatch.setenv("XI_OFFLINE", "1")
+    settings.cache_clear()
+    assert source.pull(ref_of(source), tmp_path, quiet) == path
+    assert len(hub.asked) == count
+    (path / "config.json").unlink()
+    with pytest.raises(ArtifactError, match=r"config\.json is damaged"):
+        source.pull(ref_of(source), tmp_path, quiet)
+
+
 def test_one_file_of_many_is_chosen_by_its_quantization(hub: HubStandIn, source: HubSource, tmp_path: Path) -> None:
     hub.models[ID].files = {"m-Q4_K_M.gguf": WEIGHTS, "m-Q8_0.gguf": b"other" * 500}
     path = source.fetch(ref_of(source, files=("*q4_k_m*.gguf",)), tmp_path, quiet)

@@ -108,7 +108,7 @@ def test_a_launch_that_no_engine_can_run_lists_the_reasons(server: RunningServer
 
 def test_registrations_outlive_their_supervisor(server: RunningServer) -> None:
     client = server.client
-    client.register("LLM", json.dumps({"name": "kept", "path": str(TINY / "hf")}))
+    client.register("LLM", json.dumps({"name": "kept", "path": (TINY / "hf").as_uri()}))
     client.register("LLM", json.dumps({"name": "passing", "path": str(TINY / "hf")}), persist=False)
     with pytest.raises(Conflict, match="registered already"):
         client.register("LLM", json.dumps({"name": "KEPT", "path": "/x"}))

@@ -18,6 +18,7 @@ import pytest
 
 from xi_core.api.control import LaunchSpec, ModelStatus
 from xi_core.cluster import messages as m
+from xi_core.cluster.store import Store
 from xi_core.cluster.supervisor import VOCABULARY, Supervisor
 from xi_core.cluster.worker import Worker
 from xi_core.config import Settings
@@ -296,6 +297,18 @@ async def test_the_same_launch_and_another(stage: Stage) -> None:
         await stage.launch(replica=2)
 
 
+async def test_an_unknown_engine_is_told_also_under_a_name_that_is_taken(stage: Stage) -> None:
+    """By a launch that is under way, and by one that runs: the other spec is not what is wrong."""
+    first = asyncio.create_task(stage.launch())
+    await asyncio.sleep(0)  # it is asked for
+    with pytest.raises(UnknownEngine, match=r"unknown engine 'stubb'; did you mean 'stub'\? known: .*absent"):
+        await stage.launch(model_engine="stubb")
+    await first
+    await stage.until("READY")
+    with pytest.raises(UnknownEngine, match="unknown engine 'stubb'"):
+        await stage.launch(model_engine="stubb")
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
@@ -511,6 +524,43 @@ async def test_terminate_while_it_is_resolved(workerless: Stage) -> None:
     await workerless.link.call(m.Terminate("toy"))
     with pytest.raises(LaunchCancelled):
         await launching
+
+
+async def test_terminate_while_it_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is slow: the launch is accepted, and whoever asked for it waits on."""
+    made = Stage(tmp_path)
+    store = Store(tmp_path / "home")
+    monkeypatch.setattr(store, "keep_launches", lambda *what: time.sleep(0.5))
+    made.supervisor = Supervisor(made.hub, made.settings, made.endpoint, 0.0, store=store)
+    try:
+        await made.work()
+        made.client()
+        launching = asyncio.create_task(made.launch())
+        await until(lambda: made.supervisor._lifecycle.find("toy") is not None)
+        assert not launching.done()
+        await made.link.call(m.Terminate("toy"))
+        with contextlib.suppress(XiError):
+            await launching
+        assert [found.state for found in (await made.link.call(m.ListModels())).models] == ["CANCELLED"]
+        assert not tagged("toy-0@"), "nothing runs on"
+    finally:
+        await made.stack.aclose()
+        await made.supervisor.close()
+        store.close()
+
+
+async def test_what_runs_on_an_engine_that_the_supervisor_has_lost_fails_with_its_name_once_it_dies(stage: Stage) -> None:
+    await stage.launch()
+    (pid,) = [r.pid for r in (await stage.until("READY")).replicas]
+    await stage.supervisor.close()
+    stage.hub = PluginHub.load()
+    stage.supervise(settle=0.2)
+    stage.client()
+    await until_known(stage)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    found = await until_ended(stage, "FAILED")
+    assert "unknown engine 'stub'" in (found.error or "")
 
 
 async def test_a_worker_that_is_stopped_starts_nothing_again(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from xi_cli.options import client_options, connect, json_option, one_of, print_json, say
+from xi_cli.options import client_options, confirm, connect, json_option, one_of, print_json, say
 from xi_core.byte_size import in_words
 
 
@@ -18,12 +18,14 @@ from xi_core.byte_size import in_words
 def cached(model: str | None, model_name: str | None, as_json: bool, endpoint: str | None, api_key: str | None) -> None:
     """List the downloaded models of all workers.
 
+    Those that came in part, or are damaged, stand there as not complete.
+
     \b
     Examples:
       xi cached
       xi cached -n qwen2.5-instruct
     """
-    found = connect(endpoint, api_key).cached(one_of(model_name, model, "model"))
+    found = connect(endpoint, api_key).cached(one_of(model_name, model, "model"), incomplete=True)
     if as_json:
         print_json(found)
         return
@@ -40,7 +42,7 @@ def cached(model: str | None, model_name: str | None, as_json: bool, endpoint: s
             one.model_version[:12],
             in_words(one.size),
             one.files,
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created)),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created)) if one.complete else "not complete",
         )
         for one in found
     ]
@@ -74,9 +76,9 @@ def remove_cache(
     if name is None:
         raise click.UsageError("name the model: xi remove-cache NAME, or -n NAME")
     client = connect(endpoint, api_key)
-    for one in client.cached(name):
+    for one in client.cached(name, incomplete=True):
         if source in (None, one.source) and revision in (None, one.model_version):
             say(f"{one.worker}: {one.model_name} of {one.source}, {one.model_version[:12]}, {in_words(one.size)}")
     if not yes:
-        click.confirm(f"Delete '{name}' from the cache?", abort=True, err=True)
+        confirm(f"Delete '{name}' from the cache?", "nothing was deleted")
     say(f"Removed: {name}; {in_words(client.remove_cached(name, source, revision))} are free")

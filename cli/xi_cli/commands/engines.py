@@ -114,8 +114,6 @@ def _asked(model: str | None, filters: dict[str, str | None], endpoint: str | No
 
 def _probed(model: str | None, filters: dict[str, str | None]) -> list[EngineStatus]:
     """What this environment's plugins say of this machine. Raises `UnknownModel`, `UnknownEngine`, `ArtifactError`."""
-    from pathlib import Path
-
     from xi_core.api.control import LaunchSpec, model_type_of
     from xi_core.cluster.host import find_devices, host_info, inspect_path, match_engines, probe_engines
     from xi_core.cluster.matching import of_type, status
@@ -132,7 +130,7 @@ def _probed(model: str | None, filters: dict[str, str | None]) -> list[EngineSta
         RegisteredFamilies(hub.families, settings().home_dir)
         spec = catalog.normalised(msgspec.structs.replace(LaunchSpec(model_name=model), **filters))
         path = catalog.path_of(spec, hub.families)
-        specs = catalog.candidates(spec, hub.families, inspect_path(hub.engines, Path(path)) if path else None)
+        specs = catalog.candidates(spec, hub.families, inspect_path(hub.engines, path) if path else None)
         specs = of_type(specs, model_type_of(kind), model) if kind else specs
     runs, takes = probe_engines(engines, host), [match_engines(engines, spec, host) for spec in specs]
     return [status(hub, engine, runs[engine.name], specs, takes) for engine in engines]

@@ -154,7 +154,7 @@ def _named(name: str) -> str:
     written = os.sep in name or name.startswith((".", "~"))
     if path.is_file() or (path.is_dir() and (written or (path / "config.json").is_file())):
         return str(path.absolute())
-    if name.startswith((".", "~")) or (name.endswith(".gguf") and not path.is_absolute()):
+    if name.startswith((".", "~")) or (name.endswith(".gguf") and not path.is_absolute() and not name.startswith("file:")):
         raise click.BadParameter(f"there is no file or directory '{name}'", param_hint="'MODEL'")
     return name
 

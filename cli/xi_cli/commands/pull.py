@@ -87,17 +87,23 @@ def _here(order: PullOrder) -> str:
     from xi_core.api.control import LaunchSpec
     from xi_core.cluster.fetching import permitted
     from xi_core.cluster.fetching import pull as download
+    from xi_core.cluster.host import inspect_path
     from xi_core.cluster.remote_code import check_remote_code
-    from xi_core.models.catalog import candidates
+    from xi_core.models.catalog import candidates, path_of
     from xi_core.models.pull_choice import as_launch, only_one
+    from xi_core.models.registered import RegisteredFamilies
     from xi_core.plugins import PluginHub
 
     config = settings()
     hub = PluginHub.load(config.plugins)
+    RegisteredFamilies(hub.families, config.home_dir)
     if order.source:
         hub.sources.get(order.source, param="source")
     default = hub.sources.get(config.model_src, param="XI_MODEL_SRC").name
-    found = candidates(as_launch(order, hub.families), hub.families, default_source=default)
+    launch = as_launch(order, hub.families)
+    path = path_of(launch, hub.families)  # a registered family may be files of one's own
+    inspected = inspect_path(hub.engines, path) if path else None
+    found = candidates(launch, hub.families, inspected, default)
     spec = only_one(order.model_name, found)
     check_remote_code(LaunchSpec(model_name=order.model_name, trust_remote_code=order.trust_remote_code), config.allow_remote_code)
     ref = permitted(spec.source, config, code=order.trust_remote_code, pickles=True)

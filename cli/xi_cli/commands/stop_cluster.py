@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from xi_cli.group import Failure
-from xi_cli.options import client_options, connect, say
+from xi_cli.options import client_options, confirm, connect, say
 
 
 @click.command("stop-cluster")
@@ -22,7 +21,6 @@ def stop_cluster(yes: bool, endpoint: str | None, api_key: str | None) -> None:
     client = connect(endpoint, api_key)
     if not yes:
         running = sum(len(worker.replicas) for worker in client.workers())
-        if not click.confirm(f"Stop the cluster at {client.endpoint} with {running} replica(s)?", err=True):
-            raise Failure("nothing was stopped")
+        confirm(f"Stop the cluster at {client.endpoint} with {running} replica(s)?", "nothing was stopped")
     client.stop_cluster()
     say("The cluster is being stopped.")

@@ -56,7 +56,9 @@ class CachedModelStatus(Struct, kw_only=True):
     size: int
     """Bytes."""
     created: float
-    """When it was complete, in seconds since 1970."""
+    """When it was complete, in seconds since 1970; 0 where it isn't."""
+    complete: bool = True
+    """False for what came in part, or is damaged; it is told only to who asks for it (`incomplete`)."""
 
 
 class CachedModelList(Struct):

@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from xi_core.api.openai import TokenId
+
 MAX_INPUTS = 2048
 """Most texts, or lists of token ids, in one request."""
 
-TokenId = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Text = Annotated[str, Meta(min_length=1)]
 

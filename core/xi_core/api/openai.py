@@ -31,7 +31,8 @@ RepetitionPenalty = Annotated[float, Meta(ge=0.01, le=10.0)]
 Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
 Biases = Annotated[dict[str, Bias], Meta(max_length=MAX_BIASES)]
 Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
-Count = Annotated[int, Meta(ge=0)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+"""No engine has larger ones; llama.cpp would cut them down to 32 bits and read other tokens."""
 Positive = Annotated[int, Meta(ge=1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -185,13 +186,14 @@ class ChatRequest(Request, kw_only=True, forbid_unknown_fields=True):
 
 
 class CompletionRequest(Request, kw_only=True, forbid_unknown_fields=True):
-    """Body of `POST /v1/completions`. `prompt` is one text or one list of token ids."""
+    """Body of `POST /v1/completions`. `prompt` is one text or one list of token ids, or a list of one of these, as some clients send it."""
 
-    prompt: str | Annotated[list[Count], Meta(min_length=1)]
+    prompt: str | Annotated[list[TokenId | str | Annotated[list[TokenId], Meta(min_length=1)]], Meta(min_length=1)]
     max_tokens: Positive | None = None
     """Default 16, as in OpenAI's API."""
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
+    """Begin the answer with the prompt. Not together with `logprobs`: those of the prompt's tokens are not computed."""
 
 
 class PromptTokensDetails(Struct, kw_only=True):

@@ -43,7 +43,10 @@ def tick(state: ClusterState, now: float) -> list[Action]:
             if now >= launch.ended_at + KEPT and not launch.live:
                 state.forget(launch)
         elif launch.deadline is not None and now >= launch.deadline:
-            actions += state.fail(now, launch, f"not ready within its time; {launch.hindrance()}")
+            if launch.serves:
+                actions += state.begin_rest_anew(now, launch)
+            else:
+                actions += state.fail(now, launch, f"not ready within its time; {launch.hindrance()}")
     for launch, replica in [(one, replica) for one in due for replica in one.replicas]:
         if replica.lost_at is not None and now >= replica.lost_at + 2 * LEASE:
             actions += _expire(state, now, launch, replica)

@@ -34,7 +34,7 @@ def check_env(env: Mapping[str, str], allowed: tuple[str, ...] | None = None) ->
     `allowed`: what names may begin with; None where only this machine reaches the server, and any name will do that isn't refused.
     """
     for name, value in env.items():
-        reason = _refusal(name, value) or _not_allowed(name, allowed)
+        reason = _refusal(name, value) or _not_allowed(name, value, allowed)
         if reason:
             raise InvalidRequest(f"environment variable {name!r} is refused: {reason}", param="env")
 
@@ -50,9 +50,18 @@ def _refusal(name: str, value: str) -> str:
     return ""
 
 
-def _not_allowed(name: str, allowed: tuple[str, ...] | None) -> str:
-    if allowed is None or name.startswith(allowed):
+def _not_allowed(name: str, value: str, allowed: tuple[str, ...] | None) -> str:
+    if allowed is None:
         return ""
+    if name.startswith(allowed):
+        # Engines' libraries load plugins, logging set-ups and whole libraries from files that such variables name, and the file may be
+        # one of a model that was downloaded.
+        if "/" not in value or name.startswith(tuple(set(allowed) - set(ALLOWED_PREFIXES))):
+            return ""
+        return (
+            "other machines reach this server, so that no launch names files or addresses (a value with a /); "
+            f"its operator can allow this variable (XI_ENV_ALLOW={name})"
+        )
     return (
         f"other machines reach this server, so that launches set names only that begin with {', '.join(allowed)}; "
         "its operator can add to them (XI_ENV_ALLOW)"

@@ -95,7 +95,11 @@ class Executor:
         if launch is None:
             self._gone(action, 0, Unavailable(f"'{action.uid}' is not wanted any more"))
             return
-        commands = [self._command(action, launch.wanted, rank) for rank in range(len(action.assignments))]
+        try:
+            commands = [self._command(action, launch.wanted, rank) for rank in range(len(action.assignments))]
+        except XiError as error:  # a plugin is gone that a worker still has
+            self._gone(action, 0, error)
+            return
         try:
             if len(commands) > 1:
                 commands = await rendezvous.prepare(self.workers, action.assignments, commands)

@@ -36,12 +36,16 @@ class Guard:
             self._say(f"-{group}\n")
 
     def restart_if_dead(self) -> bool:
-        """Replace a keeper that has died and tell the new one the list; whether that was so."""
+        """Replace a keeper that has died and tell the new one the list; whether that was so. To be asked again where none could be made."""
         if self._process.poll() is None:
             return False
         log.warning("keeper %d has died; starting another", self._process.pid)
         self._hang_up()
-        self._process = self._spawn()
+        try:
+            self._process = self._spawn()
+        except OSError as error:  # the machine is out of memory or process numbers now
+            log.error("no keeper can be started, trying on: %s", error)
+            return False
         for group, tag in self._groups.items():
             self._say(f"+{group} {tag}\n")
         return True

@@ -93,7 +93,7 @@ def _match(info: EngineInfo, model: ModelSpec, host: HostInfo) -> Support:
     return info.match(model, host)
 
 
-def inspect_path(engines: Iterable[EngineInfo], path: Path, *, pickled: bool = False) -> ModelSpec:
+def inspect_path(engines: Iterable[EngineInfo], path: str | Path, *, pickled: bool = False) -> ModelSpec:
     """What `path` holds: asked of the engines with formats of their own, then read as Hugging Face or GGUF. Raises `ArtifactError`.
 
     `pickled`: as in `inspect`.

@@ -74,7 +74,7 @@ class LaunchEntry:
     wanted: Wanted
     replicas: list[Replica]
     deadline: float | None
-    """When it is FAILED if it isn't READY; None while it is READY."""
+    """When it is FAILED if it isn't READY, or where a part of it serves, the rest is begun anew; None while it is READY."""
     end: End = ""
     ended_at: float = 0.0
     error: str | None = None
@@ -97,6 +97,11 @@ class LaunchEntry:
     def listed(self) -> bool:
         """Whether users see it."""
         return self.end != "STOPPED" or bool(self.live)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it has been READY and a replica of it still is, on a worker that is here."""
+        return self.was_ready and any(r.route is not None and r.lost_at is None for r in self.replicas)
 
     @property
     def state(self) -> LaunchState:

@@ -38,10 +38,13 @@ def place(scheduler: Scheduler, request: PlacementRequest, cluster: ClusterView)
     """The scheduler's decision, checked: no plugin can put a replica where there is no room."""
     if not cluster.workers:
         return Rejection(reason="no worker is connected that may take replicas")
-    decision = scheduler.place(request, cluster)
-    if isinstance(decision, Rejection):
-        return decision
-    wrong = _wrong(request, decision, cluster)
+    try:
+        decision = scheduler.place(request, cluster)
+        if isinstance(decision, Rejection):
+            return decision
+        wrong = _wrong(request, decision, cluster)
+    except Exception as error:  # a plugin: whatever it does, other launches and the lifecycle's clock must go on
+        return Rejection(reason=f"the scheduler failed: {type(error).__name__}: {error}")
     return Rejection(reason=f"the scheduler's answer can't be used: {wrong}", verdicts=decision.verdicts) if wrong else decision
 
 

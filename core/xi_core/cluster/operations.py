@@ -156,7 +156,7 @@ class Operations:
         return m.Done()
 
     async def _list_cache(self, command: m.ListCache) -> m.FoundModels:
-        asked = m.ListCache(name=command.name, names=ids_of(command.name, self._hub.families) if command.name else [])
+        asked = msgspec.structs.replace(command, names=ids_of(command.name, self._hub.families) if command.name else [])
         answers = [await worker.link.call(asked) for worker in list(self._executor.workers.values())]
         return m.FoundModels([model for answer in answers for model in answer.models])
 

@@ -18,6 +18,7 @@ import msgspec
 
 from xi_core.cluster import keeper
 from xi_core.cluster.devices import real
+from xi_core.wire import UNREADABLE
 from xi_core.wire import report as wire
 from xi_core.wire.order import Order
 from xi_core.wire.order import encode as encode_order
@@ -47,6 +48,7 @@ def environment(base: Mapping[str, str], plan: LaunchPlan, extra: Mapping[str, s
     found["CUDA_VISIBLE_DEVICES"] = ",".join(name.partition(":")[2] for name in plan.devices if name.startswith(("cuda:", "rocm:")))
     if any(name.startswith("rocm:") for name in plan.devices):
         found["HIP_VISIBLE_DEVICES"] = found["CUDA_VISIBLE_DEVICES"]  # HIP heeds both, and both must say the same
+        found.pop("ROCR_VISIBLE_DEVICES", None)  # HIP counts anew what that leaves; a worker's devices are numbered as the driver does
     found["PYTHONUNBUFFERED"] = "1"
     if python is not None:
         found["PATH"] = os.pathsep.join([str(python.parent), found.get("PATH", os.defpath)])
@@ -171,7 +173,7 @@ class ReplicaProcess:
     def _take(self, line: bytes) -> None:
         try:
             found = wire.decode(line)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             log.warning("a report of process %d can't be read and is ignored: %s", self.pid, error)
             return
         if self.reports.qsize() < MOST_WAITING or not isinstance(found, wire.Stage | wire.Health):

@@ -84,7 +84,7 @@ class Replica:
     """How often it was started again because of its worker, which went away, began anew or was stopped."""
     error: str | None = None
     deaths: list[float] = field(default_factory=list)
-    """Times of the deaths that nobody asked for, the last 60 s of them."""
+    """Times of the last deaths that nobody asked for: those of the last 60 s, and those since it was READY."""
     start_at: float | None = None
     """When to start it next, where it is not live; None: as soon as there is a place."""
     ending: Ending | None = None

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 POLL = 0.2
 """Seconds between looks at a process that reports nothing."""
 KILL_TIMEOUT = 5.0
+FETCH_TIMEOUT = 1.0
+"""Seconds in which what fetches the artifact must end when the replica is stopped meanwhile; one that waits for a network takes longer."""
 EXIT_TIMEOUT = 3.0
 """Seconds for a replica that has said that it can't go on to exit."""
 PROGRESS_INTERVAL = 0.1
@@ -142,8 +144,10 @@ class RunningReplica:
     async def run(self) -> None:
         """Its whole life; never raises. Afterwards `error` tells why it ended, unless it was stopped, and nothing of it is left."""
         self._tell("PREPARING", "preparing")
+        fetching = in_thread(self._fetched)
+        fetching.add_done_callback(lambda done: done.cancelled() or done.exception())  # where it was stopped, nobody asks any more
         try:
-            artifact = await self._until_stopped(in_thread(self._fetched))
+            artifact = await self._until_stopped(asyncio.shield(fetching))
             if artifact is not None and await self._all_prepared():
                 await self._spawn(artifact)
                 await self._watch()
@@ -153,6 +157,8 @@ class RunningReplica:
             log.exception("replica %s", self.plan.replica_id)
             self.error = f"{type(error).__name__}: {error}"
         finally:
+            # The thread ends what it runs, such as uv with its processes, once it looks: it must, for this worker may be about to end.
+            await asyncio.wait({fetching}, timeout=FETCH_TIMEOUT)
             await self._clean_up()
         if self.prepared is not None and not self.prepared.done():
             self.prepared.set_exception(LaunchFailed(self.error) if self.error else LaunchCancelled(f"{self.plan.replica_id} was stopped"))

@@ -63,8 +63,10 @@ class ClusterState:
         others = [r for r in launch.replicas if r is not replica]
         place_of = next((r for r in others if r.replica_id == replica.replaces), replica)
         request = launch.wanted.request(launch.replicas.index(place_of), others, explain=explain)
-        scheduler = self._schedulers[launch.wanted.spec.scheduler or ""]
-        return placing.place(scheduler, request, self.ledger.view(without=replica))
+        name = launch.wanted.spec.scheduler or ""
+        if name not in self._schedulers:  # a worker has told of a launch of former days
+            return Rejection(reason=f"the scheduler '{name}' is not installed with the supervisor")
+        return placing.place(self._schedulers[name], request, self.ledger.view(without=replica))
 
     # ---- starting -------------------------------------------------------------------------------
 
@@ -168,8 +170,11 @@ class ClusterState:
         return self._died(now, launch, replica, why)
 
     def _died(self, now: float, launch: LaunchEntry, replica: Replica, why: Ending) -> list[Action]:
+        # With an error it wasn't READY since: loading may take so long that four deaths never come within the window.
+        in_a_row = replica.error is not None
+        counted = replica.deaths if in_a_row else [at for at in replica.deaths if now - at < WINDOW]
+        replica.deaths = [*counted[-RESTARTS:], now]
         replica.error, replica.stage = why.error, "restarting"
-        replica.deaths = [at for at in replica.deaths if now - at < WINDOW] + [now]
         if why.final and not launch.was_ready and not replica.restarts:
             launch.error_code = why.code
             return self.fail(now, launch, why.error)
@@ -178,14 +183,24 @@ class ClusterState:
                 launch.replicas.remove(replica)  # what it was to replace serves on
                 launch.look(now + self.launch_timeout)
                 return []
-            return self.fail(
-                now,
-                launch,
-                f"replica {replica.replica_id} ended {len(replica.deaths)} times within {WINDOW:g} s; the last time: {why.error}",
-            )
+            if not launch.serves:
+                when = f"within {WINDOW:g} s" if now - replica.deaths[0] < WINDOW else "without being READY between"
+                often = f"replica {replica.replica_id} ended {len(replica.deaths)} times {when}"
+                return self.fail(now, launch, f"{often}; the last time: {why.error}")
         replica.restarts += 1
-        replica.start_at = now + BACKOFF * 2 ** (len(replica.deaths) - 1)
+        replica.start_at = now + (BACKOFF * 2 ** (len(replica.deaths) - 1) if len(replica.deaths) <= RESTARTS else WINDOW)
         return []
+
+    def begin_rest_anew(self, now: float, launch: LaunchEntry) -> list[Action]:
+        """Its time is over, and a part of it serves: that isn't ended for what can't be had, which is tried again and again."""
+        launch.deadline = now + self.launch_timeout
+        self.touched.touch(launch)
+        actions: list[Action] = []
+        for replica in launch.replicas:
+            late = replica.live and replica.state != "READY" and replica.ending is None
+            if late and not replica.leaving and replica.lost_at is None:
+                actions += self.lose(now, launch, replica, [], Ending("it was not ready within its time"))
+        return actions
 
     def fail(self, now: float, launch: LaunchEntry, error: str) -> list[Action]:
         """The launch can't be had."""

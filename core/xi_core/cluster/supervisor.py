@@ -261,6 +261,8 @@ class Supervisor:
         found = self._lifecycle.find(uid)
         if found is not None and not found.end and found.wanted.spec == spec:
             return m.Launched(uid)
+        if spec.model_engine:
+            self._hub.engines.get(spec.model_engine, param="model_engine")  # before a word on who has the uid
         if uid in self._resolving and self._resolving[uid][0] != spec:
             raise Conflict(f"'{uid}' is being launched with another spec; choose another uid", param="model_uid")
         if uid not in self._resolving:
@@ -272,6 +274,7 @@ class Supervisor:
         if task.cancelled():
             raise LaunchCancelled(f"'{uid}' was terminated before it was ready")
         task.result()
+        await self._executor.kept()
         return m.Launched(uid)
 
     async def _resolve_and_accept(self, uid: str, spec: LaunchSpec) -> None:
@@ -281,14 +284,12 @@ class Supervisor:
             await self._executor.until(
                 lambda: not self._lifecycle.has_live(uid), STOP_MARGIN, f"the replicas of the last '{uid}' are still stopping"
             )
-        self._executor.do(self._lifecycle.accept(time.monotonic(), wanted))
-        await self._executor.kept()
+        self._executor.do(self._lifecycle.accept(time.monotonic(), wanted))  # nothing waits after this: what is accepted isn't cancelled
         log.info("launch %s: %s on %s, %d replica(s)", uid, wanted.model.describe(), wanted.engine, spec.replica)
 
     async def _terminate(self, command: m.Terminate) -> m.Done:
         uid = command.uid
-        if uid in self._resolving:
-            self._resolving[uid][1].cancel()
+        if uid in self._resolving and self._resolving[uid][1].cancel():
             return m.Done()
         self._executor.do(self._lifecycle.terminate(time.monotonic(), uid))
         await self._executor.kept()

@@ -207,7 +207,7 @@ class Worker:
 
     async def _inspect(self, command: Inspect) -> Inspected:
         pickled = self._settings.allow_pickled_weights
-        return Inspected(await in_thread(lambda: host.inspect_path(self._hub.engines, Path(command.path), pickled=pickled)))
+        return Inspected(await in_thread(lambda: host.inspect_path(self._hub.engines, command.path, pickled=pickled)))
 
     async def _fetch_log(self, command: FetchLog) -> LogPart:
         path = logs.log_file(self._home, command.replica_id, command.rank)

@@ -62,6 +62,14 @@ class CachedModel(Struct, kw_only=True):
         return sum(file.size for file in self.files)
 
 
+class Stored(Struct, frozen=True):
+    """One commit of a model that takes room, whether it is complete, damaged, or came in part."""
+
+    source: str
+    id: str
+    revision: str
+
+
 class ModelCache:
     """The cache of one XI_HOME. Any number of processes may use it at once."""
 
@@ -93,16 +101,35 @@ class ModelCache:
     def models(self) -> list[CachedModel]:
         """All complete models, by source and id."""
         found = []
-        for path in self.root.glob(f"*/*/*/{MANIFEST}"):
+        for path in self.root.glob(f"*/*/[!.]*/{MANIFEST}"):  # not what `publish` was making when it was killed
             try:
                 found.append(self.manifest(path.parent))
             except ArtifactError as error:
                 log.warning("%s", error.message)
         return sorted(found, key=lambda model: (model.source, model.id, model.created))
 
-    def path_of(self, model: CachedModel) -> Path:
+    def stored(self) -> list[Stored]:
+        """All that can be removed, whole or not, by source and id."""
+        found = set()
+        for path in (*self.root.glob("*/*/*"), *self.root.glob("partial/*/*/*")):
+            source, id, revision = path.parts[-3], path.parts[-2].replace("--", "/", 1), path.name
+            if source != "partial" and _COMMIT.fullmatch(revision) and _NAME.fullmatch(id) and path.is_dir():
+                found.add((source, id, revision))
+        return [Stored(*one) for one in sorted(found)]
+
+    def path_of(self, model: CachedModel | Stored) -> Path:
         """The folder of a model."""
         return self._place(model.source, model.id) / model.revision
+
+    def sizes_of(self, one: Stored) -> tuple[Path, list[int]]:
+        """The folder of what is stored, and the sizes of its files, with those that came in part. They may go meanwhile."""
+        folders = [self.path_of(one), self._partials(one.source, one.id) / one.revision]
+        there, sizes = [folder for folder in folders if folder.is_dir()], []
+        for place, _, names in (step for folder in there for step in os.walk(folder)):
+            for name in set(names) - {MANIFEST}:
+                with contextlib.suppress(OSError):
+                    sizes.append(os.stat(os.path.join(place, name)).st_size)
+        return (there or folders)[0], sizes
 
     def verify(self, path: Path, progress: Progress, names: set[str] | None = None) -> None:
         """Hash the model's files, or those of `names`, in parallel. `progress` may raise to end it.
@@ -174,14 +201,16 @@ class ModelCache:
     ) -> tuple[str, int]:
         """Move a file that the download of `folder` has got among the blobs. Answers its hash and size.
 
-        `each`, as in `sha256_of`, may raise to end it; the file stays where it is then. Raises `ArtifactError` where it isn't what was
-        expected, and deletes it.
+        `each`, as in `sha256_of`, may raise to end it, up to the last moment; the file stays where it is then. Raises `ArtifactError`
+        where it isn't what was expected, and deletes it.
         """
         with _room(self.root):
             found, size = sha256_of(file, each), file.stat().st_size
             wrong = f"its SHA-256 is {found}, and the source says {sha256}" if sha256 not in (None, found) else ""
             if not wrong and git_sha1 is not None and (there := git_sha1_of(file)) != git_sha1:
                 wrong = f"its git hash is {there}, and the source says {git_sha1}"
+            if each is not None:
+                each(0)  # hashing takes its time: by now the file may be another launch's
             if wrong:
                 file.unlink()
                 raise ArtifactError(wrong)
@@ -212,9 +241,11 @@ class ModelCache:
                     _link(self._blob(file.sha256), target)
                 (fresh / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(model)))
                 fresh.chmod(0o755)
+                old = fresh.with_name(f"{fresh.name}.old")
                 if path.exists():
-                    shutil.rmtree(path)
+                    path.rename(old)  # a launch may be reading it: it is to miss its files for no longer than this
                 fresh.rename(path)
+                shutil.rmtree(old, ignore_errors=True)
             except BaseException:
                 shutil.rmtree(fresh, ignore_errors=True)
                 raise
@@ -238,7 +269,7 @@ class ModelCache:
         with self.held(source, id, refuse), _room(self.root):
             parts = [file for path in gone if path.parent == partials for file in path.glob("*") if file.is_file()]
             freed = sum(file.stat().st_size for file in parts)
-            for path in gone:
+            for path in (*gone, *place.glob(".new-*")):  # these were left by a `publish` that was killed
                 shutil.rmtree(path)
             if not any(path.name != "refs" for path in _below(place)):
                 shutil.rmtree(place, ignore_errors=True)
@@ -246,7 +277,9 @@ class ModelCache:
 
     def _sweep(self) -> int:
         """Delete blobs that nothing uses. Answers their bytes."""
-        listed = {file.sha256 for model in self.models() for file in model.files}  # where links are symbolic, they don't count
+        # Where links are symbolic they don't count, so that those who have a blob are asked for its name.
+        listed = {file.sha256 for model in self.models() for file in model.files}
+        listed |= {link.name for link in self.root.glob(f"partial/*/*/*/{KEPT}/*")}
         freed = 0
         for blob in self._blobs.glob("*"):
             about = blob.stat()

@@ -55,7 +55,7 @@ def default_uid(spec: LaunchSpec) -> str:
     if is_hub_id(name):
         name = name.rpartition("/")[2]
     elif looks_like_path(name):
-        path = Path(os.path.expanduser(name))  # unlike Path's own, it leaves a `~somebody` that isn't known
+        path = Path(os.path.expanduser(name.removeprefix("file://")))  # unlike Path's own, it leaves a `~somebody` that isn't known
         name = path.name if _is_directory(path) else path.stem
     uid = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:128]
     if not uid.strip("."):

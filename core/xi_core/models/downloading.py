@@ -89,6 +89,8 @@ class Downloads(Generic[T]):
         self._running: list[Download] = []
         self._left = iter(enumerate(files, 1))
         self._whole, self._fetched = 0, 0
+        self._grown = False
+        """Since it was last told."""
         self._began = self._told_at = time.monotonic()
         self._said: queue.SimpleQueue[tuple[str, float | None] | None] = queue.SimpleQueue()
         """What the fetch's thread is to tell; None: a thread has ended."""
@@ -115,19 +117,18 @@ class Downloads(Generic[T]):
     def _tell(self, progress: Progress, running: int) -> None:
         """Until all threads have ended, or one failed.
 
-        While nothing comes the last words are told again, so that a cancel is heard; without a share, which would give a launch more time.
+        While nothing comes it is told again, so that a cancel is heard; without a share, which would give a launch more time.
         """
-        words = "downloading"
         while running and not self._ended.is_set():
             try:
                 told = self._said.get(timeout=INTERVAL)
             except queue.Empty:
-                progress(words, None)
+                with self._lock:
+                    self._say()
                 continue
             if told is None:
                 running -= 1
                 continue
-            words = told[0]
             progress(*told)
 
     # ---- in a thread of its own ---------------------------------------------------------------------
@@ -154,6 +155,7 @@ class Downloads(Generic[T]):
                 return None
             download = Download(number, file, self._heard, self._ended)
             self._running.append(download)
+            self._grown = True
             self._say()
             return download
 
@@ -161,17 +163,20 @@ class Downloads(Generic[T]):
         with self._lock:
             self._running.remove(download)
             self._whole += download.file.size
+            self._grown = True
             self._say()
 
     def _heard(self, download: Download, fresh: int) -> None:
         with self._lock:
             self._fetched += max(0, fresh)
+            self._grown = self._grown or fresh >= 0
             if fresh <= 0 or time.monotonic() - self._told_at >= INTERVAL:
-                self._say(grown=fresh >= 0)
+                self._say()
 
-    def _say(self, grown: bool = True) -> None:
-        """With the lock: what is told is in order. Without a share where nothing has `grown`."""
+    def _say(self) -> None:
+        """With the lock: what is told is in order. Without a share where nothing has grown."""
         self._told_at = now = time.monotonic()
+        grown, self._grown = self._grown, False
         got = self._whole + sum(download.done for download in self._running)
         rate = self._fetched / max(0.001, now - self._began)
         left = f", {max(0, self._total - got) / rate:.0f} s left" if rate > 1 else ""
@@ -187,8 +192,8 @@ class Downloads(Generic[T]):
         return f"{last.number}/{len(self._files)} {last.file.name}"
 
     def _parts(self) -> str:
-        """Where there are several, how much of each."""
-        if len(self._running) < 2:
+        """Where there are several, how much of each that is coming."""
+        if len(self._files) < 2 or not self._running:
             return ""
         return " (" + ", ".join(f"{one.file.name} {100 * one.done // max(1, one.file.size)} %" for one in self._running) + ")"
 
@@ -213,12 +218,13 @@ def append(path: Path, start: int, chunks: Iterable[bytes], file: HubFile, downl
         raise Transient(f"the connection ended after {there} of {file.size} bytes of {file.name}")
 
 
-def part_of(folder: Path, file: HubFile) -> tuple[Path, int]:
+def part_of(folder: Path, file: HubFile, download: Download) -> tuple[Path, int]:
     """Where a file is downloaded to, and how many bytes of it are there."""
     path = folder / hashlib.sha256(file.name.encode()).hexdigest()[:32]
     with contextlib.suppress(FileNotFoundError):
         size = path.stat().st_size
         if size <= file.size:
             return path, size
+        download.check()  # after the end it may be another launch's
         path.unlink()
     return path, 0

@@ -85,7 +85,9 @@ class HubSource(Source):
         return _artifact(path, cache, ref)
 
     def pull(self, ref: SourceRef, home: Path, progress: Progress) -> Path:
-        """Ask the hub what the revision is now, and get what isn't there. Raises as `fetch`."""
+        """Ask the hub what the revision is now, and get what isn't there. Raises as `fetch`; offline it is `fetch`."""
+        if settings().offline:
+            return self.fetch(ref, home, progress)
         cache = ModelCache(home)
         with cache.held(self.name, ref.id, lambda: progress(f"another download of {ref.id} runs", None)):
             return _artifact(self._pull(cache, ref, progress), cache, ref)

@@ -8,6 +8,7 @@ import re
 import struct
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from xi_core.errors import ArtifactError
 from xi_core.models import gguf
@@ -63,11 +64,26 @@ def inspect_config(path: str | Path) -> ModelSpec:
 
 
 def local_path(path: str | Path) -> Path:
-    """`path` as an absolute one. Raises `ArtifactError` for the home of somebody who isn't known here."""
+    """A path, or a `file://` URL, as an absolute path.
+
+    Raises `ArtifactError` for the home of somebody who isn't known here, and for a URL that names no place of this machine.
+    """
+    if isinstance(path, str) and path.startswith("file:"):
+        return _of_url(path)
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:
         raise ArtifactError(f"no such home directory as that of '{path}'; write the path in full", param="model_path") from None
+
+
+def _of_url(text: str) -> Path:
+    url = urlsplit(text)
+    if url.netloc not in ("", "localhost"):
+        raise ArtifactError(f"'{text}' names another machine, '{url.netloc}'; a local path reads file:///path", param="model_path")
+    path = Path(unquote(url.path))
+    if not path.is_absolute():
+        raise ArtifactError(f"'{text}' has no absolute path; write file:///path", param="model_path")
+    return path
 
 
 def _gguf_file(path: Path) -> ModelSpec:

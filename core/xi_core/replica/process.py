@@ -159,8 +159,9 @@ async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:
         await service.drain(plan.limits.grace)
     finally:
         obeying.cancel()
-        await server.close()
+        await server.close(CLOSE_SECONDS)
         service.close(CLOSE_SECONDS)
+        transport.finish(CLOSE_SECONDS)  # this process ends by `os._exit`, which waits for nobody's threads
 
 
 def _spare_the_collector() -> None:

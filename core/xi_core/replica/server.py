@@ -6,14 +6,12 @@ import asyncio
 import logging
 import time
 
-import msgspec
-
 from xi_core.errors import ChannelFull, TransportError, Unavailable
 from xi_core.serving.service import Run, Service
 from xi_core.transport.base import Listener, Peer, Transport
 from xi_core.transport.port_range import listen
 from xi_core.transport.security import KeyPair, ServerSecurity
-from xi_core.wire import frames
+from xi_core.wire import UNREADABLE, frames
 from xi_core.wire.frames import Abort, Data, End, Frame, Ping, Pong, Step, Submit
 from xi_core.wire.plan import LaunchPlan
 
@@ -73,13 +71,13 @@ class ReplicaServer:
         """Where gateways dial."""
         return self._listener.endpoint
 
-    async def close(self) -> None:
-        """Send what is queued and close."""
+    async def close(self, grace: float = 1.0) -> None:
+        """Send what is queued, for `grace` seconds at most, and close."""
         self._sweep.cancel()
         await asyncio.gather(self._sweep, return_exceptions=True)
         for gateway in list(self._gateways.values()):
             self._flush(gateway)
-        await self._listener.close()
+        await self._listener.close(grace)
 
     def schedule(self, gateway: _Gateway) -> None:
         """Send a gateway's frames at the end of this turn of the loop: all requests' frames of a step in one message."""
@@ -110,7 +108,7 @@ class ReplicaServer:
     def _receive(self, peer: Peer, message: bytes) -> None:
         try:
             received = frames.decode_from_gateway(message)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             log.warning("a message that can't be read was dropped: %s", error)
             return
         gateway = self._gateways.get(peer)

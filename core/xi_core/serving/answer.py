@@ -142,7 +142,7 @@ class CompletionStream(_Stream):
     def __init__(self, job: Job, model: str, prompt: str) -> None:
         super().__init__(job, model)
         self._echo = [prompt if job.echo else ""] * job.n
-        self._offsets = [len(text) for text in self._echo]
+        self._offsets = [0] * job.n
         self._told = [not job.token_ids] * job.n
 
     def add(self, delta: Delta) -> bytes:
@@ -278,7 +278,7 @@ class CompletionBody(_Body):
             api.CompletionChoice(
                 index=index,
                 text=self._prompt + "".join(one.text),
-                logprobs=completion_logprobs(one.logprobs, len(self._prompt)) if self.job.logprobs is not None else None,
+                logprobs=completion_logprobs(one.logprobs) if self.job.logprobs is not None else None,
                 finish_reason=one.finish,
                 token_ids=self._told(one.ids),
                 prompt_token_ids=self._told(self.prompt_ids),

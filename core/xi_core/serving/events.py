@@ -184,7 +184,7 @@ def engine_body(job: Job, index: int, stops: ModelStops = NO_STOPS) -> dict[str,
         if job.logprobs is not None:
             body["logprobs"], body["top_logprobs"] = True, job.logprobs
     else:
-        body["prompt"] = job.completion.prompt
+        body["prompt"] = job.prompt
         if job.logprobs is not None:
             body["logprobs"] = job.logprobs
     return body

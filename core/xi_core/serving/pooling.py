@@ -17,7 +17,7 @@ from xi_core.engine.base import Engine, LoadedModel
 from xi_core.engine.pooling import EmbeddingEngine, PoolingEngine, PoolingInput, RerankEngine
 from xi_core.engine.pooling_batcher import BatchOutput, PoolingBatcher, Value, Work
 from xi_core.engine.sequence_check import check_ids
-from xi_core.errors import ContextLengthExceeded, EngineError, PluginError
+from xi_core.errors import ContextLengthExceeded, EngineError, InvalidRequest, PluginError
 from xi_core.serving.loop_queue import LoopQueue
 from xi_core.serving.pooling_answer import body_of, check_dimensions
 from xi_core.serving.pooling_request import PoolingJob, parse_pooling
@@ -165,14 +165,19 @@ class BatchService(PoolingService):
             self._beside(run, lambda: self._encoded(job), lambda inputs: self._queue(run, inputs))
 
     def _encoded(self, job: PoolingJob) -> list[PoolingInput]:
+        """The job's inputs, each of which the model can read: one that it can't would fail others in its batch."""
+        inputs, size = self._inputs(job), self._pooling.vocabulary_size
+        for index, one in enumerate(inputs):
+            place = job.place(index)
+            if not one.ids:
+                raise InvalidRequest(f"{place}: there is no token in it", param=place)
+            check_ids(place, one.ids, size)
+        return inputs
+
+    def _inputs(self, job: PoolingJob) -> list[PoolingInput]:
         if isinstance(job.request, RerankRequest):
             return self._reranker.encode_pairs(job.request.query, job.texts)
-        if job.texts:
-            return self._embedder.encode(job.texts)
-        size = self._pooling.vocabulary_size
-        for index, ids in enumerate(job.ids):
-            check_ids(job.place(index), ids, size)
-        return [PoolingInput(ids) for ids in job.ids]
+        return self._embedder.encode(job.texts) if job.texts else [PoolingInput(ids) for ids in job.ids]
 
     def _queue(self, run: PoolingRun, inputs: list[PoolingInput]) -> None:
         lengths = [len(one.ids) for one in inputs]

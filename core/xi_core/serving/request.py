@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -53,6 +53,8 @@ class Job(Struct, kw_only=True):
     echo: bool
     token_ids: bool = False
     """Whether the answer is to tell the ids of its tokens and of the prompt's."""
+    prompt: str | list[int] = ""
+    """Of a completions job: a text or token ids."""
     grammar: Grammar | None = None
     """What the answer must look like."""
     variables: dict[str, Any] = field(default_factory=dict)
@@ -73,13 +75,6 @@ class Job(Struct, kw_only=True):
         return self.request
 
     @property
-    def completion(self) -> CompletionRequest:
-        """The request of a completions job."""
-        if not isinstance(self.request, CompletionRequest):
-            raise TypeError("not a completions job")
-        return self.request
-
-    @property
     def prompt_field(self) -> str:
         """The field that holds the prompt, for errors."""
         return "messages" if self.kind == "chat" else "prompt"
@@ -88,8 +83,7 @@ class Job(Struct, kw_only=True):
         """Tokens that the prompt has at the very least: an answer that is quick to give."""
         if self.kind == "chat":
             return sum(len(message_text(message)) for message in self.chat.messages) // LONGEST_TOKEN
-        prompt = self.completion.prompt
-        return len(prompt) // LONGEST_TOKEN if isinstance(prompt, str) else len(prompt)
+        return len(self.prompt) // LONGEST_TOKEN if isinstance(self.prompt, str) else len(self.prompt)
 
     def seed_of(self, choice: int) -> int | None:
         """Each choice of a seeded request has a seed of its own, so that the choices differ but repeat."""
@@ -172,9 +166,25 @@ def _job(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]) -> 
         tools=_tools(request) if isinstance(request, ChatRequest) else None,
         echo=isinstance(request, CompletionRequest) and bool(request.echo),
         token_ids=bool(request.return_token_ids),
+        prompt=_prompt(request.prompt) if isinstance(request, CompletionRequest) else "",
         grammar=grammar_of(request),
         variables=_variables(request) if isinstance(request, ChatRequest) else {},
     )
+
+
+def _prompt(given: str | Sequence[int | str | list[int]]) -> str | list[int]:
+    """The one prompt of a request, which may stand in a list."""
+    if isinstance(given, str):
+        return given
+    ids = [one for one in given if isinstance(one, int)]
+    prompts = [one for one in given if not isinstance(one, int)]
+    if not prompts:
+        return ids
+    if ids:
+        raise InvalidRequest("prompt: a list of token ids holds nothing else", param="prompt")
+    if len(prompts) > 1:
+        raise InvalidRequest(f"prompt: {len(prompts)} prompts; one request has one here, so send a request for each", param="prompt")
+    return prompts[0]
 
 
 def _check_messages(messages: list[Message]) -> None:
@@ -221,6 +231,11 @@ def _biases(given: dict[str, float]) -> dict[int, float]:
 
 def _logprobs(request: ChatRequest | CompletionRequest) -> int | None:
     if isinstance(request, CompletionRequest):
+        if request.echo and request.logprobs is not None:
+            raise InvalidRequest(
+                "logprobs with echo: the log-probabilities of the prompt's tokens are not computed; leave out one of the two",
+                param="logprobs",
+            )
         return request.logprobs
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")

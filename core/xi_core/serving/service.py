@@ -254,8 +254,7 @@ class GenerationService(Service):
 
     def _prompt_text(self, job: Job) -> str:
         """The text that an echoing completion begins with."""
-        prompt = job.completion.prompt if job.kind == "completions" and job.echo else ""
-        return prompt if isinstance(prompt, str) else ""
+        return job.prompt if job.echo and isinstance(job.prompt, str) else ""
 
     def _begin(self, submit: Submit, outlet: Outlet) -> Running:
         job = parse(submit.route, submit.body, self.model.manifest, self.plan.engine.name, self._defaults())

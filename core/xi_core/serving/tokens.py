@@ -65,7 +65,7 @@ class TokenService(GenerationService):
         return running, max(0, len(self._parts) - running)
 
     def _prompt_text(self, job: Job) -> str:
-        prompt = job.completion.prompt if job.kind == "completions" and job.echo else ""
+        prompt = job.prompt if job.echo else ""
         if isinstance(prompt, str):
             return prompt
         check_ids("prompt", prompt, self._tokenizer.vocabulary_size)
@@ -129,7 +129,7 @@ class TokenService(GenerationService):
             text = self._render(job)
             opening, grammar = self._parsers.opening(job, text)
             return Prompt(self._tokenizer.encode(text + opening), text[-END:], opening, grammar)
-        prompt = job.completion.prompt
+        prompt = job.prompt
         if isinstance(prompt, str):
             ids = self._tokenizer.encode_prompt(prompt)
         else:

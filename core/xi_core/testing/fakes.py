@@ -61,7 +61,7 @@ class _Sequence:
 
 
 class CountingEngine(TokenEngine):
-    """Writes `TEXT`, byte by byte, whatever it is asked; above temperature 0 a seeded generator picks letters instead."""
+    """Writes `TEXT`, byte by byte, whatever it is asked; above temperature 1e-5 a seeded generator picks letters instead."""
 
     def __init__(self) -> None:
         self._running: dict[int, _Sequence] = {}
@@ -104,7 +104,7 @@ class CountingEngine(TokenEngine):
     def _next(self, id: int, sequence: _Sequence) -> TokenOut:
         sampling = sequence.sampling
         token = sequence.text[sequence.done % len(sequence.text)]
-        if sampling.temperature > 0:
+        if sampling.temperature > 1e-5:
             token = sequence.random.choice(b"abcdefghijklmnopqrstuvwxyz")
         if sampling.logit_bias:
             token = max(sampling.logit_bias, key=lambda one: sampling.logit_bias[one])
@@ -180,7 +180,7 @@ def _logprob(piece: str, body: dict[str, Any]) -> dict[str, Any]:
 def _script(body: dict[str, Any]) -> tuple[str, str, int]:
     """The text of an answer (a character is a token), how it finishes, and its tokens."""
     text = TEXT
-    if body["temperature"] > 0:
+    if body["temperature"] > 1e-5:
         chooser = random.Random(body.get("seed"))
         text = "".join(chooser.choice("abcdefghijklmnopqrstuvwxyz") for _ in TEXT)
     if body.get("logit_bias"):

@@ -199,7 +199,7 @@ class Answering(BaseHTTPRequestHandler):
 
 def script(body: dict[str, Any], text: str) -> tuple[str, str, int]:
     """The text of an answer, how it finishes, and its tokens."""
-    if body["temperature"] > 0:
+    if body["temperature"] > 1e-5:
         chooser = random.Random(body.get("seed"))
         text = "".join(chooser.choice(LETTERS) for _ in TEXT)
     if body.get("logit_bias"):

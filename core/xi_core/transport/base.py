@@ -90,6 +90,12 @@ class Transport(ABC):
     ) -> Channel:
         """Dial `endpoint` and return at once; `on_lost` is called once, when the connection ends, is refused or isn't made in time."""
 
+    def finish(self, seconds: float) -> None:  # noqa: B027 - a transport that sends before it closes need not
+        """Wait until closed channels and listeners have sent what was queued, or their grace is over; `seconds` at most.
+
+        For a process that has closed all of them, and ends without Python's own clean-up.
+        """
+
 
 class TransportInfo(Struct, kw_only=True):
     """Descriptor of a transport: its name, `module:Class` and the schemes that it carries."""

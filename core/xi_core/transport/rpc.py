@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-import msgspec
 from msgspec import Raw, Struct
 
 from xi_core.errors import (
@@ -44,7 +43,7 @@ from xi_core.transport.vocabulary import (
     name_of,
     objection,
 )
-from xi_core.wire import PROTOCOL
+from xi_core.wire import PROTOCOL, UNREADABLE
 
 __all__ = ["Calls", "Link", "LinkServer", "Vocabulary", "dial"]
 
@@ -140,7 +139,7 @@ class Link:
         self._missed = 0
         try:
             said = decode(message)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             self.refuse(ProtocolMismatch(f"a message of {len(message)} bytes can't be read: {error}"))
             return
         self._take(said)

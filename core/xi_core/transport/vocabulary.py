@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from xi_core.errors import ErrorBody, InvalidRequest, ProtocolMismatch
-from xi_core.wire import PROTOCOL
+from xi_core.wire import PROTOCOL, UNREADABLE
 
 
 class Hello(Struct, array_like=True, tag=1):
@@ -89,7 +89,7 @@ class Vocabulary:
         """The answer to `command` in `body`. Raises `ProtocolMismatch` for one of another type."""
         try:
             return self._answers[type(command)].decode(body)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ProtocolMismatch(f"the answer to {name_of(command)} can't be read: {error}") from None
 
     def require_command(self, command: Struct) -> None:
@@ -114,7 +114,7 @@ def _typed(decoder: msgspec.msgpack.Decoder[Any] | None, body: Raw, noun: str) -
     try:
         if decoder is not None:
             return decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"this side doesn't understand the {noun}: {error}") from None
     raise InvalidRequest(f"this side knows no {noun}s")
 
@@ -133,7 +133,7 @@ def objection(message: bytes) -> ProtocolMismatch | None:
     """Why a peer's first message is no greeting in this protocol."""
     try:
         said = decode(message)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         return ProtocolMismatch(f"the first message can't be read: {error}")
     if not isinstance(said, Hello):
         return ProtocolMismatch(f"the first message is {name_of(said)}, not Hello; dial again")

@@ -48,7 +48,7 @@ class HuggingFaceSource(HubSource):
         hub = _library()
         if file.size > LARGEST_BY_HTTP or os.environ.get("HF_XET_HIGH_PERFORMANCE", "").lower() in ("1", "on", "yes", "true"):
             return _by_library(ref, listing, file, folder, download)
-        path, start = part_of(folder, file)
+        path, start = part_of(folder, file, download)
         if start == file.size > 0:
             return path
         url = hub.hf_hub_url(ref.id, file.name, revision=listing.commit, endpoint=_endpoint())

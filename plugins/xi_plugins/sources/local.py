@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from xi_core.errors import ArtifactError
 from xi_core.models.family import SourceRef
+from xi_core.models.inspect import local_path
 from xi_core.models.source import Progress, Source
 
 
@@ -14,7 +14,7 @@ class LocalSource(Source):
     """The id is a path or a `file://` URL. Nothing is copied."""
 
     def fetch(self, ref: SourceRef, home: Path, progress: Progress) -> Path:
-        path = _path(ref.id)
+        path = local_path(ref.id)
         try:
             found = path.exists()
             empty = found and path.is_dir() and next(path.iterdir(), None) is None
@@ -27,18 +27,3 @@ class LocalSource(Source):
         if empty:
             raise ArtifactError(f"the directory '{path}' is empty; it should hold a model", param="model_path")
         return path
-
-
-def _path(text: str) -> Path:
-    if not text.startswith("file:"):
-        try:
-            return Path(text).expanduser().absolute()
-        except RuntimeError as error:  # ~somebody that isn't known
-            raise ArtifactError(f"'{text}': {error}", param="model_path") from None
-    url = urlsplit(text)
-    if url.netloc not in ("", "localhost"):
-        raise ArtifactError(f"'{text}' names another machine, '{url.netloc}'; a local path reads file:///path", param="model_path")
-    path = Path(unquote(url.path))
-    if not path.is_absolute():
-        raise ArtifactError(f"'{text}' has no absolute path; write file:///path", param="model_path")
-    return path

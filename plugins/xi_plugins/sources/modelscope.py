@@ -63,7 +63,7 @@ class ModelScopeSource(HubSource):
         return Listing(commit=_pin(files), files=files)
 
     def download(self, ref: SourceRef, listing: Listing, file: HubFile, folder: Path, download: Download) -> Path:
-        path, start = part_of(folder, file)
+        path, start = part_of(folder, file, download)
         if start == file.size > 0:
             return path
         query = urlencode({"Revision": _revision(ref), "FilePath": file.name})

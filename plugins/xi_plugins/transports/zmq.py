@@ -28,7 +28,7 @@ from xi_core.transport.security import ClientSecurity, ServerSecurity
 from xi_plugins.transports import zmq_security
 from xi_plugins.transports.socket_file import SocketFile
 from xi_plugins.transports.zmq_pulse import Pulse
-from xi_plugins.transports.zmq_sockets import BATCH, Reader, close_socket, open_socket
+from xi_plugins.transports.zmq_sockets import BATCH, Reader, close_socket, flush, open_socket
 from xi_plugins.transports.zmtp import CONNECT_TIMEOUT, RETRY, ZmtpChannel
 from xi_plugins.transports.zmtp_frames import MAX_MESSAGE
 
@@ -67,6 +67,9 @@ class ZmqTransport(Transport):
         if endpoint.startswith("ipc://") and hasattr(socket, "AF_UNIX"):
             return ZmtpChannel(endpoint, on_message, on_lost, self._high_water)
         return ZmqChannel(endpoint, on_message, on_lost, self._high_water, zmq_security.needed(endpoint, security))
+
+    def finish(self, seconds: float) -> None:
+        flush(seconds)
 
 
 class ZmqChannel(Channel):

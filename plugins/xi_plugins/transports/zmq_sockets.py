@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,14 @@ def close_socket(sock: zmq.Socket[bytes], linger: float) -> None:
     global _open_sockets
     _open_sockets -= 1
     sock.close(linger=round(linger * 1000))
+
+
+def flush(seconds: float) -> None:
+    """Let closed sockets send what they still hold, for so long at most. Not with an open one, which would keep its context."""
+    if _open_sockets == 0:
+        ending = threading.Thread(target=zmq.Context.instance().term, name="zmq-flush", daemon=True)  # another library's socket holds it up
+        ending.start()
+        ending.join(seconds)
 
 
 def _flush_at_exit(pid: int) -> None:

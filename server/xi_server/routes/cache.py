@@ -19,9 +19,9 @@ _pull_order = msgspec.json.Decoder(PullOrder).decode
 
 
 @router.get("/v1/cache/models")
-async def list_cache(request: Request, model_name: str | None = None) -> Response:
-    """The downloaded models; with `model_name`, a hub id or a family's name, only its."""
-    answer: FoundModels = await gateway_of(request).supervisor.call(ListCache(name=model_name or ""))
+async def list_cache(request: Request, model_name: str | None = None, incomplete: bool = False) -> Response:
+    """The downloaded models; with `model_name`, a hub id or a family's name, only its; with `incomplete` also what came in part."""
+    answer: FoundModels = await gateway_of(request).supervisor.call(ListCache(name=model_name or "", incomplete=incomplete))
     return json_response(CachedModelList(answer.models))
 
 

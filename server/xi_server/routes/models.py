@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from xi_core.api.body import decode_body
 from xi_core.api.control import LaunchAnswer, LogPart, ModelStatus, ReplicaCount
@@ -23,6 +23,8 @@ from xi_server.routes.launching import launch_spec
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 _replica_count = msgspec.json.Decoder(ReplicaCount).decode
+
+Index = Annotated[int, Query(ge=0)]
 
 POLL = 0.5
 """Seconds between looks at a launch where the routing table says nothing new."""
@@ -88,7 +90,7 @@ async def scale_model(request: Request, uid: str) -> Response:
 
 
 @router.get("/{uid}/logs")
-async def read_log(request: Request, uid: str, replica: int | None = None, rank: int = 0, start: int = -65536) -> Response:
+async def read_log(request: Request, uid: str, replica: Index | None = None, rank: Index = 0, start: int = -65536) -> Response:
     """A part of a replica's log, from byte `start` on (below 0: so many before the end); `next` is where to go on."""
     part: LogPart = await gateway_of(request).supervisor.call(ReadLog(uid=uid, replica=replica, rank=rank, start=start))
     return json_response(part)

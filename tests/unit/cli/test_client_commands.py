@@ -263,6 +263,17 @@ def test_a_missing_key_says_where_commands_take_it_from(xi, server, words):
     assert (result.exit_code, result.stderr) == (1, "Error: no API key; commands take the key from -ak/--api-key or XI_API_KEY\n")
 
 
+@pytest.mark.parametrize(("args", "words"), [(("stop-cluster",), "nothing was stopped"), (("remove-cache", "m"), "nothing was deleted")])
+def test_a_question_that_is_not_answered_with_yes(xi, server, args, words):
+    """It is a failure, told in words, and no Ctrl-C, which ends with status 130."""
+    server.script["GET", "/v1/workers"] = []
+    server.script["GET", "/v1/cache/models?model_name=m&incomplete=true"] = {"list": []}
+    no, nobody = xi(*args, stdin="n\n"), xi(*args, stdin="")
+    assert (no.exit_code, no.stderr.splitlines()[-1]) == (1, f"Error: {words}")
+    assert (nobody.exit_code, nobody.stderr.splitlines()[-1]) == (1, f"Error: {words}: nobody answered; --yes doesn't ask")
+    assert {seen.method for seen in server.seen} == {"GET"}
+
+
 def test_cluster_members(xi, server):
     server.script["GET", "/v1/cluster/members"] = [
         {"name": "w1", "role": "worker", "joined": 1e9, "linked": True},

@@ -96,6 +96,12 @@ def test_usage_errors(xi, launched, args, message):
     assert not launched.seen
 
 
+@pytest.mark.parametrize("url", ["file:///m/model.gguf", "file:///m"])
+def test_a_file_url_is_the_workers_to_read(xi, launched, url):
+    assert xi("launch", url, "--model-path", url).exit_code == 0
+    assert (body(launched)["model_name"], body(launched)["model_path"]) == (url, url)
+
+
 def test_a_file_or_directory_is_made_absolute(xi, launched, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("model.gguf").touch()

@@ -186,6 +186,22 @@ def test_an_embedding_model_keeps_no_cache(xi, tmp_path):
     assert found["model_mem"] == pytest.approx(2 * 568e6, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    "where",
+    [{"path": str(FAMILY / "xi-tiny-f16.gguf")}, {"specs": [{"format": "pytorch", "sizes": ["70"], "sources": {"huggingface": "a/b"}}]}],
+)
+def test_registered_models_are_known(xi, tmp_path, monkeypatch, where):
+    (tmp_path / "families").mkdir()
+    (tmp_path / "families" / "mine.json").write_text(json.dumps({"name": "Mine", "context_length": 1024, **where}))
+    monkeypatch.setenv("XI_HOME", str(tmp_path))
+    result = xi("cal-model-mem", "mine", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["context_length"] == 1024
+    assert found["model_mem"] == pytest.approx(2_060_000 if "path" in where else 140e9, rel=0.08)
+    assert "xi launch mine" in xi("plan", "mine", "--gpus-per-worker", "4", "--gpu-memory", "80").stdout
+
+
 def test_no_engine_library_is_imported():
     code = "import sys; from xi_cli.main import cli; cli(['cal-model-mem', 'xi-tiny'], standalone_mode=False); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

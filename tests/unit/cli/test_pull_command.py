@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+TINY = Path(__file__).parents[3] / "plugins" / "xi_plugins" / "families" / "xi_tiny" / "xi-tiny-f16.gguf"
 START = ("POST", "/v1/cache/models")
 STATUS = ("GET", "/v1/cache/pulls/1")
 
@@ -33,6 +38,23 @@ def test_a_worker_that_failed_is_named(xi: Any, server: Any) -> None:
     result = xi("pull", "a/m", "-e", server.url)
     assert result.exit_code == 1
     assert "one: the disk is full" in result.stderr
+
+
+def test_a_registered_model_is_known_here(xi: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is where a server pulls; that one has files of its own says where they are."""
+    monkeypatch.setenv("XI_HOME", str(tmp_path))
+    monkeypatch.setenv("XI_OFFLINE", "1")
+    (tmp_path / "families").mkdir()
+    for name, where in (
+        ("mine", {"path": str(TINY)}),
+        ("theirs", {"specs": [{"format": "pytorch", "sources": {"modelscope": "a/b"}}]}),
+    ):
+        (tmp_path / "families" / f"{name}.json").write_text(json.dumps({"name": name, **where}))
+    result = xi("pull", "mine", "--local")
+    assert (result.exit_code, result.stdout) == (0, f"{TINY}\n"), result.stderr
+    result = xi("pull", "theirs", "--local")
+    assert result.exit_code == 1
+    assert "'a/b' of modelscope is not in the cache" in result.stderr
 
 
 def test_the_model_is_named_once(xi: Any, server: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 class Wire:
     """Accepts connections one after the other; each gets the next of `answers` as raw bytes (the last one stays), then is closed.
 
-    With `hold` it is kept open instead, until the client leaves, which sets `left`.
+    With `hold` it is kept open instead, until the client leaves, which sets `left`. With `early` no body is read.
     """
 
     def __init__(self) -> None:
@@ -20,6 +20,7 @@ class Wire:
         self.answers: list[bytes] = []
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.hold = False
+        self.early = False
         self.left = threading.Event()
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
@@ -70,7 +71,7 @@ class Wire:
         while field := stream.readline().strip():
             name, _, value = field.decode().partition(":")
             headers[name.lower()] = value.strip()
-        self.requests.append((line, headers, stream.read(int(headers.get("content-length", 0)))))
+        self.requests.append((line, headers, b"" if self.early else stream.read(int(headers.get("content-length", 0)))))
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         connection.sendall(answer)
         if self.hold:

@@ -87,21 +87,30 @@ def test_chat_logprobs(stream: bool) -> None:
     assert choice["logprobs"]["content"][0]["top_logprobs"] == [{"token": "é", "logprob": -0.5, "bytes": [195, 169]}]
 
 
-def test_completion_body_with_echo_and_offsets() -> None:
-    one = answer(COMPLETIONS, echo=True, logprobs=1)
+def test_completion_with_echo() -> None:
+    one = answer(COMPLETIONS, echo=True)
+    one.add(Delta(text="é", finish="stop"))
+    assert msgspec.json.decode(one.end(USAGE))["choices"][0]["text"] == "Hié"
+    one = answer(COMPLETIONS, echo=True, stream=True)
+    chunks = events(one.add(Delta(text="é")) + one.add(Delta(text="é", finish="stop")))
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["Hié", "é"]
+
+
+def test_completion_body_with_offsets() -> None:
+    one = answer(COMPLETIONS, logprobs=1)
     one.add(Delta(text="é", logprobs=[PROB]))
     one.add(Delta(text="é", logprobs=[PROB], finish="stop"))
     body = Completion.model_validate_json(one.end(USAGE), strict=True)
-    assert body.choices[0].text == "Hiéé"
+    assert body.choices[0].text == "éé"
     assert body.choices[0].logprobs is not None
-    assert body.choices[0].logprobs.text_offset == [2, 3]
+    assert body.choices[0].logprobs.text_offset == [0, 1]
 
 
 def test_completion_stream_offsets_go_on() -> None:
-    one = answer(COMPLETIONS, echo=True, logprobs=1, stream=True)
+    one = answer(COMPLETIONS, logprobs=1, stream=True)
     chunks = events(one.add(Delta(text="é", logprobs=[PROB])) + one.add(Delta(text="é", logprobs=[PROB], finish="stop")))
-    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["Hié", "é"]
-    assert [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in chunks] == [[2], [3]]
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["é", "é"]
+    assert [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in chunks] == [[0], [1]]
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
 

@@ -135,10 +135,24 @@ def test_a_family_that_is_a_path_says_template_parsers_and_stops_of_what_is_ther
 
 
 @pytest.mark.parametrize(
-    ("name", "uid"), [("Qwen", "Qwen"), ("/m/My Model", "My-Model"), ("/m/a.b-f16.gguf", "a.b-f16"), ("~/x/", "x"), ("é漢a", "a")]
+    ("name", "uid"),
+    [
+        ("Qwen", "Qwen"),
+        ("/m/My Model", "My-Model"),
+        ("/m/a.b-f16.gguf", "a.b-f16"),
+        ("~/x/", "x"),
+        ("é漢a", "a"),
+        ("file:///m/a.b-f16.gguf", "a.b-f16"),
+    ],
 )
 def test_default_uids(name: str, uid: str) -> None:
     assert default_uid(LaunchSpec(model_name=name)) == uid
+
+
+def test_the_default_uid_of_a_directory_is_its_name(tmp_path: Path) -> None:
+    (tmp_path / "m-v1.5").mkdir()
+    for name in (str(tmp_path / "m-v1.5"), (tmp_path / "m-v1.5").as_uri()):
+        assert default_uid(LaunchSpec(model_name=name)) == "m-v1.5"
 
 
 @pytest.mark.parametrize("name", ["漢", "/", ".."])

@@ -85,6 +85,16 @@ def test_env_off_loopback_refuses_other_names(name: str) -> None:
     assert caught.value.param == "env"
 
 
+@pytest.mark.parametrize("name", ["VLLM_LOGGING_CONFIG_PATH", "CUDA_INJECTION64_PATH", "NCCL_NET_PLUGIN", "HF_ENDPOINT"])
+def test_env_off_loopback_names_no_files_unless_the_operator_says_so(name: str) -> None:
+    """A model's repository may bring the file: vLLM calls what a logging set-up names, the others load a library."""
+    value = {"HF_ENDPOINT": "https://elsewhere"}.get(name, "/models/m/config.json")
+    with pytest.raises(InvalidRequest, match=rf"'{name}' is refused: other machines.*XI_ENV_ALLOW={name}"):
+        check_env({name: value}, allowed_prefixes(Settings(env_allow="MINE_")))
+    check_env({name: value, "MINE_FILE": "/a"}, allowed_prefixes(Settings(env_allow=f"MINE_,{name}")))
+    check_env({name: value})
+
+
 @pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "LD_PRELOAD", "XI_HOME", "HF_PROXY"])
 def test_env_that_the_operator_cannot_allow(name: str) -> None:
     with pytest.raises(InvalidRequest, match="could change which code runs"):
@@ -261,6 +271,12 @@ def test_a_replica_gets_no_secrets_its_own_devices_and_its_tag() -> None:
     assert "XI_API_KEY" not in found
     assert (found["PATH"], found["A"], found["XI_REPLICA_ID"], found["CUDA_VISIBLE_DEVICES"]) == ("/bin", "1", "m-0@e-1", "2,3")
     assert environment({"CUDA_VISIBLE_DEVICES": "7"}, plan(), {})["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_replica_on_amd_sees_its_device_whatever_the_workers_own_setting_is() -> None:
+    """HIP numbers anew what `ROCR_VISIBLE_DEVICES` leaves: with both, number 1 of one device would be none."""
+    found = environment({"ROCR_VISIBLE_DEVICES": "1,3"}, plan("rocm:3"), {})
+    assert (found["HIP_VISIBLE_DEVICES"], found.get("ROCR_VISIBLE_DEVICES")) == ("3", None)
 
 
 class TwoDevices(DeviceProbe):

@@ -50,6 +50,16 @@ def test_words_of_several_files() -> None:
     assert shares == sorted(shares)
 
 
+def test_the_last_of_several_files_still_tells_its_own_part() -> None:
+    told: list[str] = []
+
+    def get(file: HubFile, download: Download) -> None:
+        download.resume(40 if file is FILES[1] else 100)
+
+    Downloads(FILES[:2], get).run(lambda text, share: told.append(text), 1)
+    assert any("downloading 2/2 file-1: 140 B of 200 B" in text and text.endswith(" (file-1 40 %)") for text in told)
+
+
 def test_a_note_is_told_until_bytes_come() -> None:
     """Without a share: a launch that has time as long as that grows isn't to have it for a hub that fails."""
     told: list[tuple[bool, float | None]] = []
@@ -83,6 +93,26 @@ def test_nothing_new_is_told_without_a_share() -> None:
     first = next(number for number, (_, share) in enumerate(told) if share is None)
     assert told[first][0] == told[first - 1][0]
     assert (told[first - 1][1], told[-1][1]) == (0.5, 1.0)
+
+
+def test_what_came_just_before_a_silence_is_told_with_a_share() -> None:
+    """A burst of bytes and then none: the words aren't to stay at what was told before it."""
+    silent = threading.Event()
+    told: list[float | None] = []
+
+    def get(file: HubFile, download: Download) -> None:
+        download.resume(0)
+        download.came(60)
+        assert silent.wait(10)
+
+    def tell(text: str, share: float | None) -> None:
+        if ": 60 B of 100 B" in text:
+            told.append(share)
+            if len(told) == 2:
+                silent.set()
+
+    Downloads(FILES[:1], get).run(tell, 1)
+    assert told[:2] == [0.6, None]
 
 
 def test_the_first_error_is_raised_and_the_others_hear_of_the_end() -> None:
@@ -125,7 +155,7 @@ def test_what_progress_raises_ends_all() -> None:
 def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
     ended = threading.Event()
     download = Download(1, FILES[0], lambda download, fresh: None, ended)
-    path, start = part_of(tmp_path, FILES[0])
+    path, start = part_of(tmp_path, FILES[0], download)
 
     def chunks() -> object:
         yield b"1" * 40
@@ -140,8 +170,16 @@ def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
     assert path.read_bytes() == b"1" * 40, "nor is it cut"
     ended.clear()
     with pytest.raises(Transient, match="after 41 of 100 bytes of file-0"):
-        append(*part_of(tmp_path, FILES[0]), [b"3"], FILES[0], download)
+        append(*part_of(tmp_path, FILES[0], download), [b"3"], FILES[0], download)
     assert download.furthest == 41
+    path.write_bytes(b"4" * 101)
+    ended.set()
+    with pytest.raises(Stopped):
+        part_of(tmp_path, FILES[0], download)
+    assert path.exists(), "it may be another launch's by now"
+    ended.clear()
+    assert part_of(tmp_path, FILES[0], download) == (path, 0)
+    assert not path.exists()
 
 
 def test_a_thread_that_can_not_be_started_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from xi_core.errors import (
     DeadlineExceeded,
     ModelNotFound,
     Overloaded,
+    PayloadTooLarge,
     ProtocolMismatch,
     RemoteError,
     Unavailable,
@@ -89,6 +90,21 @@ def test_the_servers_errors_by_class(wire, status_code, code, error):
     assert caught.value.message == "the message"
     assert caught.value.param == "p"
     assert caught.value.body().status == status_code
+
+
+def test_a_refusal_that_comes_while_the_body_is_sent(wire):
+    """The server closes what it doesn't read to the end; its reason counts, not the broken pipe."""
+    wire.early = True
+    wire.answers = [wire.refusal(413, "payload_too_large", "the request body is over the limit")]
+    with pytest.raises(PayloadTooLarge, match="over the limit"):
+        Client(wire.url).chat("m", [{"role": "user", "content": "x" * (32 << 20)}])
+
+
+def test_a_connection_that_breaks_while_the_body_is_sent(wire):
+    wire.early = True
+    wire.answers = [b""]
+    with pytest.raises(ChannelClosed, match="closed the connection"):
+        Client(wire.url).chat("m", [{"role": "user", "content": "x" * (32 << 20)}])
 
 
 def test_retry_after(wire):

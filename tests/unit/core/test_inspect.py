@@ -229,6 +229,14 @@ def test_nothing_there(tmp_path: Path) -> None:
         inspect(tmp_path / "nowhere")
 
 
+def test_a_file_url_is_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "my model.gguf"
+    path.write_bytes(gguf_bytes(pair("general.architecture", 8, text("llama"))))
+    assert inspect(path.as_uri()).source.id == inspect(path).source.id == str(path)
+    with pytest.raises(ArtifactError, match="names another machine, 'other'"):
+        inspect("file://other/model.gguf")
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

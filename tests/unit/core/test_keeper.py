@@ -99,6 +99,27 @@ def test_a_killed_keeper_is_replaced_and_told_the_list(family: tuple[subprocess.
     wait_until(lambda: process.poll() is not None and not tagged(tag), 5.0)
 
 
+def test_a_keeper_that_can_not_be_replaced_now_is_replaced_later(
+    family: tuple[subprocess.Popen[bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is out of process numbers for a moment must not leave the worker without one for ever."""
+    process, tag = family
+    guard = Guard()
+    guard.add(process.pid, tag)
+    os.kill(guard.pid, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{guard.pid}").exists() or "Z" in Path(f"/proc/{guard.pid}/stat").read_text().split(")")[1])
+    with monkeypatch.context() as broken:
+        broken.setattr(guard, "_spawn", _no_process)
+        assert not guard.restart_if_dead()
+    assert guard.restart_if_dead()
+    guard.close()
+    wait_until(lambda: not [pid for pid in tagged(tag) if pid != process.pid] and process.poll() is not None)
+
+
+def _no_process() -> subprocess.Popen[bytes]:
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
 def test_the_keeper_ignores_the_signals_of_a_terminal() -> None:
     guard = Guard()
     try:

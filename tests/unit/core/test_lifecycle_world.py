@@ -304,7 +304,7 @@ class World(RuleBasedStateMachine):
                 self.end(key, None)
             self.wait(30.0)
         for launch in self.core.listed():
-            assert launch.state in ("READY", "FAILED", "CANCELLED"), launch
+            assert launch.state in ("READY", "FAILED", "CANCELLED") or launch.serves, launch
             self.carry_out(self.core.terminate(self.now, launch.uid))
         for key in sorted(self.doomed):
             self.end(key, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from xi_core.errors import ArtifactError, Conflict, LaunchCancelled, NotFound
-from xi_core.models.cache import CachedModel, ModelCache
-from xi_core.models.hashing import CachedFile, checked_name, git_sha1_of, verify_files
+from xi_core.models import cache as cache_module
+from xi_core.models.cache import MANIFEST, CachedModel, ModelCache
+from xi_core.models.hashing import CachedFile, Stopped, checked_name, git_sha1_of, verify_files
 
 COMMIT, LATER = "a" * 40, "b" * 40
 
@@ -99,6 +101,38 @@ def test_what_was_downloaded_in_part_is_removed_too(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_all_that_takes_room_is_told_and_can_be_removed(tmp_path: Path) -> None:
+    """Complete models, damaged ones, what came in part, and what a killed process left."""
+    cache = ModelCache(tmp_path)
+    whole = stored(cache, "a/whole", one=b"1")
+    (stored(cache, "a/damaged", two=b"22") / MANIFEST).write_bytes(b"{")
+    (cache.partial("hub", "a/part", LATER) / "part").write_bytes(b"333")
+    left = whole.parent / ".new-killed"
+    left.mkdir()
+    (left / "one.bin").hardlink_to(whole / "one.bin")
+    (left / MANIFEST).write_bytes((whole / MANIFEST).read_bytes())
+    assert [model.id for model in cache.models()] == ["a/whole"]
+    ids = [("a/damaged", COMMIT), ("a/part", LATER), ("a/whole", COMMIT)]
+    assert [(one.id, one.revision) for one in cache.stored()] == ids
+    assert sum(cache.remove(one.source, one.id, one.revision) for one in cache.stored()) == 6
+    assert cache.stored() == []
+    assert [one for one in tmp_path.rglob("*") if one.is_file() and one.parent.name != "locks"] == []
+
+
+def test_a_removal_leaves_what_a_download_has_where_links_are_symbolic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(cache_module.os, "link", unknown)
+    cache = ModelCache(tmp_path)
+    stored(cache, "a/first", own=b"first")
+    folder = cache.partial("hub", "a/second", COMMIT)
+    (folder / "part").write_bytes(b"second")
+    sha256, _ = cache.take(folder / "part", folder)
+    assert cache.remove("hub", "a/first") == 5
+    assert blobs(tmp_path) == {sha256}
+
+
 def test_only_one_downloads_a_model_at_a_time(tmp_path: Path) -> None:
     waited = threading.Event()
     order: list[str] = []
@@ -167,6 +201,24 @@ def test_verifying_tells_how_far_it_is_and_can_be_ended(tmp_path: Path) -> None:
         cache.verify(path, cancelled)
 
 
+def test_a_model_that_comes_again_is_there_while_the_old_one_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch may be reading its files, however long it takes to delete them."""
+    cache, rmtree = ModelCache(tmp_path), shutil.rmtree
+    path = stored(cache, "a/b", one=b"1")
+    there: list[bytes] = []
+
+    def slow(which: Path, ignore_errors: bool = False) -> None:
+        there.append((path / "one.bin").read_bytes())
+        rmtree(which, ignore_errors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module.shutil, "rmtree", slow)
+        assert stored(cache, "a/b", one=b"22") == path
+    assert set(there) == {b"22"}
+    assert [one.name for one in path.parent.iterdir() if one.name.startswith(".")] == []
+    assert cache.remove("hub", "a/b") == 3
+
+
 def test_the_cache_is_left_as_it_was_when_publishing_fails(tmp_path: Path) -> None:
     cache = ModelCache(tmp_path)
     path = stored(cache, "a/b", one=b"1")
@@ -226,6 +278,28 @@ def test_a_file_with_other_content_than_expected_isnt_taken(tmp_path: Path) -> N
     with pytest.raises(ArtifactError, match="git hash"):
         cache.take(part, folder, None, "0" * 40)
     assert not part.exists()
+    assert blobs(tmp_path) == set()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_file_that_was_hashed_too_late_is_left_alone(tmp_path: Path, right: bool) -> None:
+    """Its download has ended meanwhile, and another may go on with the file."""
+    cache = ModelCache(tmp_path)
+    folder = cache.partial("hub", "a/b", COMMIT)
+    part = folder / "part"
+    part.write_bytes(b"x" * 100)
+    hashed = 0
+
+    def each(count: int) -> None:
+        nonlocal hashed
+        hashed += count
+        if not count:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        cache.take(part, folder, None, None if right else "0" * 40, each)
+    assert hashed == 100
+    assert part.read_bytes() == b"x" * 100
     assert blobs(tmp_path) == set()
 
 

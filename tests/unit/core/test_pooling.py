@@ -49,6 +49,7 @@ def job(route: str, **fields: Any) -> PoolingJob:
         (EMBEDDINGS, {"input": ["a", ""]}, "input[1]"),
         (EMBEDDINGS, {"input": [[1], []]}, "input[1]"),
         (EMBEDDINGS, {"input": [-1]}, "input[0]"),
+        (EMBEDDINGS, {"input": [[2**31]]}, "input[0][0]"),
         (EMBEDDINGS, {"input": [1.5]}, "input[0]"),
         (EMBEDDINGS, {"input": [True]}, "input[0]"),
         (EMBEDDINGS, {"input": [{"text": "a"}]}, "input[0]"),
@@ -170,6 +171,27 @@ async def test_large_requests_and_answers_are_made_beside_the_loop() -> None:
         few = await Asked(service, EMBEDDINGS, input=texts[:2], encoding_format="base64").answer()
     assert [entry["index"] for entry in answer.body["data"]] == list(range(MAX_INPUTS))
     assert answer.body["data"][:2] == few.body["data"]
+
+
+class NarrowEngine(LetterEngine):
+    """Its tokenizer knows more tokens than its model, and has none for spaces."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        return 128
+
+    def encode(self, texts: list[str]) -> list[PoolingInput]:
+        return super().encode([text.strip() for text in texts])
+
+
+@pytest.mark.parametrize(("text", "words"), [("é", "outside the vocabulary of 128"), (" ", "no token")])
+async def test_a_text_that_the_model_can_not_read_is_refused_before_it_shares_a_batch(text: str, words: str) -> None:
+    async with serving(NarrowEngine()) as service:
+        answer = await Asked(service, EMBEDDINGS, input=["a", text]).answer()
+        alone = await Asked(service, EMBEDDINGS, input="a").answer()
+    assert answer.error is not None
+    assert (answer.status, answer.error["param"], alone.status) == (400, "input[1]", 200)
+    assert words in answer.error["message"]
 
 
 async def test_batches_are_shared_by_requests() -> None:

@@ -79,6 +79,22 @@ async def test_a_flood_of_reports_is_bounded_and_its_end_is_heard(log_to: IO[byt
         held.close()
 
 
+async def test_a_report_that_cannot_be_read_costs_none_of_those_after_it(log_to: IO[bytes]) -> None:
+    no_utf8, nested = b'{"type":"stage","stage":"\xff"}', b'{"type":"stage","z":' + b"[" * 2000
+    lines = b"\n".join([b"nonsense", no_utf8, nested, b'{"type":"failed","error":{"message":"enough"}}', b""])
+    code = f"import os, sys; os.write(int(sys.argv[-1]), {lines!r})"
+    with log_to:
+        held = run(code, log_to)
+    try:
+        await until(lambda: held.returncode is not None and held._reader < 0, 10.0)
+        waiting = [held.reports.get_nowait() for _ in range(held.reports.qsize())]
+        assert [type(one) for one in waiting] == [report.Failed, type(None)]
+    finally:
+        held.kill()
+        await asyncio.sleep(0)
+        held.close()
+
+
 def test_a_log_that_is_written_to_stays_bounded(tmp_path: Path) -> None:
     path = logs.log_file(tmp_path, "m-0")
     with logs.open_log(tmp_path, "m-0") as file:

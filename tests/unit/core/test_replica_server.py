@@ -185,10 +185,14 @@ async def test_a_gateway_that_is_gone_is_forgotten(server: ReplicaServer) -> Non
 
 async def test_garbage_is_dropped_and_the_rest_goes_on(server: ReplicaServer) -> None:
     gateway = Gateway(server.endpoint)
-    for garbage in (b"", b"\x00", b"\xff" * 100, msgspec.msgpack.encode([99, 1, 2]), msgspec.msgpack.encode({"a": 1})):
+    no_utf8, nested = b"\x94\x01\x01\xa1\xff\xc4\x00", b"\x93\x02\x01" + b"\x91" * 200_000
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unhandled.append(context))
+    for garbage in (b"", b"\x00", b"\xff" * 100, msgspec.msgpack.encode([99, 1, 2]), msgspec.msgpack.encode({"a": 1}), no_utf8, nested):
         gateway.channel.send(garbage)
     gateway.ask(1)
     assert (await gateway.answer(1)).status == 200
+    assert unhandled == []
 
 
 async def until_idle(gateway: Gateway) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from xi_core.api.openai import ChatRequest, CompletionRequest
 from xi_core.errors import InvalidRequest, NotFound, UnsupportedField, XiError
+from xi_core.serving.events import engine_body
 from xi_core.serving.request import CHAT, COMPLETIONS, Job, message_text, parse
 from xi_core.testing.fake_plugin import full_manifest
 from xi_core.wire.manifest import YES, Manifest, limited, no, of_fields
@@ -213,12 +214,22 @@ def test_every_field_stands_in_the_table() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": 5}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [-1]}, "prompt"), ({"prompt": ["x"]}, "prompt"),
+        ({"prompt": 5}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [-1]}, "prompt"), ({"prompt": ["x", "y"]}, "prompt"),
         ({"prompt": None}, "prompt"), ({"echo": "yes"}, "echo"), ({"logprobs": True}, "logprobs"), ({"logprobs": 21}, "logprobs"),
-        ({"max_tokens": 0}, "max_tokens"), ({"suffix": "x"}, "suffix"),
+        ({"max_tokens": 0}, "max_tokens"), ({"suffix": "x"}, "suffix"), ({"prompt": [2**32]}, "prompt"),
+        ({"prompt": [[1], [2]]}, "prompt"), ({"prompt": [[]]}, "prompt"), ({"prompt": [1, "x"]}, "prompt"), ({"prompt": ["x", [1]]}, "prompt"),
+        ({"echo": True, "logprobs": 0}, "logprobs"),
     ],
 )  # fmt: skip
 def test_fields_of_completions_are_checked_and_named(fields: dict[str, Any], param: str) -> None:
     error = refused(msgspec.json.encode({"model": "m", "prompt": "x", **fields}), COMPLETIONS)
     assert error.status == 400
     assert (error.param or "").startswith(param)
+
+
+@pytest.mark.parametrize(("given", "prompt"), [("x", "x"), (["x"], "x"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2]), ([7], [7])])
+def test_one_prompt_may_stand_in_a_list(given: Any, prompt: str | list[int]) -> None:
+    """LangChain's class for completions sends every prompt so."""
+    job = parse(COMPLETIONS, msgspec.json.encode({"model": "m", "prompt": given}), full_manifest(), "fake", {})
+    assert job.prompt == prompt
+    assert engine_body(job, 0)["prompt"] == prompt

@@ -304,8 +304,10 @@ async def test_another_protocol_is_refused_in_words(pair: Pair, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"", b"\xc1", b"hello", msgspec.msgpack.encode([99, 1]), msgspec.msgpack.encode([2, "x"]), bytes(5000)]
-)
+    "garbage",
+    [b"", b"\xc1", b"hello", msgspec.msgpack.encode([99, 1]), msgspec.msgpack.encode([2, "x"]), bytes(5000), b"\x93\x04\x01\x81\xa7message\xa1\xff",
+     b"\x93\x02\x01" + b"\x91" * 200_000],
+)  # fmt: skip
 async def test_garbage_closes_that_link_only(pair: Pair, caplog: pytest.LogCaptureFixture, garbage: bytes) -> None:
     good, bad = pair.dial(), pair.dial()
     await good.call(Add(1, 1))

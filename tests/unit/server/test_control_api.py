@@ -99,6 +99,24 @@ async def test_wrong_query_is_a_400_that_names_it(stage: Any) -> None:
     assert (call.status, call.error["param"], call.error["type"]) == (400, "wait_ready", "invalid_request_error")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "query", "param"),
+    [
+        ("GET", "/v1/models/m/logs", None, b"rank=-1", "rank"),
+        ("GET", "/v1/models/m/logs", None, b"replica=-1", "replica"),
+        ("GET", "/v1/models/m/logs", None, b"start=1" + 30 * b"0", None),
+        ("POST", "/v1/models", {"model_name": "xi-tiny", "n_gpu": 10**30}, b"", None),
+        ("POST", "/v1/models", {"model_name": "xi-tiny", "batch_size": 10**30}, b"", None),
+    ],
+)
+async def test_numbers_that_cant_be_are_the_requests_fault(
+    stage: Any, method: str, path: str, body: Any, query: bytes, param: str | None
+) -> None:
+    call = await stage.control(method, path, body, query)
+    assert (call.status, call.error["param"], call.error["code"]) == (400, param, "invalid_request")
+    assert stage.supervisor.launched == []
+
+
 async def test_list_and_get(stage: Any, replica: Any, kit: Any) -> None:
     await stage.serve("m", replica())
     listed = msgspec.json.decode((await stage.control("GET", "/v1/models")).body_text, type=ModelList)

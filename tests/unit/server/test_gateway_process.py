@@ -118,6 +118,42 @@ async def test_answers_over_a_kept_connection(running: Running, kit: Any) -> Non
     writer.close()
 
 
+async def test_head_is_a_get_without_a_body(running: Running) -> None:
+    """Probes of load balancers and monitors ask so."""
+    async with asyncio.timeout(10):
+        for path in ("/health", "/v1/models"):
+            reader, writer = await running.connect()
+            writer.write(b"HEAD %b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n" % path.encode())
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"content-length: " in answer
+            assert answer.endswith(b"\r\n\r\n")
+            writer.close()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("piece", [7, 4096])
+async def test_an_upgrade_is_declined_and_the_request_served(running: Running, kit: Any, piece: int, chunked: bool) -> None:
+    """Java's client asks for h2c with every request to an http:// address; the body and the connection were lost."""
+    body = kit.chat()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
+    if chunked:
+        sent = head + b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        sent = head + b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    websocket = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+    reader, writer = await running.connect()
+    both = 2 * sent + websocket + sent + request(body)  # pipelined: what follows is neither lost nor taken for the body
+    for start in range(0, len(both), piece):
+        writer.write(both[start : start + piece])
+        await asyncio.sleep(0)
+    answers = [await read_answer(reader) for _ in range(5)]
+    assert [status for status, _, _ in answers] == [200] * 5
+    assert [text for place, (_, _, text) in enumerate(answers) if place != 2] == [b'{"ok":true}'] * 4
+    assert [one.body for one in running.replica.submitted] == [body] * 4
+    writer.close()
+
+
 async def test_stream_arrives_whole_and_in_order(running: Running, kit: Any) -> None:
     one = running.replica
     reader, writer, i = await begin_stream(running, kit)

@@ -29,6 +29,8 @@ class ListCache(Struct, tag="list_cache", kw_only=True):
 
     name: str = ""
     names: list[str] = field(default_factory=list)
+    incomplete: bool = False
+    """Also what came in part, or is damaged."""
 
 
 class FoundModels(Struct):
