@@ -359,6 +359,18 @@ def test_a_failing_batch_is_an_error_of_its_own(tmp_path: Path) -> None:
     assert len(vectors(engine)) == len(TEXTS)
 
 
+def test_a_token_that_only_the_tokenizer_knows_costs_its_request_only(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(save(tmp_path, BERT) / "tokenizer.json"))
+    backend.add_special_tokens(["<|added later|>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with Harness(plan(EMBEDDER, tmp_path)) as harness:
+        answers = [harness.submit("/v1/embeddings", {"model": "m", "input": text}).answer() for text in ("a <|added later|>", "a")]
+        assert [answer.status for answer in answers] == [400, 200]
+        assert isinstance(harness.engine, TransformersEmbedder)
+        with pytest.raises(EngineError, match="failed on a batch of 1 inputs"):
+            harness.engine.embed([PoolingInput([260])])
+
+
 def test_inspection_tells_the_type(tmp_path: Path) -> None:
     def kind(name: str, config: Any, library: Any) -> str:
         return inspect(save(tmp_path / name, config, library)).model_type

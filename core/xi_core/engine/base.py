@@ -92,7 +92,7 @@ class Engine(ABC):
 class SamplingParams(Struct, kw_only=True, frozen=True):
     """How one sequence is sampled. Stop strings are not here: the serving layer matches them on text.
 
-    Applied in this order: logit_bias, repetition/presence/frequency penalties, temperature (0 = greedy), top_k, top_p, min_p.
+    Applied in this order: logit_bias, repetition/presence/frequency penalties, temperature (below 1e-5: greedy), top_k, top_p, min_p.
     """
 
     max_tokens: int

@@ -12,7 +12,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Collection
 from contextlib import suppress
@@ -31,6 +33,10 @@ log = logging.getLogger(__name__)
 INSTALL = "pip install 'llguidance>=1.9,<2'"
 _KEPT = 128
 """Compiled grammars that a compiler remembers."""
+WORK = 1.0
+"""Seconds of the processor that an answer's grammar may take, beside `WORK_OF_TOKEN` for each of its tokens. All rows of the batch wait for
+each token's, and that of a grammar in which a text can be read in many ways grows with the cube of the text; schemas take a thousandth."""
+WORK_OF_TOKEN = 0.01
 
 Kind = Literal[
     "json_schema", "regex", "choice", "gbnf", "text", "special", "until", "free", "sequence", "one_of", "optional", "repeat", "listed"
@@ -59,38 +65,49 @@ class Grammar(Struct, frozen=True, kw_only=True):
 class Matcher:
     """Where one sequence is in its grammar. Used on the engine's thread only."""
 
-    __slots__ = ("_ends", "_matcher", "_param")
+    __slots__ = ("_ends", "_left", "_matcher", "_param")
 
-    def __init__(self, matcher: Any, ends: frozenset[int], param: str) -> None:
+    def __init__(self, matcher: Any, ends: frozenset[int], param: str, work: float = WORK) -> None:
         self._matcher = matcher
         self._ends = ends
         self._param = param
+        self._left = work
 
     def allowed(self) -> bytes:
         """Which tokens may come next: bit `i % 8` of byte `i // 8` is token i. An end token is among them only where the answer may end.
 
-        Raises `InvalidRequest` when the grammar wants more work than one token may cost.
+        Raises `InvalidRequest` when the grammar wants more work than one token, or all so far, may cost.
         """
+        began = time.thread_time()
         mask: bytes = self._matcher.compute_bitmask()
+        self._left -= time.thread_time() - began - WORK_OF_TOKEN
         if self._matcher.is_error():
             why = first_line(self._matcher.get_error())
+            raise InvalidRequest(f"{self._param}: the answer can't go on: {why}", param=self._param)
+        if self._left < 0:
+            why = "its text can be read in so many ways that each token takes long; make the grammar less ambiguous"
             raise InvalidRequest(f"{self._param}: the answer can't go on: {why}", param=self._param)
         return mask
 
     def accept(self, token: int) -> None:
         """Go on behind `token`, which must be an allowed one. If it can't, the next `allowed` raises."""
         if token not in self._ends:
+            began = time.thread_time()
             self._matcher.consume_token(token)
+            self._left -= time.thread_time() - began
 
 
 class GrammarCompiler:
     """Compiles grammars for one tokenizer and keeps them. `prepare` may be called on any thread, also on several.
 
+    `timed`: whether an answer's grammar may only take so long. Not on several ranks, which must all come to the same end.
+
     Make it in the engine's `load`: the library reads a vocabulary of 150,000 tokens in a second, and no other Python thread runs meanwhile.
     """
 
-    def __init__(self, tokenizer: Tokenizer, ends: Collection[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, ends: Collection[int], *, timed: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._work = WORK if timed else math.inf
         self._ends = frozenset(end for end in ends if 0 <= end < tokenizer.vocabulary_size)
         self._lock = threading.Lock()
         self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
@@ -111,7 +128,7 @@ class GrammarCompiler:
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """A matcher at the grammar's start; quick if the grammar is prepared."""
-        return Matcher(self._prototype(grammar).deep_copy(), self._ends, grammar.param)
+        return Matcher(self._prototype(grammar).deep_copy(), self._ends, grammar.param, self._work)
 
     def _prototype(self, grammar: Grammar) -> Any:
         with self._lock:

@@ -28,7 +28,7 @@ _CODE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|
 _SHORT = {'"': r"\"", "\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 MOST_ITEMS = 20_000
-"""Places in a grammar where an answer may be at once: about 1 ms of work per token."""
+"""Places in a grammar where an answer may be at once. What each costs depends on the grammar: `WORK` in grammar.py bounds the time."""
 _MARK = "%llguidance {}\n"
 """What tells llguidance that a text is its own dialect, not GBNF."""
 

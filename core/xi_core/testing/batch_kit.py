@@ -106,12 +106,13 @@ class BatchKit:
             nonlocal calls
             calls += 1
             if calls == 3:
-                raise EngineError("too hard")
+                raise InvalidRequest("too hard", param="grammar")  # as a matcher does
             return real(matcher)
 
         monkeypatch.setattr(Matcher, "allowed", failing)
         outputs = loaded.steps(15)
-        assert [error.message for output in outputs for error in output.errors] == ["too hard"]
+        errors = [error for output in outputs for error in output.errors]
+        assert [(error.message, error.status, error.param) for error in errors] == [("too hard", 400, "grammar")]
         made = [token.id for output in outputs for token in output.tokens]
         assert (made.count(1), made.count(2)) == (2, 9)
         assert loaded.engine.stats().running == 0

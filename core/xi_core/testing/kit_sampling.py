@@ -37,6 +37,14 @@ class SamplingChecks(KitBase):
         assert len(set(first.texts)) > 1, "choices of one request differ"
         assert self.ask(harness, self.prompts[0], seed=8, **fields).texts != first.texts
 
+    @proves("temperature")
+    def test_the_smallest_temperatures_are_greedy(self, harness: Harness) -> None:
+        """Divided by them, logits overflow."""
+        self.supports(harness, "temperature")
+        greedy = self.ask(harness, self.prompts[0], temperature=0, max_tokens=8).text
+        texts = [self.ask(harness, self.prompts[0], temperature=value, max_tokens=8).text for value in (1e-6, 1e-38, 1e-44, 1e-300)]
+        assert texts == [greedy] * 4
+
     @proves("logprobs")
     def test_logprobs(self, harness: Harness) -> None:
         self.supports(harness, "logprobs")

@@ -10,14 +10,12 @@ import re
 from enum import Enum, auto
 
 from xi_core.serving.parser import CallForm, OutputParser, Parsed, ToolCallDelta
-from xi_plugins.parsers.jsontext import SPACE, ObjectScan, held, read_call, value_of_string
+from xi_plugins.parsers.jsontext import NAME, SPACE, ObjectScan, held, read_call, value_of_string
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
 
-_HEAD = re.compile(
-    r'[ \t\r\n]*\{[ \t\r\n]*"name"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)+")[ \t\r\n]*,[ \t\r\n]*"arguments"[ \t\r\n]*:[ \t\r\n]*\{'
-)
+_HEAD = re.compile(rf'[ \t\r\n]*\{{[ \t\r\n]*"name"[ \t\r\n]*:[ \t\r\n]*({NAME})[ \t\r\n]*,[ \t\r\n]*"arguments"[ \t\r\n]*:[ \t\r\n]*\{{')
 """The start of a call in the usual order of keys, up to the brace that opens the arguments."""
 _TAG = re.compile(f"{OPEN}|{CLOSE}")
 

@@ -9,6 +9,8 @@ import json
 import re
 
 SPACE = " \t\r\n"
+NAME = r'"(?:[^"\\]|\\.){1,256}"'
+"""A function's name as JSON. Bounded: a longer one is looked at again with every piece that comes."""
 
 _MARK = re.compile(r'["\\{}\[\]<]')
 """Characters on which the end of a JSON object depends; `<` can't stand in one outside a string."""

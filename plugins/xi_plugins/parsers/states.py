@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from xi_core.serving.parser import OutputParser, Parsed, ToolCallDelta
-from xi_plugins.parsers.jsontext import SPACE, ObjectScan, held, read_call, value_of_string
+from xi_plugins.parsers.jsontext import NAME, SPACE, ObjectScan, held, read_call, value_of_string
 
 State = Callable[[], bool]
 """Does what the held text allows; True: look again, with what is now the state."""
@@ -134,7 +134,7 @@ class ObjectCallParser(CallParser):
 
     def __init_subclass__(cls) -> None:
         cls._head = re.compile(
-            r'[ \t\r\n]*\{[ \t\r\n]*"name"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)+")[ \t\r\n]*,[ \t\r\n]*"(?:'
+            rf'[ \t\r\n]*\{{[ \t\r\n]*"name"[ \t\r\n]*:[ \t\r\n]*({NAME})[ \t\r\n]*,[ \t\r\n]*"(?:'
             + "|".join(cls.keys)
             + r')"[ \t\r\n]*:[ \t\r\n]*(?=\{)',
             re.DOTALL,

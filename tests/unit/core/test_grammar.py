@@ -1,6 +1,7 @@
 """Grammars compiled over a tokenizer of bytes, and the threads that compile them."""
 
 import asyncio
+import contextlib
 import sys
 import threading
 
@@ -10,6 +11,8 @@ from xi_core.engine.grammar import Grammar, GrammarCompiler
 from xi_core.errors import EngineError, InvalidRequest, XiError
 from xi_core.serving.compiling import Compilations
 from xi_core.testing.fakes import END, ByteTokenizer
+
+AMBIGUOUS = 'root ::= some "z"\nsome ::= [a-y] | some some | some some some | some some some some'
 
 
 def compiler() -> GrammarCompiler:
@@ -61,6 +64,22 @@ def test_a_step_that_is_not_allowed_is_told() -> None:
     matcher.accept(ord("x"))
     with pytest.raises(InvalidRequest, match="p: "):
         matcher.allowed()
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_an_answer_that_can_be_read_in_ever_more_ways_ends(monkeypatch: pytest.MonkeyPatch, timed: bool) -> None:
+    """Each of its tokens takes longer than the one before, and the whole batch waits for it."""
+    pytest.importorskip("llguidance")
+    monkeypatch.setattr("xi_core.engine.grammar.WORK", 0.02)
+    monkeypatch.setattr("xi_core.engine.grammar.WORK_OF_TOKEN", 0.0)
+    matcher = GrammarCompiler(ByteTokenizer(), [END], timed=timed).matcher(Grammar(kind="gbnf", text=AMBIGUOUS, param="p"))
+    made = 0
+    with pytest.raises(InvalidRequest, match=r"p: .*less ambiguous") if timed else contextlib.nullcontext():
+        while made < 60:
+            assert ord("a") in allowed(matcher.allowed())
+            matcher.accept(ord("a"))
+            made += 1
+    assert 5 < made < 60 if timed else made == 60
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from xi_core.testing.fakes import END, ByteTokenizer
 from xi_core.testing.schema_check import fits
 from xi_plugins.engines.llama_cpp.gbnf import to_gbnf
 from xi_plugins.engines.llama_cpp.numbers import decimals, integers
-from xi_plugins.engines.llama_cpp.regex import all_but, regex_to_gbnf
+from xi_plugins.engines.llama_cpp.regex import all_but, pattern_to_gbnf, regex_to_gbnf
 
 SPECIAL = re.compile(r"([.+*?(){}|$^])")
 
@@ -61,6 +61,41 @@ def test_what_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         regex_to_gbnf(pattern, "structured_outputs.regex")
     assert caught.value.param == "structured_outputs.regex"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "([a-z]*[a-z]*){9}!",
+        "(a?){40}a{40}",
+        "(a+)+b",
+        "(a|a)*b",
+        "(a|aa)*b",
+        r"(\w+\s*)+",
+        "(.*a){9}",
+        "((a{1,50}){1,50}){1,50}",
+        "((a|b)|(a|c))*x",
+    ],
+)
+def test_texts_with_too_many_readings_are_refused(pattern: str) -> None:
+    """llama.cpp follows each of them, and serves nobody meanwhile."""
+    for made in (regex_to_gbnf, lambda pattern, param: pattern_to_gbnf(pattern, param, param)):
+        with pytest.raises(InvalidRequest, match=r"too many (ways|parts)") as caught:
+            made(pattern, "p")
+        assert caught.value.param == "p"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"[a-z]+@[a-z]+\.[a-z]{2,}", r"(\w+ )*\w+", ".*foo.*bar.*", r"-?\d*\.?\d*([eE][-+]?\d+)?", ".{0,2000}", "([a-z]*[a-z]*){2}!",
+        r"https?://[\w.-]+(:\d+)?(/[\w./-]*)?(\?[\w=&]*)?", "(" + "|".join(f"word{i}" for i in range(900)) + ")( [a-z]+)*", "a" * 20_000,
+        "((" + "|".join(f"word{i}" for i in range(300)) + ") )*", "(ab|a)(bc|c)?", "(|a)(b|)c", "x{0}(y{3}){2,}z?",
+    ],
+)  # fmt: skip
+def test_what_can_be_read_in_few_ways_is_taken(pattern: str) -> None:
+    assert regex_to_gbnf(pattern, "p")
+    assert pattern_to_gbnf(pattern, "p", "p")
 
 
 def test_characters_outside_ranges() -> None:

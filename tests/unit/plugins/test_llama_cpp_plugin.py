@@ -6,6 +6,8 @@ import json
 import os
 import struct
 import threading
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +405,15 @@ def test_call_threads_run_up_to_their_limit() -> None:
     assert not ran.acquire(timeout=0.05), "the third waits"
     gate.set()
     assert ran.acquire(timeout=10)
+    assert threads.close(10)
+
+
+def test_the_threads_share_the_time_to_end() -> None:
+    threads, began = CallThreads(4, "test"), time.monotonic()
+    for place in range(4):
+        threads.start(partial(time.sleep, 0.3 * (place + 1)))
+    assert not threads.close(0.4), "the second still runs then"
+    assert time.monotonic() - began < 1.0
     assert threads.close(10)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -217,6 +218,26 @@ def test_the_cut_of_the_text_does_not_matter(name: str, text: str, prompt: str, 
 def test_deep_nesting_raises_nothing(name: str, text: str) -> None:
     outcome = run(name, [text])
     assert outcome.content == text or outcome.reasoning == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("hermes", '<tool_call>{"name": "'), ("llama3_json", '{"name": "'), ("mistral", f'{MARK}[{{"name": "')]
+)
+def test_a_name_without_an_end_is_not_read_again_and_again(name: str, text: str) -> None:
+    """A model that repeats itself must not take a millisecond per token of the loop that serves all."""
+    parser = parser_of(name)
+    parser.feed(text)
+    began = time.process_time()
+    for _ in range(10_000):
+        assert parser.feed("aaaa").content == ""
+    assert time.process_time() - began < 2.0
+    assert parser.finish().content == text + "aaaa" * 10_000
+
+
+def test_a_long_name_comes_with_its_call() -> None:
+    name = "a" * 300
+    assert both("hermes", f'<tool_call>{{"name": "{name}", "arguments": {{"a": 1}}}}</tool_call>').calls == [(name, '{"a": 1}')]
+    assert both("llama3_json", f'{{"name": "{name}", "parameters": {{"a": 1}}}}').calls == [(name, '{"a": 1}')]
 
 
 CLOSERS = {

@@ -27,7 +27,10 @@ _REPEATS_ALONE = limited(
     reason="a seed repeats when the request runs alone; beside others llama.cpp rounds differently, which may change a draw"
 )
 _SCHEMAS = "JSON schemas without lengths beside a pattern, and with oneOf only of schemas that have no value in common"
-_STRUCTURED = f"{_SCHEMAS}; regex: characters, classes, groups, '|' and repetitions; grammar: only with the option 'grammars'"
+_STRUCTURED = (
+    f"{_SCHEMAS}; regex: characters, classes, groups, '|' and repetitions, where no text can be read in very many ways; "
+    "grammar: only with the option 'grammars'"
+)
 _CALLS = Ability(
     reason="text may stand before a required call, and its arguments fit the tool's schema but for pattern, oneOf and bounds of numbers, "
     "which are refused where the tool is strict"

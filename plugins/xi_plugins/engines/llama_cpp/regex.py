@@ -11,14 +11,15 @@ import re
 from typing import NamedTuple
 
 from xi_core.errors import InvalidRequest
+from xi_plugins.engines.llama_cpp.ways import Chars, Often, Ranges, Row, Shape, TooLarge, either, most_ways
 
 MOST_REPEATS = 2000
 _DEEPEST = 64
 _MOST_WORK = 20_000_000
 """llama.cpp compares all places where it may be with each other, element by element. At a few times this a step takes seconds."""
+_MOST_WAYS = 100_000
+"""In which a text of a long token may be read: so many take a tenth of a second."""
 _REPEAT = re.compile(r"\{(\d{1,5})(,(\d{0,5}))?\}")
-Ranges = list[tuple[int, int]]
-"""Code points, from and to."""
 _SETS: dict[str, Ranges] = {"d": [(48, 57)], "w": [(48, 57), (65, 90), (95, 95), (97, 122)], "s": [(9, 13), (32, 32)]}
 _CHARACTERS: Ranges = [(0, 0xD7FF), (0xE000, 0x10FFFF)]
 """What UTF-8 can write. llama.cpp's own negation lets through what no character is."""
@@ -64,16 +65,20 @@ def all_but(ranges: Ranges) -> Ranges:
 
 
 class Piece(NamedTuple):
-    """An expression of GBNF; whether it may be empty; at how many places in it a text may begin."""
+    """An expression of GBNF; what it stands for; whether it may be empty; at how many places in it a text may begin."""
 
     text: str
+    shape: Shape
     empty: bool = False
     starts: int = 1
 
 
 def regex_to_gbnf(pattern: str, param: str) -> str:
     """An expression of GBNF for what `pattern` matches as a whole. Raises `InvalidRequest`."""
-    return _Parser(pattern, param, param).whole()
+    parser = _Parser(pattern, param, param)
+    found = parser.whole()
+    parser.check(found.shape)
+    return found.text
 
 
 def pattern_to_gbnf(pattern: str, name: str, param: str) -> str:
@@ -105,13 +110,22 @@ class _Parser:
     def _one_of(self, ranges: Ranges) -> str:
         return one_of(ranges)
 
-    def whole(self) -> str:
+    def whole(self) -> Piece:
         if self._peek() == "^":
             self._at += 1
         found = self._alternatives()
         if self._peek():
             raise self._wrong(f"'{self._peek()}' without its partner")
-        return found.text
+        return found
+
+    def check(self, shape: Shape) -> None:
+        """Raises `InvalidRequest` where llama.cpp would have to follow too many ways at once."""
+        try:
+            ways = most_ways(shape, _MOST_WAYS)
+        except TooLarge:
+            raise self._wrong("too many parts that may be left out") from None
+        if ways > _MOST_WAYS:
+            raise self._wrong("one text could be read in too many ways: let parts beside each other begin with different characters")
 
     def _wrong(self, message: str) -> InvalidRequest:
         return InvalidRequest(
@@ -136,7 +150,8 @@ class _Parser:
             parts.append(self._sequence())
         self._ways = len(parts)  # the last to be set are those of the whole
         text = " | ".join(part.text for part in parts)
-        return Piece(text, any(part.empty for part in parts), sum(part.starts for part in parts))
+        shape = either([part.shape for part in parts])
+        return Piece(text, shape, any(part.empty for part in parts), sum(part.starts for part in parts))
 
     def _sequence(self) -> Piece:
         parts: list[Piece] = []
@@ -151,23 +166,30 @@ class _Parser:
             starts = part.starts + (starts if part.empty else 0)
             if starts * starts * length > _MOST_WORK:
                 raise self._wrong("too many parts that may be left out")
-        return Piece(" ".join(part.text for part in parts) or '""', all(part.empty for part in parts), starts)
+        text = " ".join(part.text for part in parts) or '""'
+        return Piece(text, Row([part.shape for part in parts]), all(part.empty for part in parts), starts)
 
     def _atom(self) -> Piece:
         character = self._take()
         if character == "(":
             return self._group()
         if character == "[":
-            return Piece(self._class())
+            return self._of_ranges(self._class())
         if character == ".":
-            return Piece(self._one_of(all_but([(10, 10)])))
+            return self._of_ranges(all_but([(10, 10)]))
         if character == "\\":
-            return Piece(self._escape())
+            return self._escape()
         if character in "^$":
             raise self._wrong(f"the anchor '{character}' is supported only at the pattern's own start or end")
         if character in "*+?{":
             raise self._wrong(f"'{character}' has nothing to repeat")
-        return Piece(self._literal(character))
+        return self._of_character(character)
+
+    def _of_ranges(self, ranges: Ranges) -> Piece:
+        return Piece(self._one_of(ranges), Chars(ranges))
+
+    def _of_character(self, character: str) -> Piece:
+        return Piece(self._literal(character), Chars([(ord(character), ord(character))]))
 
     def _group(self) -> Piece:
         if self._peek() == "?":
@@ -183,11 +205,9 @@ class _Parser:
             raise self._wrong("a group does not end")
         return inner._replace(text=f"({inner.text})")
 
-    def _escape(self) -> str:
+    def _escape(self) -> Piece:
         character = self._take()
-        if character.lower() in _SETS:
-            return self._one_of(_set(character))
-        return self._literal(self._escaped_character(character))
+        return self._of_ranges(_set(character)) if character.lower() in _SETS else self._of_character(self._escaped_character(character))
 
     def _escaped_character(self, character: str) -> str:
         if character in _CONTROLS:
@@ -202,7 +222,7 @@ class _Parser:
             raise self._wrong(f"'\\{character}' is not supported")
         return character
 
-    def _class(self) -> str:
+    def _class(self) -> Ranges:
         negated = self._peek() == "^"
         self._at += negated
         ranges: Ranges = []
@@ -212,7 +232,7 @@ class _Parser:
         found = all_but(ranges) if negated else ranges
         if not found:
             raise self._wrong("a class has no character")
-        return self._one_of(found)
+        return found
 
     def _class_part(self) -> Ranges:
         first = self._class_character()
@@ -257,7 +277,7 @@ class _Parser:
         starts = part.starts * max(1, most or 0) if part.empty else part.starts
         if starts * starts > _MOST_WORK:
             raise self._wrong("too many parts that may be left out")
-        return Piece(part.text + text, part.empty or least == 0, starts)
+        return Piece(part.text + text, Often(part.shape, least, most), part.empty or least == 0, starts)
 
     def _counted(self) -> tuple[str, int, int | None]:
         match = _REPEAT.match(self._text, self._at)
@@ -279,7 +299,9 @@ class _JsonParser(_Parser):
         found = self.whole()
         if self._ways > 1 and (starts or self._ends):
             raise self._wrong("an anchor beside '|' needs a group: ^(a|b)$")
-        return f'"\\"" {"" if starts else "char*"} ({found}) {"" if self._ends else "char*"} "\\""'
+        others: list[Shape] = [Often(Chars(_CHARACTERS), 0, None)]
+        self.check(Row([*([] if starts else others), found.shape, *([] if self._ends else others)]))
+        return f'"\\"" {"" if starts else "char*"} ({found.text}) {"" if self._ends else "char*"} "\\""'
 
     def _literal(self, text: str) -> str:
         return literal(json.dumps(text, ensure_ascii=False)[1:-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -32,8 +33,9 @@ class CallThreads:
         """End the threads once their calls are over; False when some still run after `timeout` seconds, shared by all."""
         for _ in self._threads:
             self._calls.put(None)
+        deadline = time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 return False
         return True

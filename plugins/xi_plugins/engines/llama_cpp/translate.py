@@ -25,6 +25,8 @@ _ORDER = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 """xi's order of samplers; llama.cpp applies `logit_bias` before all of them."""
 _SPREAD = 0x9E3779B1
 """An odd number with bits all over, so that the upper half of a seed changes all of the lower one."""
+_GREEDY_BELOW = 1e-5
+"""Temperatures below this mean greedy, as in xi's other engines: divided by a still smaller one, llama.cpp's numbers overflow."""
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp takes this seed for "none given"."""
 
@@ -76,7 +78,7 @@ def _sampling(body: dict[str, Any], limits: Limits) -> dict[str, Any]:
         "repeat_last_n": limits.context_length,
     }
     temperature = body.get("temperature", 1.0)
-    if temperature <= 0:  # greedy: the likeliest token, without sorting the vocabulary
+    if temperature < _GREEDY_BELOW:  # greedy: the likeliest token, without sorting the vocabulary
         return asked | {"samplers": ["penalties", "top_k"], "top_k": 1, "temperature": 1.0, "top_p": 1.0, "min_p": 0.0}
     return asked | {
         "samplers": _ORDER,

@@ -97,7 +97,7 @@ class MlxEngine(TokenEngine):
         own = self._tokenizer.token_id(self._tokenizer.special_tokens.get("eos_token", ""))
         self._ends = frozenset(ends if own is None else ends | {own})
         self._default_sampling = checkpoint.default_sampling(generation)
-        self._grammars = GrammarCompiler(self._tokenizer, self._ends)
+        self._grammars = GrammarCompiler(self._tokenizer, self._ends, timed=self._link is None)
 
     def close(self, grace: float) -> None:
         self._generator = None  # its end gives back the limits that it set
@@ -175,10 +175,10 @@ class MlxEngine(TokenEngine):
         values = np.asarray(answer.logprobs)
         failure = running.row.failure(running.made)
         if failure is None and not np.isfinite(values[token]):
-            failure = "the model gave numbers that are not finite"
+            failure = EngineError("the model gave numbers that are not finite")
         finish: FinishReason | None = "stop" if token in self._ends and not sampling.ignore_eos else answer.finish_reason
         if failure is not None:
-            output.errors.append(SequenceError(running.id, failure))
+            output.errors.append(SequenceError(running.id, failure.message, failure.status, failure.param))
         else:
             logprobs = None if sampling.logprobs is None else token_logprobs(values, token, sampling.logprobs)
             output.tokens.append(TokenOut(running.id, token, finish, logprobs))

@@ -15,7 +15,7 @@ import numpy as np
 
 from xi_core.engine.base import SamplingParams, TokenLogprobs
 from xi_core.engine.grammar import Matcher
-from xi_core.errors import EngineError
+from xi_core.errors import XiError
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this mean greedy: dividing by them would overflow."""
@@ -53,7 +53,7 @@ class Row:
         penalises = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
         self.adjusts = bool(penalises or params.logit_bias or grammar is not None)
         self._called = 0
-        self._failed: tuple[int, str] | None = None
+        self._failed: tuple[int, XiError] | None = None
         self._tokens = self._logits = mx.array(())
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
@@ -69,7 +69,7 @@ class Row:
         """The next number in [0, 1) of this row's generator."""
         return min(self._random.random(), _LARGEST_DRAW)
 
-    def failure(self, count: int) -> str | None:
+    def failure(self, count: int) -> XiError | None:
         """Why there is no token number `count` of this row, counted from 1, if there is none."""
         return self._failed[1] if self._failed is not None and count >= self._failed[0] else None
 
@@ -99,8 +99,8 @@ class Row:
             grammar.accept(int(tokens[-1].item()))
         try:
             allowed = grammar.allowed()
-        except EngineError as error:
-            self._failed = (self._called, error.message)
+        except XiError as error:
+            self._failed = (self._called, error)
             return logits
         bits = np.unpackbits(np.frombuffer(allowed, dtype=np.uint8), count=logits.shape[-1], bitorder="little")
         return mx.where(mx.array(bits.astype(np.bool_)), logits, -mx.inf)

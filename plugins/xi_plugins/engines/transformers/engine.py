@@ -102,7 +102,7 @@ class TransformersEngine(TokenEngine):
         own = self._tokenizer.token_id(self._tokenizer.special_tokens.get("eos_token", ""))
         self._ends = frozenset(ends if own is None else ends | {own})
         self._default_sampling = checkpoint.default_sampling(generation)
-        self._grammars = GrammarCompiler(self._tokenizer, self._ends)
+        self._grammars = GrammarCompiler(self._tokenizer, self._ends, timed=self._link is None)
 
     def close(self, grace: float) -> None:
         self.__dict__.pop("_batch", None)

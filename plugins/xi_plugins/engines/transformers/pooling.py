@@ -175,7 +175,7 @@ class TransformersPooling(PoolingEngine):
         self._stats.running = 1
         try:
             output = self._model(**given)
-        except RuntimeError as error:  # what torch raises, on any device; the next batch may well fit
+        except (RuntimeError, IndexError) as error:  # what torch raises, on any device; the next batch may well fit
             raise EngineError(f"the model failed on a batch of {len(inputs)} inputs of up to {width} tokens: {error}") from error
         finally:
             self._stats.running = 0
