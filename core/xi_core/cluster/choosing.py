@@ -109,7 +109,11 @@ def _device_reason(request: PlacementRequest, worker: WorkerView, place: int, ta
 
 
 def _why_not(request: PlacementRequest, able: int) -> str:
-    what = f"{request.n_gpu} device(s) to give" if request.n_gpu else f"the engine {request.engine}"
+    what = (
+        f"{request.n_gpu} device(s) to give"
+        if request.n_gpu
+        else f"the engine {request.engine}{' and room for the weights' if request.main_memory else ''}"
+    )
     advice = "; ask for fewer, or for none to run on CPU" if request.n_gpu else ""
     if request.n_worker > 1:
         return f"{request.n_worker} workers with {what} are needed, and {able} can take a rank of {request.uid}{advice}"

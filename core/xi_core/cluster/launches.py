@@ -41,6 +41,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
     """Bytes that it takes of each device; 0 where nobody knows."""
     memory_share: float = 0.0
     """Part of each device's whole memory that the engine takes, whatever the model."""
+    main_memory: int = 0
+    """Bytes of weights that each worker holds in main memory, without devices; 0 where nobody knows."""
     exclusive: bool = False
     """It shares no device with another replica."""
 
@@ -59,6 +61,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
             workers=tuple(name.strip() for name in names.split(",") if name.strip()) if names else None,
             memory=self.memory,
             memory_share=self.memory_share,
+            main_memory=self.main_memory,
             held=tuple(Assignment(r.worker, r.devices) for other in others for r in other.ranks if not r.gone),
             gpu_pool=spec.gpu_pool,
             exclusive=self.exclusive,

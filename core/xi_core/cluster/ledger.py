@@ -152,6 +152,7 @@ class Ledger:
             replicas=replicas,
             engines=member.engines,
             address=member.address,
+            memory=member.memory,
         )
 
     def _held(self, worker: str, without: Replica | None) -> Iterator[tuple[tuple[str, ...], Promise, bool]]:

@@ -27,6 +27,8 @@ class Member:
     """When what it runs ends though nothing has taken its place."""
     address: str = ""
     """The host under which other machines reach it."""
+    memory: int = 0
+    """Bytes of main memory; 0 where nobody knows."""
 
     def gains(self, devices: list[Device]) -> bool:
         """Whether it has room, if its devices are like this now, for something that found none before."""

@@ -6,19 +6,17 @@ import logging
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from xi_core import __version__
 from xi_core.api.control import DeviceStatus, LogPart, WorkerStatus
 from xi_core.cluster import messages as m
-from xi_core.cluster.cached_models import ids_of
 from xi_core.cluster.executor import Executor
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.members import Member, report
 from xi_core.cluster.pulling import Pulling
 from xi_core.cluster.replicas import Replica
 from xi_core.cluster.sleeping import LaunchSleep
-from xi_core.errors import InvalidRequest, ModelNotFound, NotFound, Unavailable, XiError
+from xi_core.cluster.worker_disks import WorkerDisks
+from xi_core.errors import InvalidRequest, ModelNotFound, Unavailable, XiError
 from xi_core.models.catalog import normalised
 from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Calls
@@ -41,10 +39,7 @@ class Operations:
             m.Drain: self._drain,
             m.ListWorkers: self._list_workers,
             m.ReadLog: self._read_log,
-            m.ListEnvironments: self._list_environments,
-            m.RemoveEnvironment: self._remove_environment,
-            m.ListCache: self._list_cache,
-            m.RemoveCache: self._remove_cache,
+            **WorkerDisks(self._hub, self._executor).calls(),
             **Pulling(self._hub, self._executor).calls(),
             m.StopCluster: self._stop_cluster,
             **LaunchSleep(self._executor, self._lifecycle).calls(),
@@ -138,40 +133,6 @@ class Operations:
             known = ", ".join(replica.replica_id for replica in launch.replicas)
             raise InvalidRequest(f"replica: there is no {wanted}; replicas of {command.uid}: {known}", param="replica")
         return found
-
-    async def _list_environments(self, command: m.ListEnvironments) -> m.FoundEnvironments:
-        answers = [await worker.link.call(command) for worker in list(self._executor.workers.values())]
-        return m.FoundEnvironments([environment for answer in answers for environment in answer.environments])
-
-    async def _remove_environment(self, command: m.RemoveEnvironment) -> m.Done:
-        missing: list[NotFound] = []
-        workers = list(self._executor.workers.values())
-        for worker in workers:
-            try:
-                await worker.link.call(command)
-            except NotFound as error:
-                missing.append(error)
-        if missing and len(missing) == len(workers):
-            raise missing[0]
-        return m.Done()
-
-    async def _list_cache(self, command: m.ListCache) -> m.FoundModels:
-        asked = msgspec.structs.replace(command, names=ids_of(command.name, self._hub.families) if command.name else [])
-        answers = [await worker.link.call(asked) for worker in list(self._executor.workers.values())]
-        return m.FoundModels([model for answer in answers for model in answer.models])
-
-    async def _remove_cache(self, command: m.RemoveCache) -> m.FreedModels:
-        asked = msgspec.structs.replace(command, names=ids_of(command.name, self._hub.families))
-        missing: list[NotFound] = []
-        freed, workers = 0, list(self._executor.workers.values())
-        for worker in workers:
-            try:
-                freed += (await worker.link.call(asked)).freed
-            except NotFound as error:
-                missing.append(error)
-        if missing and len(missing) == len(workers):
-            raise missing[0]
-        return m.FreedModels(freed=freed)
 
     async def _stop_cluster(self, command: m.StopCluster) -> m.Done:
         log.info("the cluster is being stopped")

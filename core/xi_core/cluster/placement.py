@@ -36,6 +36,8 @@ class WorkerView(Struct, kw_only=True, frozen=True, gc=False):
     engines: tuple[str, ...] = ()
     address: str = ""
     """The host under which other workers reach it."""
+    memory: int = 0
+    """Bytes of main memory; 0 where nobody knows."""
 
 
 class ClusterView(Struct, kw_only=True, frozen=True):
@@ -68,6 +70,8 @@ class PlacementRequest(Struct, kw_only=True, frozen=True):
     """Bytes that each device must have free; 0 where nobody knows."""
     memory_share: float = 0.0
     """Part of each device's whole memory that the engine takes, whatever the model."""
+    main_memory: int = 0
+    """Bytes of weights that a worker must hold in main memory, where the replica gets no devices; 0 where nobody knows."""
     held: tuple[Assignment, ...] = ()
     """What the launch's other replicas hold."""
     gpu_pool: int | None = None
@@ -106,6 +110,8 @@ class PlacementRequest(Struct, kw_only=True, frozen=True):
             return f"not among the workers asked for ({', '.join(self.workers)})"
         if not self.brings_engine and worker.engines and self.engine not in worker.engines:  # none listed: the worker hasn't told
             return f"has no engine {self.engine}"
+        if self.n_gpu == 0 and worker.memory and self.main_memory > worker.memory:
+            return f"the weights alone take {self.main_memory / 2**30:.1f} GiB, its main memory is {worker.memory / 2**30:.1f} GiB"
         return ""
 
 

@@ -1,4 +1,4 @@
-"""How much of each device's memory placement keeps for a launch's replicas. Called by `resolve`."""
+"""How much of each device's memory placement keeps for a launch's replicas, and of main memory asks for. Called by `resolve`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,13 @@ def reserved(spec: LaunchSpec, model: ModelSpec, engine: EngineInfo, n_gpu: int)
         cached=model.model_type == "LLM",
     )
     return each.total
+
+
+def of_main_memory(spec: LaunchSpec, model: ModelSpec) -> int:
+    """Bytes of weights for each of its workers, should it run without devices: what no engine can do without. 0 where nobody knows."""
+    if spec.options.get("quantize"):  # the files' weights are not those that stay
+        return 0
+    return math.ceil((_weights(model) or 0) / spec.n_worker)
 
 
 def _weights(model: ModelSpec) -> int | None:

@@ -21,7 +21,7 @@ from xi_core.cluster.matching import UNKNOWN, Matching, WorkerLink, best_probe, 
 from xi_core.cluster.parser_choice import check_thinking, with_parsers
 from xi_core.cluster.remote_code import check_remote_code
 from xi_core.cluster.requirement import check_environment
-from xi_core.cluster.reservation import reserved
+from xi_core.cluster.reservation import of_main_memory, reserved
 from xi_core.config import Settings
 from xi_core.engine.info import EngineInfo, Support
 from xi_core.errors import EngineNotInstalled, InvalidRequest, LaunchError
@@ -74,6 +74,7 @@ class Resolver:
             n_gpu=n_gpu,
             created=int(time.time()),
             memory=reserved(spec, model, choice.engine, n_gpu),
+            main_memory=of_main_memory(spec, model),
             memory_share=layout.memory_share(choice.engine, spec.options) if n_gpu else 0.0,
             exclusive=not self._settings.allow_multi_replica_per_gpu,
         )

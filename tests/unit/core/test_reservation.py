@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from xi_core.api.control import LaunchSpec
-from xi_core.cluster.reservation import CONTEXT, reserved
+from xi_core.cluster.reservation import CONTEXT, of_main_memory, reserved
 from xi_core.engine.info import EngineInfo, Support
 from xi_core.models.architecture import Architecture
 from xi_core.models.family import ModelSpec, SourceRef
@@ -72,6 +72,15 @@ def test_what_nobody_knows_is_not_guessed(unknown: dict[str, Any]) -> None:
 
 def test_nothing_is_kept_on_cpu() -> None:
     assert kept(model(), n_gpu=0) == 0
+
+
+def test_main_memory_holds_the_weights() -> None:
+    def asked(n_worker: int = 1, **options: Any) -> int:
+        return of_main_memory(LaunchSpec(model_name="m", n_worker=n_worker, options=options), model())
+
+    assert (asked(), asked(n_worker=2)) == (WEIGHTS, WEIGHTS / 2)
+    assert asked(quantize="int8") == 0, "fewer stay than the files hold"
+    assert of_main_memory(LaunchSpec(model_name="m"), model(architecture_figures=None)) == 0
 
 
 def test_an_engine_that_takes_its_share_needs_room_for_the_weights() -> None:

@@ -11,6 +11,8 @@ from xi_core.plugins import PluginHub
 from xi_plugins import schedulers
 from xi_plugins.schedulers.idle_first import IdleFirst
 
+GIB = 2**30
+
 
 def device(worker: str, name: str, replicas: int = 0, free: int = 0, busy: float = 0.0) -> DeviceView:
     return DeviceView(worker=worker, device=name, kind="cuda", memory=80, memory_free=free, utilisation=busy, replicas=replicas)
@@ -20,8 +22,9 @@ def worker(name: str, *devices: DeviceView, replicas: int = 0, engines: tuple[st
     return WorkerView(worker=name, devices=devices, replicas=replicas, engines=engines)
 
 
-def place(n_gpu: int, *workers: WorkerView, gpu_idx: tuple[int, ...] | None = None) -> Placement | Rejection:
-    return IdleFirst().place(PlacementRequest(uid="m", engine="vllm", n_gpu=n_gpu, gpu_idx=gpu_idx), ClusterView(workers=workers))
+def place(n_gpu: int, *workers: WorkerView, gpu_idx: tuple[int, ...] | None = None, main_memory: int = 0) -> Placement | Rejection:
+    request = PlacementRequest(uid="m", engine="vllm", n_gpu=n_gpu, gpu_idx=gpu_idx, main_memory=main_memory)
+    return IdleFirst().place(request, ClusterView(workers=workers))
 
 
 def chosen(decision: Placement | Rejection) -> tuple[str, tuple[str, ...]]:
@@ -85,6 +88,17 @@ def test_engine_must_be_there() -> None:
         refused = place(n_gpu, without)
         assert isinstance(refused, Rejection)
         assert "no engine vllm" in refused.verdicts[0].reason
+
+
+def test_main_memory_must_hold_the_weights_where_there_are_no_devices() -> None:
+    small, large = WorkerView(worker="a", memory=4 * GIB), WorkerView(worker="b", memory=8 * GIB)
+    assert chosen(place(0, small, large, main_memory=5 * GIB)) == ("b", ())
+    assert chosen(place(0, WorkerView(worker="a"), main_memory=5 * GIB)) == ("a", ()), "nobody knows"
+    assert chosen(place(1, worker("a", device("a", "cuda:0")), main_memory=5 * GIB)) == ("a", ("cuda:0",))
+    refused = place(0, small, main_memory=5 * GIB)
+    assert isinstance(refused, Rejection)
+    assert refused.reason == "no worker has the engine vllm and room for the weights"
+    assert refused.verdicts[0].reason == "the weights alone take 5.0 GiB, its main memory is 4.0 GiB"
 
 
 def test_no_worker() -> None:
