@@ -36,6 +36,10 @@ def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 verbose_option = click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Show tracebacks of errors.")
+allow_origin_option = click.option(
+    "--allow-origin", "allow_origins", multiple=True, metavar="ORIGIN",
+    help="Let web pages of this site use xi: https://chat.example.org, or with a key '*' for any; repeatable. [env: XI_ALLOW_ORIGINS]",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 

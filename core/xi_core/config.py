@@ -37,6 +37,8 @@ class Settings(Struct, kw_only=True, frozen=True):
     """Files of one model that are downloaded at once."""
     api_key: str = ""
     """The key that the server asks for and that commands send; empty: none."""
+    allow_origins: str = ""
+    """Sites whose web pages may use the server: origins, `https://chat.example.org,http://localhost:3000`; with a key also `*`, for any."""
     host: str = "127.0.0.1"
     """Address that `xi serve` listens on."""
     port: Annotated[int, Meta(ge=0, le=65535)] = DEFAULT_PORT

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from xi_core.access import check_access
+from xi_core.access import allowed_origins, check_access
 from xi_core.cluster.membership import Identity, enter, token_of
 from xi_core.cluster.sibling import announce, set_up_logging
 from xi_core.cluster.siblings import CONFIG_STATUS
@@ -31,6 +31,7 @@ def main() -> None:
         set_up_logging("gateway", config.log_level)
         if arguments.fd is None:  # a socket that was handed down is its owner's to judge
             check_access(arguments.host, config.api_key, arguments.no_auth)
+        allowed_origins(config.allow_origins, config.api_key)  # told before it joins a cluster, not when the application is made
         listening = _listening(arguments)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(config, arguments, listening))

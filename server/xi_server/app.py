@@ -1,4 +1,4 @@
-"""The gateway's ASGI application, from the outside in: auth, then the front, then the token path or FastAPI.
+"""The gateway's ASGI application, from the outside in: CORS where it is asked for, auth, the front, then the token path or FastAPI.
 
 FastAPI routes the control API and carries the documents; it never sees a request of the token path.
 """
@@ -13,9 +13,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from xi_core import __version__
+from xi_core.access import allowed_origins
 from xi_core.errors import ErrorBody, InvalidRequest, XiError
 from xi_server.asgi import App, ClientGone, Message, Receive, Scope, Send, new_request_id, send_error
 from xi_server.auth import BearerAuth
+from xi_server.cors import Cors
 from xi_server.dispatch import TOKEN_PATHS
 from xi_server.gateway import Gateway
 from xi_server.origin import OriginGuard
@@ -28,9 +30,11 @@ SUMMARY = "Launch and serve language models. The inference API is OpenAI's; laun
 
 
 def create_app(gateway: Gateway) -> App:
-    """The whole application over `gateway`."""
-    front = Front(gateway, control_app(gateway))
-    return BearerAuth(front, gateway.settings.api_key) if gateway.settings.api_key else OriginGuard(front)
+    """The whole application over `gateway`. Raises `ConfigError` for origins that can't be."""
+    front, key = Front(gateway, control_app(gateway)), gateway.settings.api_key
+    origins = allowed_origins(gateway.settings.allow_origins, key)
+    app: App = BearerAuth(front, key) if key else OriginGuard(front, origins)
+    return Cors(app, origins) if origins else app
 
 
 class Front:

@@ -35,6 +35,7 @@ UPLOAD_TIMEOUT = 60.0
 """Seconds in which a request's body must have come."""
 CLIENT_CLOSED = 499
 """Status in the metrics of a request whose client left."""
+STALLED_POLL = 0.05
 STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 """The second keeps nginx from holding events back."""
 
@@ -150,7 +151,7 @@ class Exchange:
         if not isinstance(route.model, str):
             raise InvalidRequest(f"the request names no model; ready: {dispatcher.table.names_ready()}", param="model")
         model = self.model = dispatcher.table.find(route.model)
-        if model.usable():
+        if model.usable() or model.stalled:
             self._check_queue(model)
         model.open_requests += 1
         watch = self._loop.create_task(self._watch())
@@ -185,6 +186,7 @@ class Exchange:
         tried = self._tried
         losses = deaths = 0
         while True:
+            await self._wait_while_stalled(model, tried)
             link = model.choose(request, tried)
             tried.append(link.route.replica_id)
             may_retry = len(tried) < MAX_TRIES
@@ -200,6 +202,13 @@ class Exchange:
                     raise
             self._dispatcher.metrics.retries.add(model.route.uid)
             log.info("request %s goes from replica %s to another", self._request_id, tried[-1])
+
+    async def _wait_while_stalled(self, model: ServedModel, tried: list[str]) -> None:
+        """Where no replica can take the request, but one may that stands still: in seconds it goes on, or is lost."""
+        while model.stalled and not model.has_other(tried):
+            if self.gone:
+                raise ClientGone
+            await asyncio.sleep(STALLED_POLL)
 
     async def _try(self, model: ServedModel, link: ReplicaLink, request: RouteRequest, deadline: float, may_pass_on: bool) -> bool:
         """Ask one replica. True when the client has its answer, False when the replica refused with 503 and another is to be asked."""

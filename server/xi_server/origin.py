@@ -7,6 +7,7 @@ rebinding).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from xi_core.access import is_loopback
@@ -15,37 +16,38 @@ from xi_server.asgi import App, Receive, Scope, Send, header, new_request_id, se
 
 
 class OriginGuard:
-    """Raw ASGI around `app`. Over loopback only loopback names are taken for Host; an Origin must be loopback's or the server's own."""
+    """Raw ASGI around `app`. Over loopback only loopback names are taken for Host; an Origin must be loopback's, its own or listed."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, listed: Collection[str] = ()) -> None:
+        """`listed`: the origins that the operator lets in."""
         self._app = app
+        self._listed = frozenset(origin.encode() for origin in listed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = _refusal(scope) if scope["type"] == "http" else None
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
         if refusal is None:
             await self._app(scope, receive, send)
         else:
             await send_error(send, refusal.body(), new_request_id())
 
-
-def _refusal(scope: Scope) -> Forbidden | None:
-    host, origin = header(scope, b"host"), header(scope, b"origin")
-    name = _name(b"//" + host) if host is not None else ""
-    reached = (scope.get("server") or ("",))[0]
-    if name is None or (name and is_loopback(reached) and not is_loopback(name)):
+    def _refusal(self, scope: Scope) -> Forbidden | None:
+        host, origin = header(scope, b"host"), header(scope, b"origin")
+        name = _name(b"//" + host) if host is not None else ""
+        reached = (scope.get("server") or ("",))[0]
+        if name is None or (name and is_loopback(reached) and not is_loopback(name)):
+            return Forbidden(
+                "this server has no key and answers on this machine's own names only (localhost, 127.0.0.1); "
+                "behind a proxy set XI_API_KEY, or let the proxy send Host: localhost"
+            )
+        if origin is None:
+            return None
+        site = _name(origin)
+        if origin in self._listed or (site and (is_loopback(site) or site == name)):
+            return None
         return Forbidden(
-            "this server has no key and answers on this machine's own names only (localhost, 127.0.0.1); "
-            "behind a proxy set XI_API_KEY, or let the proxy send Host: localhost"
+            "this server has no key and takes no requests from web pages of other sites; its operator lets a site in by naming its origin "
+            "in XI_ALLOW_ORIGINS (or --allow-origin), or has a proxy serve the page and xi at one address, with XI_API_KEY set"
         )
-    if origin is None:
-        return None
-    site = _name(origin)
-    if site is not None and site and (is_loopback(site) or site == name):
-        return None
-    return Forbidden(
-        "this server has no key and takes no requests from web pages of other sites; "
-        "set XI_API_KEY, and have a proxy serve the page and xi at one address: browsers ask for that as well"
-    )
 
 
 def _name(url: bytes) -> str | None:

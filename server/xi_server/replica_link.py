@@ -102,6 +102,8 @@ class ReplicaLink:
         """It has not answered the last ping: nothing new goes there as long as another replica answers."""
         self.fell_silent = False
         """It was last left because it answered no pings, not because its connection ended: it need not be dead."""
+        self.stalled = False
+        """It shows no life and is not lost yet: soon it goes on, or is."""
         self.breaker = Breaker()
         self._transport = transport
         self._on_change = on_change
@@ -171,7 +173,7 @@ class ReplicaLink:
 
     def close(self) -> None:
         """Take the link down; open streams count as lost."""
-        self.alive = False
+        self.alive = self.stalled = False
         self._drop_channel()
         self._fail_streams("was taken out of service")
 
@@ -193,7 +195,7 @@ class ReplicaLink:
 
     def _fall_silent(self) -> None:
         log.warning("replica %s has not answered %d pings and gets no request until it does", self.route.replica_id, self._unanswered)
-        self.alive, self.fell_silent = False, True
+        self.alive, self.fell_silent, self.stalled = False, True, True
         self.breaker.failed(self._loop.time())
         self._on_loss()
         self._on_change()
@@ -283,7 +285,7 @@ class ReplicaLink:
             self.view.slots = load.slots
         if not self.alive:
             log.info("replica %s answers again", self.route.replica_id)
-            self.alive = True
+            self.alive, self.stalled = True, False
             self._redial_wait = REDIAL_FIRST
             self._set_stalled(False)
         if self.usable != before:
@@ -295,7 +297,7 @@ class ReplicaLink:
 
     def _lose(self, why: str, silent: bool = False) -> None:
         was_alive, self.alive = self.alive, False
-        self.fell_silent = silent
+        self.fell_silent, self.stalled = silent, False
         self._drop_channel()
         self._redial_at = self._loop.time() + self._redial_wait
         self._redial_wait = min(2 * self._redial_wait, REDIAL_MOST)

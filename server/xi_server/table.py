@@ -71,6 +71,11 @@ class ServedModel:
             return self.links[views[0].replica_id]
         return link
 
+    @property
+    def stalled(self) -> bool:
+        """Whether one of its replicas may soon go on that shows no life now."""
+        return any(link.stalled for link in self.links.values())
+
     def has_other(self, tried: list[str]) -> bool:
         """Whether a replica besides those tried could take a request."""
         return bool(self._views(tried))

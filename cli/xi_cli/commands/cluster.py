@@ -47,7 +47,7 @@ def cluster(context: click.Context, as_json: bool, endpoint: str | None, api_key
     from xi_cli.draw import table
 
     table(
-        ("WORKER", "STATE", "ADDRESS", "XI", "CPUS", "DEVICE", "MEMORY FREE", "BUSY", "REPLICAS"),
+        ("WORKER", "STATE", "ADDRESS", "XI", "CPUS", "DEVICE", "MEMORY", "BUSY", "REPLICAS"),
         [row for w in workers for row in _rows(w)],
     )
     for worker in workers:
@@ -116,8 +116,9 @@ def _say_older(replicas: list[str]) -> None:
 def _rows(worker: WorkerStatus) -> list[tuple[object, ...]]:
     """The worker itself, then each device."""
     first = (worker.name, worker.state, worker.address, worker.version, worker.cpus or None)
-    rows: list[tuple[object, ...]] = [(*first, "CPU", None, None, len(worker.replicas))]
+    whole = f"{worker.memory / GIB:.1f} GiB" if worker.memory else None
+    rows: list[tuple[object, ...]] = [(*first, "CPU", whole, None, len(worker.replicas))]
     for device in worker.devices:
-        memory = f"{device.memory_free / GIB:.1f} of {device.memory / GIB:.1f} GiB"
+        memory = f"{device.memory_free / GIB:.1f} of {device.memory / GIB:.1f} GiB free"
         rows.append(("", "", "", "", "", f"{device.id} {device.name}".strip(), memory, f"{device.utilisation:.0%}", device.replicas))
     return rows

@@ -8,8 +8,8 @@ import click
 
 from xi_cli.commands.serve import become
 from xi_cli.member_options import member_options, member_process, token_of
-from xi_cli.options import common
-from xi_core.access import check_access
+from xi_cli.options import allow_origin_option, common
+from xi_core.access import allowed_origins, check_access
 from xi_core.config import settings
 from xi_core.errors import ConfigError
 
@@ -23,6 +23,7 @@ from xi_core.errors import ConfigError
     "-ak", "--api-key", metavar="KEY", help="Ask clients for this key. [env: XI_API_KEY, which keeps it out of the shell's history]"
 )
 @click.option("--no-auth", is_flag=True, help="Listen on other addresses than loopback without a key: whoever reaches the port may use it.")
+@allow_origin_option
 @member_options
 @click.pass_context
 def gateway(
@@ -32,6 +33,7 @@ def gateway(
     port: int | None,
     api_key: str | None,
     no_auth: bool,
+    allow_origins: tuple[str, ...],
     name: str | None,
     token: str | None,
     token_file: Path | None,
@@ -49,11 +51,13 @@ def gateway(
     ours, group = settings(), common(ctx)
     host = host or group.host or ours.host
     port = next(p for p in (port, group.port, ours.port) if p is not None)
-    key = api_key or ours.api_key
+    key, origins = api_key or ours.api_key, ",".join(allow_origins) or ours.allow_origins
     try:
         check_access(host, key, no_auth)
+        allowed_origins(origins, key)
     except ConfigError as error:
         raise click.UsageError(error.message) from None
     command, environment = member_process(ctx, "xi_server", endpoint, token_of(token, token_file), name, log_level)
     command += ["--join", "--host", host, "--port", str(port), *(["--no-auth"] if no_auth else [])]
-    become(command, environment | ({"XI_API_KEY": key} if key else {}))
+    given = {"XI_API_KEY": key, "XI_ALLOW_ORIGINS": origins}
+    become(command, environment | {name: value for name, value in given.items() if value})

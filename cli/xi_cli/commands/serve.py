@@ -8,8 +8,8 @@ import sys
 import click
 
 from xi_cli.group import LOG_LEVELS
-from xi_cli.options import common, verbose_option
-from xi_core.access import check_access
+from xi_cli.options import allow_origin_option, common, verbose_option
+from xi_core.access import allowed_origins, check_access
 from xi_core.config import settings
 from xi_core.errors import ConfigError
 
@@ -26,6 +26,7 @@ LAUNCHER = "xi_core.cluster.launcher"
     "-ak", "--api-key", metavar="KEY", help="Ask clients for this key. [env: XI_API_KEY, which keeps it out of the shell's history]"
 )
 @click.option("--no-auth", is_flag=True, help="Listen on other addresses than loopback without a key: whoever reaches the port may use it.")
+@allow_origin_option
 @click.option("--no-restore", is_flag=True, help="Forget what ran when xi was stopped; without it that is launched again.")
 @click.option("--json", "as_json", is_flag=True, help="When all is ready, print one JSON line: the endpoint and the processes.")
 @verbose_option
@@ -37,6 +38,7 @@ def serve(
     log_level: str | None,
     api_key: str | None,
     no_auth: bool,
+    allow_origins: tuple[str, ...],
     no_restore: bool,
     as_json: bool,
 ) -> None:
@@ -51,7 +53,7 @@ def serve(
       xi serve -p 8000 --log-level debug
       XI_API_KEY=a-long-secret xi serve -H 0.0.0.0
     """
-    become(*launcher_command(ctx, host, port, log_level, api_key, no_auth, no_restore, as_json))
+    become(*launcher_command(ctx, host, port, log_level, api_key, no_auth, allow_origins, no_restore, as_json))
 
 
 def launcher_command(
@@ -61,6 +63,7 @@ def launcher_command(
     log_level: str | None,
     api_key: str | None,
     no_auth: bool,
+    allow_origins: tuple[str, ...],
     no_restore: bool,
     as_json: bool,
 ) -> tuple[list[str], dict[str, str]]:
@@ -71,16 +74,17 @@ def launcher_command(
     log_level = log_level or group.log_level or ("debug" if group.verbose else ours.log_level)
     if log_level not in LOG_LEVELS:
         raise ConfigError(f"XI_LOG_LEVEL={log_level!r} is none of {', '.join(LOG_LEVELS)}", param="XI_LOG_LEVEL")
-    key = api_key or ours.api_key
+    key, origins = api_key or ours.api_key, ",".join(allow_origins) or ours.allow_origins
     try:
         check_access(host, key, no_auth)
+        allowed_origins(origins, key)
     except ConfigError as error:
         raise click.UsageError(error.message) from None
     # -P: the directory that this is started in may hold a `json.py`, which is none of ours.
     command = [sys.executable, "-P", "-m", LAUNCHER, "--host", host, "--port", str(port), "--log-level", log_level]
     command += ["--no-auth"] * no_auth + ["--no-restore"] * no_restore + ["--json"] * as_json
-    environment = {**os.environ, "XI_API_KEY": key} if key else dict(os.environ)
-    return command, environment
+    given = {"XI_API_KEY": key, "XI_ALLOW_ORIGINS": origins}
+    return command, {**os.environ, **{name: value for name, value in given.items() if value}}
 
 
 def become(command: list[str], environment: dict[str, str]) -> None:

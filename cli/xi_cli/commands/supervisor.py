@@ -6,7 +6,7 @@ import click
 
 from xi_cli.commands.serve import become, launcher_command
 from xi_cli.group import LOG_LEVELS
-from xi_cli.options import verbose_option
+from xi_cli.options import allow_origin_option, verbose_option
 from xi_core.config import CLUSTER_PORT
 
 
@@ -28,6 +28,7 @@ from xi_core.config import CLUSTER_PORT
     "-ak", "--api-key", metavar="KEY", help="Ask clients for this key. [env: XI_API_KEY, which keeps it out of the shell's history]"
 )
 @click.option("--no-auth", is_flag=True, help="Listen on other addresses than loopback without a key: whoever reaches the port may use it.")
+@allow_origin_option
 @click.option("--no-restore", is_flag=True, help="Forget what ran when xi was stopped; without it that is launched again.")
 @click.option("--json", "as_json", is_flag=True, help="When all is ready, print one JSON line: endpoints, processes, a join token.")
 @verbose_option
@@ -40,6 +41,7 @@ def supervisor(
     log_level: str | None,
     api_key: str | None,
     no_auth: bool,
+    allow_origins: tuple[str, ...],
     no_restore: bool,
     as_json: bool,
 ) -> None:
@@ -53,5 +55,5 @@ def supervisor(
       XI_API_KEY=a-long-secret xi supervisor -H 10.0.0.5
       xi supervisor                      # workers on this machine only
     """
-    command, environment = launcher_command(ctx, host, port, log_level, api_key, no_auth, no_restore, as_json)
+    command, environment = launcher_command(ctx, host, port, log_level, api_key, no_auth, allow_origins, no_restore, as_json)
     become([*command, "--cluster-port", str(cluster_port)], environment)

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from xi_core.access import check_access, is_loopback
+from xi_core.access import allowed_origins, check_access, is_loopback
 from xi_core.cluster import addresses
 from xi_core.cluster.runtime import RuntimeFolder, sweep
 from xi_core.cluster.siblings import Sibling
@@ -250,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = settings()
         host = given.host or config.host
         check_access(host, config.api_key, given.no_auth)
+        allowed_origins(config.allow_origins, config.api_key)
         cluster = None
         if given.cluster_port is not None:
             cluster = host, addresses.neighbours(addresses.resolved(host), given.cluster_port)

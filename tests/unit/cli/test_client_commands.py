@@ -274,6 +274,22 @@ def test_a_question_that_is_not_answered_with_yes(xi, server, args, words):
     assert {seen.method for seen in server.seen} == {"GET"}
 
 
+def test_cluster(xi, server):
+    gib = 2**30
+    device = {"id": "cuda:0", "kind": "cuda", "name": "H100", "memory": 80 * gib, "memory_free": 20 * gib, "utilisation": 0.5}
+    known = {"name": "w1", "address": "a", "state": "ready", "version": "1", "cpus": 2, "memory": 3 * gib // 2, "devices": [device]}
+    server.script["GET", "/v1/workers"] = [known, {"name": "w2", "address": "b", "state": "away"}]
+    result = xi("cluster")
+    assert result.exit_code == 0, result.stderr
+    head, *rows = (line.split() for line in result.stdout.splitlines())
+    assert head[5:7] == ["DEVICE", "MEMORY"]
+    assert [" ".join(row) for row in rows] == [
+        "w1 ready a 1 2 CPU 1.5 GiB - 0",
+        "- - - - - cuda:0 H100 20.0 of 80.0 GiB free 50% 0",
+        "w2 away b - - CPU - - 0",
+    ]
+
+
 def test_cluster_members(xi, server):
     server.script["GET", "/v1/cluster/members"] = [
         {"name": "w1", "role": "worker", "joined": 1e9, "linked": True},

@@ -97,6 +97,18 @@ def test_gateway(xi, became):
     assert "set a key with XI_API_KEY" in result.stderr
 
 
+@pytest.mark.parametrize(("command", "arguments"), [("gateway", ["-e", "tcp://h:1"]), ("supervisor", [])])
+def test_origins_of_web_pages(xi, became, command, arguments):
+    assert xi(command, *arguments, "--allow-origin", "https://a", "--allow-origin", "http://b:1").exit_code == 0
+    assert became[0][1]["XI_ALLOW_ORIGINS"] == "https://a,http://b:1"
+    assert xi(command, *arguments).exit_code == 0
+    assert "XI_ALLOW_ORIGINS" not in became[1][1]
+    for bad, told in (("*", "there is no key"), ("https://a/b", "is no origin")):
+        result = xi(command, *arguments, "--allow-origin", bad)
+        assert result.exit_code == 2
+        assert told in result.stderr
+
+
 def test_join_token(xi, server):
     server.script["POST", "/v1/cluster/join-tokens"] = {"token": "xi1.abc", "command": "xi gateway -e tcp://h:1 --token xi1.abc"}
     result = xi("join-token", "--ttl", "90m", "--role", "gateway")

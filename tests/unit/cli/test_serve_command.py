@@ -42,6 +42,7 @@ def test_becomes_the_launcher(xi, became, args, command):
     assert result.exit_code == 0, result.output
     assert became[0][0] == command
     assert "XI_API_KEY" not in became[0][1]
+    assert "XI_ALLOW_ORIGINS" not in became[0][1]
 
 
 def test_settings_are_the_defaults(xi, became, monkeypatch):
@@ -60,6 +61,23 @@ def test_the_key_travels_in_the_environment_only(xi, became, monkeypatch):
     assert not any("secret" in word for command, _ in became for word in command)
 
 
+def test_origins_travel_in_the_environment(xi, became, monkeypatch):
+    monkeypatch.setenv("XI_ALLOW_ORIGINS", "https://setting.example")
+    assert xi("serve", "--allow-origin", "https://a", "--allow-origin", "http://localhost:3000").exit_code == 0
+    assert xi("serve", "-ak", "k", "--allow-origin", "*").exit_code == 0
+    assert xi("serve").exit_code == 0
+    found = [environment["XI_ALLOW_ORIGINS"] for _, environment in became]
+    assert found == ["https://a,http://localhost:3000", "*", "https://setting.example"]
+
+
+def test_a_setting_that_is_no_origin(xi, became, monkeypatch):
+    monkeypatch.setenv("XI_ALLOW_ORIGINS", "null")
+    result = xi("serve")
+    assert result.exit_code == 2
+    assert "XI_ALLOW_ORIGINS (--allow-origin): 'null' is no origin" in result.stderr
+    assert not became
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -69,6 +87,8 @@ def test_the_key_travels_in_the_environment_only(xi, became, monkeypatch):
         (["serve", "--no-auth", "--api-key", "x"], "leave one out"),
         (["serve", "--api-key", "a b"], "printable ASCII"),
         (["serve", "--api-key", "ключ"], "printable ASCII"),
+        (["serve", "--allow-origin", "*"], "XI_ALLOW_ORIGINS (--allow-origin): '*' lets every web page in"),
+        (["serve", "--allow-origin", "https://a", "--allow-origin", "https://b/c"], "'https://b/c' is no origin"),
         (["serve", "-p", "65536"], "65536 is not in the range"),
         (["serve", "-p", "http"], "not a valid integer"),
         (["serve", "--log-level", "loud"], "'loud' is not one of"),

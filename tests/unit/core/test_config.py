@@ -4,7 +4,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from xi_core.access import check_access
+from xi_core.access import allowed_origins, check_access
 from xi_core.config import XINFERENCE_NAMES, Settings, read
 from xi_core.errors import ConfigError
 
@@ -89,3 +89,42 @@ def test_access_allowed(host: str, key: str, no_auth: bool) -> None:
 def test_access_refused(host: str, key: str, no_auth: bool, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check_access(host, key, no_auth)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "origins"),
+    [
+        ("", "", set()),
+        (" , ", "", set()),
+        ("https://chat.example.org, http://localhost:3000,", "", {"https://chat.example.org", "http://localhost:3000"}),
+        ("HTTPS://Chat.Example.org", "", {"https://chat.example.org"}),
+        ("https://a:443,http://b:80,http://c:443", "", {"https://a", "http://b", "http://c:443"}),
+        ("http://[::1]:3000,app://obsidian.md", "", {"http://[::1]:3000", "app://obsidian.md"}),
+        ("chrome-extension://abc", "", {"chrome-extension://abc"}),
+        ("*", "k", {"*"}),
+        ("http://localhost:3000,*", "k", {"*"}),
+    ],
+)
+def test_origins(text: str, key: str, origins: set[str]) -> None:
+    assert allowed_origins(text, key) == origins
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "null", "chat.example.org", "localhost:3000", "https://", "https://a/", "https://a/chat", "https://a?b", "https://u:p@a", "https://a:",
+        "https://a:x", "https://a:0", "https://a:65536", "https://*.example.org", "https://a b", "https://чат.рф", "file:///x",
+        "http://localhost:3000 http://localhost:3001",
+    ],
+)  # fmt: skip
+def test_what_is_no_origin_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"XI_ALLOW_ORIGINS \(--allow-origin\): '.*' is no origin") as caught:
+        allowed_origins(f"http://localhost:3000,{text}", "k")
+    assert f"'{text}'" in caught.value.message
+    assert caught.value.param == "XI_ALLOW_ORIGINS"
+
+
+@pytest.mark.parametrize("text", ["*", "https://a, *"])
+def test_any_origin_wants_a_key(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"XI_ALLOW_ORIGINS .* set one with XI_API_KEY"):
+        allowed_origins(text, "")

@@ -290,7 +290,15 @@ async def test_listening_socket_is_taken_over(kit: Any) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize(("env", "words"), [({"XI_ROUTER": "nonsense"}, "unknown router 'nonsense'"), ({"XI_GRACE": "soon"}, "XI_GRACE")])
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"XI_ROUTER": "nonsense"}, "unknown router 'nonsense'"),
+        ({"XI_GRACE": "soon"}, "XI_GRACE"),
+        ({"XI_ALLOW_ORIGINS": "null"}, "XI_ALLOW_ORIGINS (--allow-origin): 'null' is no origin"),
+        ({"XI_ALLOW_ORIGINS": "*", "XI_API_KEY": ""}, "set one with XI_API_KEY"),
+    ],
+)
 async def test_wrong_settings_end_it_in_words(env: dict[str, str], words: str) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "xi_server", "--supervisor", "tcp://127.0.0.1:1", "--port", "0",

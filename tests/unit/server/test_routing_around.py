@@ -54,12 +54,31 @@ async def test_a_silent_replica_keeps_a_request_that_no_other_can_take(stage: An
     await kit.until(lambda: one.submitted)
     one.silent = True
     await kit.until(lambda: not link.alive)
-    assert (await stage.ask()).status == 503, "it takes no new one"
+    late = stage.start()
+    await asyncio.sleep(0.1)
+    assert len(one.submitted) == 1, "it takes no new one, which waits"
     one.silent = False
-    await kit.until(lambda: link.usable)
-    one.answer(one.submitted[0])
+    await kit.until(lambda: len(one.submitted) == 2)
+    for submit in one.submitted:
+        one.answer(submit)
     await call.task
-    assert (call.status, len(one.submitted)) == (200, 1)
+    await late.task
+    assert (call.status, late.status) == (200, 200)
+
+
+async def test_a_replica_that_stays_silent_is_lost_and_what_waited_for_it_is_told(stage: Any, replica: Any, kit: Any) -> None:
+    one = replica("r1")
+    await stage.serve("m", one)
+    link = link_of(stage, "r1")
+    await kit.until(lambda: one.pings >= 2)
+    one.silent = True
+    await kit.until(lambda: link.stalled)
+    late = stage.start()
+    link._unanswered = replica_link.LOST_PINGS
+    await late.task
+    assert (late.status, link.stalled, one.submitted) == (503, False, [])
+    await kit.until(lambda: link._channel is not None)
+    assert (await stage.ask()).status == 503, "one that was lost is not waited for"
 
 
 async def test_a_gateway_that_stood_still_blames_no_replica(stage: Any, replica: Any, kit: Any) -> None:
