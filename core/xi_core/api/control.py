@@ -249,7 +249,7 @@ class WorkerStatus(Struct, kw_only=True):
     version: str = ""
     cpus: int = 0
     memory: int = 0
-    """Bytes of main memory."""
+    """Bytes of main memory; those of its container where that has fewer, and so are `cpus`."""
     devices: list[DeviceStatus] = msgspec.field(default_factory=list)
     engines: list[str] = msgspec.field(default_factory=list)
     """Those that run there."""

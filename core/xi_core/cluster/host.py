@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -13,6 +12,7 @@ from xi_core.cluster.devices import FAKE, Device, DeviceProbeInfo
 from xi_core.engine.info import EngineInfo, HostInfo, Support
 from xi_core.errors import ConfigError
 from xi_core.importing import import_path
+from xi_core.machine import cpus, memory
 from xi_core.models.family import ModelSpec
 from xi_core.models.inspect import inspect, local_path
 
@@ -62,14 +62,14 @@ def _left(device: Device, setting: str) -> bool:
 
 
 def host_info(devices: Iterable[Device]) -> HostInfo:
-    """The facts of this machine."""
+    """The facts of this machine, as far as this process may use it."""
     found = list(devices)
     return HostInfo(
         system=platform.system().lower(),
         machine=platform.machine(),
         python=platform.python_version(),
-        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory=_memory(),
+        cpus=cpus(),
+        memory=memory().total,
         device_kinds=tuple(dict.fromkeys(d.kind for d in found)),
         device_memory=max((d.memory for d in found), default=0),
     )
@@ -116,10 +116,3 @@ def _asked(info: EngineInfo, ask: Callable[[], Support]) -> Support:
     except Exception as error:
         log.exception("engine %s could not say whether it is supported", info.name)
         return Support(ok=False, reason=f"its plugin failed: {type(error).__name__}: {error}")
-
-
-def _memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0

@@ -1,6 +1,7 @@
 """How a server shares a model over several workers: its parallel sizes, and the network that its ranks use.
 
-Pure; called by engines built on `ChildServerEngine`: `shared_by` in the supervisor, before anything is placed, the rest in the replica.
+Called by engines built on `ChildServerEngine`: `shared_by` in the supervisor, before anything is placed, the rest in the replica.
+Pure, but for what `threads_in_quota` asks of the machine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from xi_core.engine.child_options import count
 from xi_core.engine.info import ShardRequest, Support
 from xi_core.errors import UnknownOption
+from xi_core.machine import cpus_by_quota
 from xi_core.wire.plan import LaunchPlan, Rendezvous
 
 SIZES = ("tensor_parallel_size", "pipeline_parallel_size")
@@ -80,3 +82,14 @@ def threads(rendezvous: Rendezvous, cpus: int) -> int:
     """CPU threads for each rank, so that those of one machine share its `cpus`."""
     here = sum(rank.host == rendezvous.own.host for rank in rendezvous.world)
     return max(1, cpus // here)
+
+
+def threads_in_quota(plan: LaunchPlan) -> dict[str, str]:
+    """`OMP_NUM_THREADS` on CPUs of which the container has only a share of their time, which OpenMP doesn't see; else nothing."""
+    cpus = None if plan.devices else cpus_by_quota()
+    if cpus is None:
+        return {}
+    if plan.rendezvous is not None:
+        return {"OMP_NUM_THREADS": str(threads(plan.rendezvous, cpus))}
+    parts = math.prod(int(plan.options.get(name) or 1) for name in SIZES)
+    return {"OMP_NUM_THREADS": str(max(1, cpus // parts))}

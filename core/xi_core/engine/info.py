@@ -31,7 +31,7 @@ class HostInfo(Struct, kw_only=True):
     memory: int
     device_kinds: tuple[str, ...] = ()
     device_memory: int = 0
-    """Bytes of the largest device; `memory` are those of the machine."""
+    """Bytes of the largest device; `memory` are those of the machine, or of the container where it has fewer, and so are `cpus`."""
 
 
 class ShardRequest(Struct, kw_only=True, frozen=True):

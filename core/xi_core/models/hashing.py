@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from xi_core.errors import ArtifactError
+from xi_core.machine import cpus
 
 SHA1_DIGITS, SHA256_DIGITS = 40, 64
 CHUNK = 1024 * 1024
@@ -75,7 +75,7 @@ def verify_files(folder: Path, files: Sequence[CachedFile], told: Callable[[int,
             ended.set()
         return wrong
 
-    with ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1), thread_name_prefix="verify") as pool:
+    with ThreadPoolExecutor(max_workers=min(THREADS, cpus()), thread_name_prefix="verify") as pool:
         work = {pool.submit(one, file): file for file in sorted(files, key=lambda file: -file.size)}
         try:
             _watched(set(work), ended, lambda: told(done, total))

@@ -305,7 +305,7 @@ def test_ranks_of_vllm_with_gpus_and_stages(model, address):
 
 
 def test_cpu_threads_of_ranks_on_one_machine(model, address, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("xi_plugins.engines.vllm.ranks.cpus", lambda: 8)
     apart, beside = (engine(vllm).command(one_of_two(vllm, model, 0, host=host), address(vllm)) for host in ("10.0.0.1", "10.0.0.2"))
     assert (apart.defaults["OMP_NUM_THREADS"], beside.defaults["OMP_NUM_THREADS"]) == ("8", "4")
 

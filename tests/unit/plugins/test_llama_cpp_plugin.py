@@ -199,9 +199,14 @@ def test_sizes() -> None:
 
 def test_small_models_get_one_thread() -> None:
     small = Header(architecture="a", context_length=1, vocabulary_size=1, kv_values=1, has_chat_template=False, size=2**20)
-    assert threads_for(small, LlamaCppOptions()) == 1
-    assert threads_for(small, LlamaCppOptions(threads=4)) == 4
-    assert threads_for(HEADER, LlamaCppOptions()) is None
+    assert threads_for(small, LlamaCppOptions(), None) == threads_for(small, LlamaCppOptions(), 3) == 1
+    assert threads_for(small, LlamaCppOptions(threads=4), 2) == 4
+    assert threads_for(HEADER, LlamaCppOptions(), None) is None
+
+
+def test_a_container_gets_no_more_threads_than_processors() -> None:
+    assert threads_for(HEADER, LlamaCppOptions(), 2) == 2
+    assert threads_for(HEADER, LlamaCppOptions(threads=4), 2) == 4
 
 
 # ---- translation ----------------------------------------------------------------------------------

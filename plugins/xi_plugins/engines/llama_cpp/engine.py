@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from xi_core import machine
 from xi_core.engine.base import ApiEngine, ApiRequest, ApiSink, EngineStats, LoadedModel, Progress
 from xi_core.engine.info import read_options
 from xi_core.errors import ArtifactError, EngineError, EngineNotInstalled, InvalidRequest, Unavailable
@@ -71,7 +72,7 @@ class LlamaCppEngine(ApiEngine):
         header = read_header(Path(plan.artifact.path))
         memory = _memory(library, plan)
         size = size_for(header, options, memory, plan.limits.batch_size)
-        params = common_params(library, plan, options, size, threads_for(header, options))
+        params = common_params(library, plan, options, size, threads_for(header, options, machine.fewer_than_cores()))
         self._adjust(library, params, size)
         _fetch(Path(plan.artifact.path), memory, progress)
         progress("loading weights", None)
@@ -233,11 +234,12 @@ def _library() -> Any:
 
 
 def _memory(library: Any, plan: LaunchPlan) -> int:
-    """Bytes that weights and cache may take: the devices' free memory, or the machine's where there is none."""
+    """Bytes that weights and cache may take: the devices' free memory, or where there is none what the machine lets this process have."""
     cpu = library.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
     found = library.get_device_info()
     free = sum(int(device["memory_free"]) for device in found if device["type"] != cpu) if plan.devices else 0
-    return int(free * _GPU_SHARE) or max(int(device["memory_total"]) for device in found if device["type"] == cpu)
+    own = machine.memory().total or max(int(device["memory_total"]) for device in found if device["type"] == cpu)
+    return int(free * _GPU_SHARE) or own
 
 
 def _fetch(path: Path, memory: int, progress: Progress) -> None:

@@ -22,7 +22,7 @@ class BindingOptions(EngineOptions, kw_only=True):
     slots: Annotated[int, Meta(ge=1, le=256)] | None = None
     """Requests that run at once, each with a context of its own. Default: as many as fit in memory, at most XI_BATCH_SIZE."""
     threads: Positive | None = None
-    """CPU threads for decoding. Default: llama.cpp's choice; 1 for models below 16 MiB, which more threads only slow down."""
+    """CPU threads for decoding. Default: llama.cpp's choice, in a container its share; 1 below 16 MiB, which more only slow down."""
     threads_batch: Positive | None = None
     """CPU threads for prompts. Default: as `threads`."""
     batch_size: Batch = 512

@@ -54,6 +54,9 @@ def size_for(header: Header, options: BindingOptions, memory: int, most: int) ->
     return Size(context_length=context, slots=slots)
 
 
-def threads_for(header: Header, options: BindingOptions) -> int | None:
-    """CPU threads for decoding; None leaves it to llama.cpp. Threads cost more than they bring where a step takes microseconds."""
-    return options.threads or (1 if header.size < _SMALL_MODEL else None)
+def threads_for(header: Header, options: BindingOptions, fewer: int | None) -> int | None:
+    """CPU threads for decoding; None leaves it to llama.cpp. Threads cost more than they bring where a step takes microseconds.
+
+    `fewer`: processors that the process may use, where llama.cpp would take more.
+    """
+    return options.threads or (1 if header.size < _SMALL_MODEL else fewer)

@@ -13,6 +13,7 @@ from xi_core.engine.base import ApiRequest, LoadedModel
 from xi_core.engine.child_address import Address
 from xi_core.engine.child_options import cause, complaint, too_long
 from xi_core.engine.child_server import ChildServerEngine, ServerCall, ServerCommand
+from xi_core.engine.child_sharding import threads_in_quota
 from xi_core.engine.child_translate import to_server
 from xi_core.errors import EngineError, EngineNotInstalled, XiError
 from xi_core.models.inspect import has_chat_template
@@ -153,4 +154,5 @@ def _environment(address: Address) -> dict[str, str]:
 
 def _defaults(plan: LaunchPlan) -> dict[str, str]:
     """Nothing from hubs: the artifact is on the disk. Without devices, SGLang's platform is the CPU."""
-    return {"HF_HUB_OFFLINE": "1", **({} if plan.devices else {"SGLANG_USE_CPU_ENGINE": "1"}), **rank_environment(plan)}
+    on_cpu = {} if plan.devices else {"SGLANG_USE_CPU_ENGINE": "1", **threads_in_quota(plan)}
+    return {"HF_HUB_OFFLINE": "1", **on_cpu, **rank_environment(plan)}

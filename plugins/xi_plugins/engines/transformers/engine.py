@@ -25,6 +25,7 @@ from xi_core.engine.info import read_options
 from xi_core.engine.rank_link import RankLink
 from xi_core.engine.sequence_check import check_sequence
 from xi_core.errors import EngineError, EngineNotInstalled, InvalidRequest
+from xi_core.machine import cpus
 from xi_core.models import checkpoint
 from xi_core.wire.plan import LaunchPlan, LoraModule
 from xi_plugins.engines.transformers import loading, ranks
@@ -64,7 +65,7 @@ class TransformersEngine(TokenEngine):
     def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
         options = read_options("transformers", TransformersOptions, plan.options)
         directory = Path(plan.artifact.path)
-        torch.set_num_threads(options.threads or loading.usable_cpus())
+        torch.set_num_threads(options.threads or cpus())
         progress("reading the configuration", None)
         config = loading.load_config(directory, plan.trust_remote_code)
         layout = choose_layout(options.device, plan.devices, options.device_map)

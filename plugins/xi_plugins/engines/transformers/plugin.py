@@ -49,7 +49,7 @@ class TransformersOptions(EngineOptions, kw_only=True, forbid_unknown_fields=Tru
     context_length: Annotated[int, Meta(ge=2)] | None = None
     """Most tokens of prompt and answer together; at most, and by default, what the model was made for."""
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
-    """CPU threads of torch; by default one per CPU that the process may use."""
+    """CPU threads of torch; by default one per CPU that the process may use, in a container no more than its share."""
     prefill_chunk: Annotated[int, Meta(ge=16, le=65536)] = 512
     """Most prompt tokens per step: a longer prompt is read in chunks between the steps of the requests that already run."""
     enable_prefix_caching: bool = True

@@ -21,11 +21,12 @@ from xi_core.engine.base import EngineStats, LoadedModel, Progress
 from xi_core.engine.info import read_options
 from xi_core.engine.pooling import EmbeddingEngine, PoolingEngine, PoolingInput, RerankEngine
 from xi_core.errors import ArtifactError, EngineError, LaunchFailed, UnknownOption
+from xi_core.machine import cpus
 from xi_core.models.checkpoint import check_weights, named_tokens, read_json
 from xi_core.wire.manifest import pooling_manifest
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.transformers.devices import choose_device
-from xi_plugins.engines.transformers.loading import OWN_CODE_REFUSED, choose_dtype, read_config, usable_cpus
+from xi_plugins.engines.transformers.loading import OWN_CODE_REFUSED, choose_dtype, read_config
 from xi_plugins.engines.transformers.plugin import TransformersOptions
 from xi_plugins.engines.transformers.sentence import Recipe, read_recipe
 from xi_plugins.engines.transformers.tokenizer import HubTokenizer, TrustingTokenizer
@@ -61,7 +62,7 @@ class TransformersPooling(PoolingEngine):
     def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
         options = _options(plan.options)
         directory = Path(plan.artifact.path)
-        torch.set_num_threads(options.threads or usable_cpus())
+        torch.set_num_threads(options.threads or cpus())
         progress("reading the configuration", None)
         recipe = read_recipe(directory)
         folder = directory / recipe.transformer

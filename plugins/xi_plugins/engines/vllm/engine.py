@@ -5,11 +5,11 @@ Options are checked by vLLM's own parser when the child starts: they are that ve
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from typing import Any
 
+from xi_core import machine
 from xi_core.engine.base import ApiRequest, LoadedModel
 from xi_core.engine.child_address import Address
 from xi_core.engine.child_options import cause, complaint, count, flags, parallelism, too_long
@@ -214,9 +214,12 @@ def slots(plan: LaunchPlan) -> int:
 
 
 def _environment(plan: LaunchPlan) -> dict[str, str]:
-    """Nothing from hubs: the artifact is on the disk. On a CPU, an eighth of the memory for the cache, 1 to 16 GiB."""
+    """Nothing from hubs: the artifact is on the disk.
+
+    On a CPU, an eighth of the memory for the cache, and no more than half of what is free, 1 to 16 GiB.
+    """
     found = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if not plan.devices:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        found[_LIMIT] = str(min(16, max(1, memory // 8 // _GIB)))
+        room = machine.memory()
+        found[_LIMIT] = str(min(16, max(1, min(room.total // 8, room.available // 2) // _GIB)))
     return found | rank_environment(plan)

@@ -1,18 +1,20 @@
-"""vLLM over several workers by its own multiprocessing, without Ray: what each rank's command line and environment add. Pure.
+"""vLLM over several workers by its own multiprocessing, without Ray: what each rank's command line and environment add.
 
 Rank 0 serves; the others run headless. See "Multi-node deployment" in vLLM's guide to parallelism and scaling.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from xi_core.engine.child_sharding import network, threads
+from xi_core.engine.child_sharding import network, threads, threads_in_quota
+from xi_core.machine import cpus
 from xi_core.wire.plan import LaunchPlan, Rendezvous
 
 HEADLESS = Path(__file__).with_name("headless.py")
+_BOUND = "VLLM_CPU_OMP_THREADS_BIND"
+"""Unless told otherwise, vLLM binds a thread to each processor of the process's set, however little of their time there is."""
 JOINED = "headless multiproc executor"
 """In the line that a headless rank writes once it has taken its options."""
 
@@ -44,13 +46,14 @@ def rank_defaults(plan: LaunchPlan) -> dict[str, Any]:
 
 
 def rank_environment(plan: LaunchPlan) -> dict[str, str]:
-    """Variables where neither the worker nor the launch sets them. Empty of a replica in one place.
+    """Variables where neither the worker nor the launch sets them. Of a replica in one place, only those of a CPU in a container.
 
     Further ports of vLLM's own choice count on from the second that is kept; those of its queues and of gloo are the system's choice.
     """
     rendezvous = plan.rendezvous
     if rendezvous is None:
-        return {}
+        share = threads_in_quota(plan)
+        return {_BOUND: "nobind", **share} if share else {}
     own = rendezvous.own
     found = {"VLLM_HOST_IP": own.host, "VLLM_PORT": str(own.ports[1]), **network(rendezvous)}
     return found if plan.devices else {**found, **_on_cpu(rendezvous)}
@@ -58,4 +61,4 @@ def rank_environment(plan: LaunchPlan) -> dict[str, str]:
 
 def _on_cpu(rendezvous: Rendezvous) -> dict[str, str]:
     """Ranks of one machine know nothing of each other: bound to CPUs, all would take the same."""
-    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads(rendezvous, os.cpu_count() or 1))}
+    return {_BOUND: "nobind", "OMP_NUM_THREADS": str(threads(rendezvous, cpus()))}

@@ -7,13 +7,13 @@ cells of a beginning that they have in common. `llama_decode` may be called from
 from __future__ import annotations
 
 import ctypes
-import os
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xi_core.errors import EngineError
+from xi_core.machine import cpus
 from xi_plugins.engines.llama_cpp.llama_cpp_python.library import forget_errors, reasons
 from xi_plugins.engines.llama_cpp.llama_cpp_python.model import Model
 from xi_plugins.engines.llama_cpp.options import LlamaCppPythonOptions
@@ -110,7 +110,7 @@ def _parameters(library: Any, options: LlamaCppPythonOptions, size: Size, thread
     parameters.kv_unified = True
     parameters.n_batch = capacity
     parameters.n_ubatch = options.ubatch_size or min(_UBATCH, capacity)
-    parameters.n_threads = threads or _usable_cpus()
+    parameters.n_threads = threads or cpus()
     parameters.n_threads_batch = options.threads_batch or parameters.n_threads
     parameters.flash_attn_type = _FLASH[options.flash_attention]
     parameters.type_k, parameters.type_v = _TYPES[options.cache_type_k], _TYPES[options.cache_type_v]
@@ -122,7 +122,3 @@ def _parameters(library: Any, options: LlamaCppPythonOptions, size: Size, thread
     if options.rope_freq_scale is not None:
         parameters.rope_freq_scale = options.rope_freq_scale
     return parameters
-
-
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -23,6 +23,7 @@ from xi_core.engine.grammar import Grammar, GrammarCompiler
 from xi_core.engine.info import read_options
 from xi_core.engine.sequence_check import check_sequence
 from xi_core.errors import EngineError
+from xi_core.machine import fewer_than_cores
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.llama_cpp.gguf import read_header
 from xi_plugins.engines.llama_cpp.llama_cpp_python.context import Context
@@ -72,7 +73,7 @@ class LlamaCppPythonEngine(TokenEngine):
         progress("preparing to compute", None)
         self._length, self._size = size.context_length, model.size
         self._batch = max(options.batch_size, size.slots + _LEAST_CHUNK)
-        self._context = Context(model, options, size, threads_for(header, options), self._batch)
+        self._context = Context(model, options, size, threads_for(header, options, fewer_than_cores()), self._batch)
         self._reuses = options.cache_prompt and model.rewinds and (not model.window or options.swa_full)
         self._slots = Slots(size.slots, self._length if self._reuses else 0)
         self._default_sampling = model.default_sampling

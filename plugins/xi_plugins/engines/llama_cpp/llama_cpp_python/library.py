@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from typing import Any
 
+from xi_core import machine
 from xi_core.errors import EngineNotInstalled
 from xi_plugins.engines.llama_cpp.plugin import PYTHON_INSTALL
 
@@ -71,7 +72,7 @@ def reasons() -> str:
 
 
 def memory(on_devices: bool) -> int:
-    """Bytes: the devices' free memory, or the machine's whole where there is none or none is to be used."""
+    """Bytes: the devices' free memory, or all that the machine lets this process have where there is none or none is to be used."""
     from llama_cpp._ggml import libggml
 
     libggml.ggml_backend_dev_count.restype = ctypes.c_size_t
@@ -79,13 +80,13 @@ def memory(on_devices: bool) -> int:
     libggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
     libggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
     libggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)]
-    machine = free = 0
+    whole_machine = free = 0
     for index in range(libggml.ggml_backend_dev_count()):
         device = libggml.ggml_backend_dev_get(index)
         left, whole = ctypes.c_size_t(), ctypes.c_size_t()
         libggml.ggml_backend_dev_memory(device, left, whole)
         if libggml.ggml_backend_dev_type(device) == _CPU:
-            machine = max(machine, whole.value)
+            whole_machine = max(whole_machine, whole.value)
         else:
             free += left.value
-    return free if on_devices and free else machine
+    return free if on_devices and free else machine.memory().total or whole_machine
