@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from xi_core.engine.base import ApiRequest
@@ -99,6 +100,10 @@ def test_command_of_vllm(model, address):
     assert command.env == {"VLLM_API_KEY": "secret", **CLOSED}
     assert int(command.defaults["VLLM_CPU_KVCACHE_SPACE"]) >= 1
     assert command.defaults["HF_HUB_OFFLINE"] == "1"
+    where = address(vllm)
+    assert command.defaults["VLLM_RPC_BASE_PATH"] == where.folder, "its sockets go with the launch"
+    long = msgspec.structs.replace(where, folder="/" + "x" * 80)
+    assert "VLLM_RPC_BASE_PATH" not in engine(vllm).command(given, long).defaults
 
 
 @PLUGINS

@@ -54,6 +54,9 @@ _METRICS = {
 }
 _PICKLES = "VLLM_ALLOW_INSECURE_SERIALIZATION"
 """Never on, whatever `--env` of the launch says: with it vLLM reads pickles of others."""
+_SOCKETS = "VLLM_RPC_BASE_PATH"
+_LONGEST_FOLDER = 100 - 37
+"""Characters: vLLM's sockets have names of 36, and a Unix socket's address has room for 104 to 108."""
 _LIMIT = "VLLM_CPU_KVCACHE_SPACE"
 _GIB = 2**30
 _SHARDS = re.compile(r"checkpoint shards:\s+(\d+)%")
@@ -96,7 +99,7 @@ class VllmEngine(ChildServerEngine):
             options |= {"uds": address.socket} if address.socket else {"host": "127.0.0.1", "port": address.port}
         argv += flags(options, negated=True)
         env = {"VLLM_API_KEY": address.key, _PICKLES: "0", **sleeping.environment(plan, address)}
-        return ServerCommand(argv=argv, env=env, defaults=_environment(plan))
+        return ServerCommand(argv=argv, env=env, defaults=_environment(plan) | _sockets(address))
 
     def _options(self, plan: LaunchPlan, address: Address) -> dict[str, Any]:
         """vLLM's options, but for the model and the address. Raises `UnknownOption`, `ArtifactError`."""
@@ -211,6 +214,11 @@ def _lora_rooms(plan: LaunchPlan) -> int:
 def slots(plan: LaunchPlan) -> int:
     """Most requests that vLLM runs at once."""
     return count(NAME, plan.options, "max_num_seqs") or (GPU_SLOTS if plan.devices else plan.limits.batch_size)
+
+
+def _sockets(address: Address) -> dict[str, str]:
+    """Where its processes talk with each other: in the launch's own folder, for vLLM that is killed leaves its sockets behind."""
+    return {_SOCKETS: address.folder} if len(address.folder) <= _LONGEST_FOLDER else {}
 
 
 def _environment(plan: LaunchPlan) -> dict[str, str]:
