@@ -43,9 +43,10 @@ def harness():
 
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """Whatever a test does, no process of it stays."""
+    """Whatever a test does, no process of it stays. Servers of other files' tests may run beside."""
+    before = psutil.Process().children(recursive=True)
     yield
-    left = psutil.Process().children(recursive=True)
+    left = [process for process in psutil.Process().children(recursive=True) if process not in before]
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
