@@ -100,9 +100,8 @@ def test_command_of_vllm(model, address):
     assert command.env == {"VLLM_API_KEY": "secret", **CLOSED}
     assert int(command.defaults["VLLM_CPU_KVCACHE_SPACE"]) >= 1
     assert command.defaults["HF_HUB_OFFLINE"] == "1"
-    where = address(vllm)
-    assert command.defaults["VLLM_RPC_BASE_PATH"] == where.folder, "its sockets go with the launch"
-    long = msgspec.structs.replace(where, folder="/" + "x" * 80)
+    short, long = (msgspec.structs.replace(address(vllm), folder="/" + "x" * length) for length in (20, 80))
+    assert engine(vllm).command(given, short).defaults["VLLM_RPC_BASE_PATH"] == short.folder, "its sockets go with the launch"
     assert "VLLM_RPC_BASE_PATH" not in engine(vllm).command(given, long).defaults
 
 
