@@ -36,6 +36,7 @@ UPLOAD_TIMEOUT = 60.0
 CLIENT_CLOSED = 499
 """Status in the metrics of a request whose client left."""
 STALLED_POLL = 0.05
+"""Seconds between looks at replicas that show no life, for a request that only they can take."""
 STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 """The second keeps nginx from holding events back."""
 

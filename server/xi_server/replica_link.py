@@ -11,13 +11,12 @@ import itertools
 import logging
 from collections.abc import Callable
 
-import msgspec
-
 from xi_core.cluster.messages import ReplicaRoute
 from xi_core.cluster.routing import ReplicaView
 from xi_core.errors import ConfigError, ReplicaLost, TransportError, XiError
 from xi_core.transport.base import Channel, Transport
 from xi_core.transport.security import ClientSecurity, KeyPair
+from xi_core.wire import UNREADABLE
 from xi_core.wire.frames import Abort, Data, Load, Open, Ping, Pong, Submit, decode_from_replica, encode
 from xi_server.breaker import Breaker
 from xi_server.limits import SlowClient
@@ -242,7 +241,7 @@ class ReplicaLink:
     def _on_message(self, message: bytes) -> None:
         try:
             received = decode_from_replica(message)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             self._lose(f"sent a message that can't be read: {error}")
             return
         if type(received) is Pong:

@@ -10,6 +10,7 @@ import msgspec
 from xi_core.cluster.messages import ReplicaRoute
 from xi_core.errors import ErrorBody, ReplicaLost, TransportError, XiError
 from xi_core.transport.base import Transport
+from xi_core.wire import UNREADABLE
 from xi_core.wire.frames import Abort, Data, Open, Ping, Pong, Submit, decode_from_replica, encode
 
 PING_INTERVAL = 0.25
@@ -88,7 +89,7 @@ class Line:
     def _receive(self, message: bytes) -> None:
         try:
             received = decode_from_replica(message)
-        except msgspec.DecodeError:  # a replica of this very installation can't send it
+        except UNREADABLE:  # a replica of this very installation can't send it
             self._lose()
             return
         if isinstance(received, Pong):
