@@ -262,6 +262,7 @@ def _start(library: Any, params: Any, plan: LaunchPlan, size: Size) -> Any:
             return library.Server(params)
         except (RuntimeError, ValueError) as error:
             failed = str(error)
+            said.wait_for_end()
     reasons = said.reasons()
     log.error("llama.cpp did not start: %s", failed)
     if "alloc" in said.text or "out of memory" in said.text:

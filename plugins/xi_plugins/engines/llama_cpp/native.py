@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,11 +16,27 @@ _LINE = re.compile(r"^[\d.]+ E (?:\w+ +)?(?:[\w():~ ]+: )?(.*)$")
 _GENERAL = re.compile(r"^(?:failed to (?:load model|create.context)|exiting due to|encountered an error while trying to fit)")
 
 
+_LAST = b"exiting due to"  # how the last line of a load that failed begins
+_LATE = 5.0  # seconds that it may come after the failure itself
+_LOOK = 0.005  # seconds between two looks for it
+
+
 class NativeLog:
     """Filled when the capture ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
         self.text = ""
+
+    def wait_for_end(self, limit: float = _LATE) -> None:
+        """Within the capture, after a failed load: a thread of llama.cpp writes its log and may be behind. At most `limit` seconds."""
+        until = time.monotonic() + limit
+        while _LAST not in self.read() and time.monotonic() < until:
+            time.sleep(_LOOK)
+
+    def read(self) -> bytes:
+        """What was written so far; the place where writing goes on stays."""
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
 
     def reasons(self) -> str:
         """The first errors that say something particular, once each, as one sentence."""
@@ -31,10 +48,10 @@ class NativeLog:
 @contextmanager
 def native_log() -> Iterator[NativeLog]:
     """Collect what is written to descriptor 2, then write it there after all."""
-    log = NativeLog()
     sys.stderr.flush()
     saved = os.dup(_STDERR)
     with tempfile.TemporaryFile() as file:
+        log = NativeLog(file.fileno())
         os.dup2(file.fileno(), _STDERR)
         try:
             yield log
@@ -42,8 +59,7 @@ def native_log() -> Iterator[NativeLog]:
             sys.stderr.flush()
             os.dup2(saved, _STDERR)
             os.close(saved)
-            file.seek(0)
-            data = file.read()
+            data = log.read()
             log.text = data.decode("utf-8", "replace")
             _write_all(data)
 
