@@ -1,10 +1,12 @@
 """Launches that come and go, and clients that leave: nothing is held afterwards.
 
-`CHAOS_MINUTES` makes the churn last so long (default: until forty launches have been)."""
+`CHAOS_MINUTES` makes the churn last so long (default: until forty launches have been). An hour's also judges the slope of
+each process's memory; a shorter one's says nothing."""
 
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +18,12 @@ from town import BODY, UID, Load, Town, eventually
 LAUNCHES = 40
 WARM = 8
 """Launches before the first count: caches fill, pools grow to their size."""
+SAMPLES = 10.0
+"""Seconds between two looks at the memory."""
+FOR_A_SLOPE = 60.0
+"""Minutes of churn that a slope needs. The first third doesn't count: pools and caches still grow to their size."""
+SLOPE = 0.01
+"""Of a process's memory, per hour."""
 ABORTS = 300
 STORY = {**BODY, "max_tokens": 2000, "stream": True}
 
@@ -44,6 +52,32 @@ def all_held(town: Town) -> dict[str, Held]:
     return {role: held(pid) for role, pid in (pids | town.pids("worker")).items()}
 
 
+class Memory:
+    """What each role's process holds, sampled while launches come and go: seconds since the beginning, and MB."""
+
+    def __init__(self, town: Town) -> None:
+        self._town = town
+        self._began = self._next = time.monotonic()
+        self._samples: dict[str, list[tuple[float, float]]] = {}
+
+    def look(self) -> None:
+        """Take a sample, unless one was taken within `SAMPLES`."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + SAMPLES
+        for role, what in all_held(self._town).items():
+            self._samples.setdefault(role, []).append((now - self._began, what.memory))
+
+    def slopes(self) -> dict[str, float]:
+        """By role, the least squares' slope without the first third, as a share of the mean per hour."""
+        found = {}
+        for role, samples in self._samples.items():
+            times, sizes = zip(*samples[len(samples) // 3 :], strict=True)
+            found[role] = statistics.linear_regression(times, sizes).slope * 3600 / statistics.mean(sizes)
+        return found
+
+
 def churn(town: Town, uid: str) -> None:
     """Launch, ask, terminate."""
     town.launch(1, model_uid=uid)
@@ -57,12 +91,14 @@ def test_launches_that_come_and_go_leave_nothing(busy: Town) -> None:
         churn(busy, f"warm-{n}")
     busy.settled(["w1", "w2"])
     before, processes = all_held(busy), busy.everyone()
-    end = time.monotonic() + 60 * float(os.environ.get("CHAOS_MINUTES", "0"))
-    count = 0
+    minutes = float(os.environ.get("CHAOS_MINUTES", "0"))
+    end = time.monotonic() + 60 * minutes
+    count, memory = 0, Memory(busy)
     with Load(busy, clients=1) as load:
         while count < LAUNCHES or time.monotonic() < end:
             churn(busy, f"brief-{count}")
             count += 1
+            memory.look()
     load.all_well()
     busy.settled(["w1", "w2"])
     assert busy.everyone() == processes, "the processes that were there before, and no other"
@@ -75,6 +111,13 @@ def test_launches_that_come_and_go_leave_nothing(busy: Town) -> None:
     for role, was in before.items():
         grown = (all_held(busy)[role].memory - was.memory) / count
         assert grown < 0.1, f"{role} keeps {grown:.2f} MB of each launch"
+    if minutes >= FOR_A_SLOPE:
+        slopes = memory.slopes()
+        print(
+            f"{count} launches in {minutes:.0f} minutes; memory per hour:",
+            ", ".join(f"{role} {slope:+.2%}" for role, slope in slopes.items()),
+        )
+        assert max(slopes.values()) <= SLOPE, slopes
 
 
 def open_requests(town: Town) -> float:
