@@ -123,12 +123,18 @@ class NeverRetries(Lifecycle):
     """What waits is not tried again when a worker may take replicas again."""
 
     def undrain(self, now: float, worker: str) -> list[Action]:
-        if worker in self.members:
-            self.members[worker].draining = False
+        self.drains.pop(worker, None)
         return []
 
 
-@pytest.mark.parametrize("make", [ForgetsOtherRanks, TrustsStrangers, KeepsSecrets, CountsFromOne, NeverRetries])
+class ForgetsDrains(Lifecycle):
+    """A supervisor that starts again places replicas on workers that its last life was told to empty."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **{**more, "drains": {}})
+
+
+@pytest.mark.parametrize("make", [ForgetsOtherRanks, TrustsStrangers, KeepsSecrets, CountsFromOne, NeverRetries, ForgetsDrains])
 def test_known_bugs_are_found(make: type[Lifecycle]) -> None:
     assert _first_broken(make) is not None
 

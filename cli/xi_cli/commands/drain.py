@@ -24,7 +24,7 @@ def drain(worker: str, timeout: float, undo: bool, wait: bool, as_json: bool, en
     """Move everything that runs on WORKER to other workers.
 
     Each replica goes on serving until its replacement elsewhere is ready. What finds no place elsewhere serves until the timeout, then
-    finishes its requests and ends. Nothing new is placed on the worker until --undo.
+    finishes its requests and ends. Nothing new is placed on the worker until --undo, also after restarts of it or of the supervisor.
 
     \b
     Examples:

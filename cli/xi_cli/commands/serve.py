@@ -10,6 +10,7 @@ import click
 from xi_cli.group import LOG_LEVELS
 from xi_cli.options import allow_origin_option, common, verbose_option
 from xi_core.access import allowed_origins, check_access
+from xi_core.cluster import init
 from xi_core.config import settings
 from xi_core.errors import ConfigError
 
@@ -88,7 +89,10 @@ def launcher_command(
 
 
 def become(command: list[str], environment: dict[str, str]) -> None:
-    """Replace this process by `command`, so that signals reach the launcher itself. Windows can't: there it runs as a child."""
+    """Replace this process by `command`, so that signals reach the launcher itself. Windows can't: there it runs as a child.
+
+    So it does as the first process of a container: below one that reaps what has lost its parent.
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # Python's value for one that is closed
             stream.flush()
@@ -96,4 +100,6 @@ def become(command: list[str], environment: dict[str, str]) -> None:
         import subprocess
 
         raise SystemExit(subprocess.call(command, env=environment))
+    if os.getpid() == 1:
+        command = [sys.executable, "-I", "-S", init.__file__, *command]
     os.execve(command[0], command, environment)  # noqa: S606 - no shell is wanted

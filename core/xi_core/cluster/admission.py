@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -13,7 +14,7 @@ from xi_core.cluster.joining import Join, Joined, JoinToken
 from xi_core.cluster.messages import Leaving, Register, ReplicaGone, ReplicaUpdate, WorkerBeat
 from xi_core.cluster.store import Entry, Kept, Store
 from xi_core.cluster.threads import in_thread
-from xi_core.errors import ConfigError, Conflict, Forbidden, InvalidRequest
+from xi_core.errors import ConfigError, Conflict, Forbidden, InvalidRequest, Overloaded
 from xi_core.transport.base import Transport
 from xi_core.transport.rpc import Calls, Link, LinkServer, Vocabulary
 from xi_core.transport.security import KeyPair, ServerSecurity
@@ -26,6 +27,8 @@ GATEWAYS = "gateways"
 """Name of the gateways' keys in the store."""
 SHORTEST_TTL, LONGEST_TTL = 1.0, 30 * 24 * 3600.0
 """Seconds for which a token may be good."""
+MOST_STRANGERS = 128
+"""Connections to the join port at once. The oldest makes room for one more, for who honestly joins is through at once."""
 
 
 class Admission:
@@ -52,15 +55,17 @@ class Admission:
         """What they showed before, which replicas may still want to see."""
         self._links: set[Link] = set()
         """Those of members, through the cluster port."""
+        self._strangers: dict[Link, None] = {}
+        """Those to the join port, the oldest first."""
         self._closed = closed
         address = addresses.resolved(host)
         port = addresses.neighbours(address, port)
-        members, anybody = ServerSecurity(self._keys, self._name), ServerSecurity(self._keys, lambda key: key)
+        members, anybody = ServerSecurity(self._keys, self._name), ServerSecurity(self._keys, lambda key: key, joining.LARGEST)
         self._server = LinkServer(transport, addresses.endpoint(address, port), vocabulary, self._admit, self._left, members)
         with contextlib.ExitStack() as undo:
             undo.callback(self._server.abort)
             desk = addresses.endpoint(address, port + 1)
-            self._desk = LinkServer(transport, desk, joining.VOCABULARY, self._meet, lambda link: None, anybody)
+            self._desk = LinkServer(transport, desk, joining.VOCABULARY, self._meet, self._parted, anybody)
             undo.pop_all()
         self.endpoint = addresses.endpoint(addresses.reachable(host), port)
         """Where other machines dial."""
@@ -133,10 +138,24 @@ class Admission:
         return f"{entry.role} {entry.name}" if entry is not None else None
 
     def _meet(self, link: Link) -> Calls:
-        async def join(command: Join) -> Joined:
-            return await self._join(link, command)
+        """Whoever comes may ask to join, one question at a time."""
+        asking = asyncio.Lock()
 
+        async def join(command: Join) -> Joined:
+            if asking.locked():
+                raise Overloaded("another question of this connection is being answered; wait for that")
+            async with asking:
+                return await self._join(link, command)
+
+        if len(self._strangers) >= MOST_STRANGERS:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.refuse(Overloaded("too many join at once; try again in a moment", retry_after=1.0))
+        self._strangers[link] = None
         return {Join: join}
+
+    def _parted(self, link: Link) -> None:
+        self._strangers.pop(link, None)
 
     async def _join(self, link: Link, command: Join) -> Joined:
         try:

@@ -71,6 +71,7 @@ class AllowList:
                 return m.MemberRemoved(role=entry.role, replicas=await self._rotated(admission))
             runs = self._runs(entry)
             self._executor.do(self._lifecycle.worker_removed(time.monotonic(), entry.name))
+            await self._executor.kept()
             return m.MemberRemoved(role=entry.role, replicas=runs)
 
     async def _rotate(self, command: m.RotateGatewayKeys) -> m.GatewayKeysRotated:

@@ -58,8 +58,8 @@ class Executor:
             else:
                 self._spawn(self._stop_replica(action))
         changes = self._lifecycle.changes()
-        if changes and self.desired is not None:
-            self.desired.keep(self._lifecycle.wanted())
+        if self.desired is not None and (changes or self._lifecycle.drains != self.desired.drains):
+            self.desired.keep(self._lifecycle.wanted(), self._lifecycle.drains)
         self._publish(changes)
         self._moved.set()
         self._moved = asyncio.Event()

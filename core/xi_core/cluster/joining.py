@@ -23,6 +23,8 @@ PREFIX = "xi1."
 """Of every token; the number is its version."""
 LONGEST = 4096
 """Characters of a token, at most."""
+LARGEST = 16 * 1024
+"""Bytes of a message at the join port, at most: who sends it may be anybody."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What workers and gateways may be called: names end up in file names and logs."""
 

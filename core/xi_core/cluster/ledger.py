@@ -38,6 +38,9 @@ class Ledger:
 
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
+        self.drains: dict[str, float] = {}
+        """Workers that are drained, here or away: nothing new is placed there, and what they run moves elsewhere. By name: when what is
+        left ends though nothing has taken its place."""
         self._lives: dict[str, tuple[LaunchEntry, Replica]] = {}
         self._ranks: dict[str, dict[Key, Held]] = {}
         self._strays: dict[str, dict[Key, ReplicaRecord]] = {}
@@ -129,7 +132,7 @@ class Ledger:
             workers=tuple(
                 self._worker_view(member, without) if name in apart else self._cached(member)
                 for name in self._names
-                if (member := self.members[name]).present and not member.draining
+                if (member := self.members[name]).present and name not in self.drains
             )
         )
 

@@ -41,14 +41,19 @@ class Lifecycle:
         grace: float,
         settled_at: float = 0.0,
         schedulers: Mapping[str, Scheduler] | None = None,
+        drains: Mapping[str, float] | None = None,
     ) -> None:
         """`epoch` makes incarnations unique over supervisors; before `settled_at` nothing is placed: workers may report it yet.
 
-        `scheduler` places launches that don't name one of `schedulers`.
+        `scheduler` places launches that don't name one of `schedulers`. `drains`: workers that were drained in a former life of this
+        supervisor, as in `self.drains`.
         """
         self._state = ClusterState(
             {**(schedulers or {}), "": scheduler}, epoch, launch_timeout=launch_timeout, grace=grace, settled_at=settled_at
         )
+        self.drains = self._state.ledger.drains
+        """To be read only: the workers that are drained, here or away, and when what is left on each ends."""
+        self.drains.update(drains or {})
 
     # ---- reading --------------------------------------------------------------------------------
 
@@ -180,26 +185,20 @@ class Lifecycle:
 
         Raises `WorkerNotFound`.
         """
-        member = self.members.get(worker)
-        if member is None:
-            raise WorkerNotFound(f"there is no worker '{worker}'; workers: {', '.join(sorted(self.members)) or 'none'}", param="worker")
-        member.draining, member.drained_by = True, now + seconds
-        return self._state.move_all(member) + self._state.start_due(now)
+        _require(worker, self.members.keys() | self.drains.keys())
+        self.drains[worker] = now + seconds
+        return self._state.move_all(worker) + self._state.start_due(now)
 
     def undrain(self, now: float, worker: str) -> list[Action]:
         """Let a worker take replicas again. What has begun to move moves on. Raises `WorkerNotFound`."""
-        if worker not in self.members:
-            raise WorkerNotFound(f"there is no worker '{worker}'; workers: {', '.join(sorted(self.members)) or 'none'}", param="worker")
-        self.members[worker].draining = False
+        _require(worker, self.members.keys() | self.drains.keys())
+        self.drains.pop(worker, None)
         return self._state.start_due(now)
 
     # ---- what workers tell ----------------------------------------------------------------------
 
     def worker_joined(self, now: float, member: Member, records: Iterable[ReplicaRecord]) -> list[Action]:
         """A worker registered, for the first time or again, and told all replicas that it runs, or that failed while it was alone."""
-        before = self.members.get(member.name)
-        if before is not None:
-            member.draining, member.drained_by = before.draining, before.drained_by
         self._state.ledger.join(member)
         actions: list[Action] = []
         reported: set[tuple[str, int]] = set()
@@ -210,7 +209,7 @@ class Lifecycle:
             if (replica.incarnation, number) not in reported:
                 why = Ending(f"worker {member.name} started anew", fault=False)
                 actions += self._state.lose(now, launch, replica, [rank], why)
-        for drained in [one for one in self.members.values() if one.draining]:  # a rank of what was adopted may be there
+        for drained in self.drains:  # a rank of what was adopted may be there
             actions += self._state.move_all(drained)
         return actions + self._state.start_due(now)
 
@@ -243,11 +242,12 @@ class Lifecycle:
         return []
 
     def worker_removed(self, now: float, worker: str) -> list[Action]:
-        """A worker may not come again. What it runs is lost now, and placed elsewhere."""
+        """A worker may not come again. What it runs is lost now, and placed elsewhere. Another one of its name begins anew, undrained."""
         actions: list[Action] = []
         why = Ending(f"worker {worker} was removed from the cluster", fault=False)
         for _, launch, replica, rank in self._state.ledger.on(worker):
             actions += self._state.lose(now, launch, replica, [rank], why)
+        self.drains.pop(worker, None)
         if worker in self.members:
             self._state.ledger.leave(worker)
         return actions + self._state.start_due(now)
@@ -274,3 +274,9 @@ class Lifecycle:
     def tick(self, now: float) -> list[Action]:
         """Time has passed."""
         return deadlines.tick(self._state, now)
+
+
+def _require(worker: str, known: Iterable[str]) -> None:
+    """`known`: the members, and the drained ones, which may not have come yet since this supervisor started."""
+    if worker not in known:
+        raise WorkerNotFound(f"there is no worker '{worker}'; workers: {', '.join(sorted(known)) or 'none'}", param="worker")

@@ -5,6 +5,7 @@ Their last lines are the reason of an unexpected end.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import shutil
@@ -58,10 +59,11 @@ def tail(path: Path, lines: int = LINES) -> str:
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
-            text = file.read(TAIL).decode("utf-8", "replace")
+            begin = file.seek(max(0, size - TAIL))
+            data = file.read(TAIL)
     except OSError:
         return ""
+    text = data[_continued(data) if begin else 0 :].decode("utf-8", "replace")
     kept = [line.rstrip() for line in text.splitlines() if line.strip()]
     return "\n".join(kept[-lines:])
 
@@ -77,7 +79,8 @@ def _private(path: str, flags: int) -> int:
 def part(path: Path, start: int, most: int = 256 * 1024) -> tuple[str, int, int]:
     """Text of a log from byte `start` on (below 0: so many before the end), where it begins, and where to go on reading.
 
-    A `start` beyond the end, as after a rotation, begins anew. No log yet is an empty one.
+    A `start` beyond the end, as after a rotation, begins anew. No log yet is an empty one. A character of which only the beginning is there
+    is left to the next part; one of which only the end is among the last bytes that are asked for is left out. `most` is at least 4.
     """
     try:
         with open(path, "rb") as file:
@@ -87,4 +90,12 @@ def part(path: Path, start: int, most: int = 256 * 1024) -> tuple[str, int, int]
             data = file.read(most)
     except FileNotFoundError:
         return "", 0, 0
-    return data.decode("utf-8", "replace"), begin, begin + len(data)
+    cut = _continued(data) if start < 0 < begin else 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data[cut:])
+    return text, begin + cut, begin + len(data) - len(decoder.getstate()[0])
+
+
+def _continued(data: bytes) -> int:
+    """How many bytes at the beginning belong to a character that has begun before."""
+    return next((n for n, byte in enumerate(data[:3]) if byte & 0xC0 != 0x80), min(3, len(data)))

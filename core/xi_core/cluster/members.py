@@ -21,10 +21,6 @@ class Member:
     present: bool = True
     leaving: bool = False
     """It was told to stop: its replicas end because of that, which is no fault of theirs."""
-    draining: bool = False
-    """Nothing new is placed on it, and what it runs moves elsewhere."""
-    drained_by: float = 0.0
-    """When what it runs ends though nothing has taken its place."""
     address: str = ""
     """The host under which other machines reach it."""
     memory: int = 0

@@ -20,7 +20,7 @@ from xi_core.api.control import ClusterInfo, MemberRole
 from xi_core.cluster import joining
 from xi_core.cluster.joining import Join, JoinToken
 from xi_core.endpoint import Endpoint
-from xi_core.errors import ChannelClosed, ConfigError, DeadlineExceeded, Forbidden, Unavailable
+from xi_core.errors import ChannelClosed, ConfigError, DeadlineExceeded, Forbidden, Overloaded, Unavailable
 from xi_core.transport.base import Transport
 from xi_core.transport.rpc import dial
 from xi_core.transport.security import ClientSecurity, KeyPair
@@ -31,7 +31,7 @@ ASK_TIMEOUT = 5.0
 RETRY_FIRST, RETRY_MOST = 0.25, 5.0
 SAY = 5.0
 """Seconds between words about a supervisor that can't be reached."""
-AWAY = (ChannelClosed, DeadlineExceeded, Unavailable)
+AWAY = (ChannelClosed, DeadlineExceeded, Overloaded, Unavailable)
 """Errors that another try may not meet."""
 
 

@@ -61,11 +61,13 @@ class Operations:
             self._executor.do(self._lifecycle.undrain(now, command.worker))
         else:
             self._executor.do(self._lifecycle.drain(now, command.worker, command.seconds))
+        await self._executor.kept()
         log.info("worker %s %s", command.worker, "takes replicas again" if command.undo else "is drained")
         return m.Done()
 
     async def _list_workers(self, command: m.ListWorkers) -> m.Workers:
-        return m.Workers([self._status(member) for _, member in sorted(self._lifecycle.members.items())])
+        known = {name: Member(name, "", [], present=False) for name in self._lifecycle.drains} | self._lifecycle.members
+        return m.Workers([self._status(member) for _, member in sorted(known.items())])
 
     def _status(self, member: Member) -> WorkerStatus:
         link = self._executor.workers.get(member.name)
@@ -87,7 +89,7 @@ class Operations:
         return WorkerStatus(
             name=member.name,
             address=member.address,
-            state="away" if register is None else "draining" if member.draining else "ready",
+            state="away" if register is None else "draining" if member.name in self._lifecycle.drains else "ready",
             version=register.version if register is not None else "",
             cpus=register.cpus if register is not None else 0,
             memory=register.memory if register is not None else 0,

@@ -222,10 +222,10 @@ class ClusterState:
 
     # ---- moving ---------------------------------------------------------------------------------
 
-    def move_all(self, member: Member) -> list[Action]:
+    def move_all(self, worker: str) -> list[Action]:
         """Have others take the place of all that a worker runs which is being drained."""
         actions: list[Action] = []
-        for _, launch, replica, _ in self.ledger.on(member.name):
+        for _, launch, replica, _ in self.ledger.on(worker):
             if launch.end or replica.leaving:
                 continue
             if replica.replaces:  # it was to take another's place here: one elsewhere must
@@ -233,7 +233,7 @@ class ClusterState:
                 replica.replaces = ""
                 actions += self.dismiss(launch, replica)
             elif replica.move_by is None:
-                self.move(launch, replica, member.drained_by)
+                self.move(launch, replica, self.ledger.drains[worker])
         return actions
 
     def move(self, launch: LaunchEntry, replica: Replica, by: float) -> None:

@@ -1,4 +1,5 @@
-"""What a supervisor must not forget: which launches are wanted, its keys, who may join, tokens that are out, and how often it was started.
+"""What a supervisor must not forget: which launches are wanted, which workers are drained, its keys, who may join, tokens that are out,
+and how often it was started.
 SQLite at `XI_HOME/cluster/state.db`, readable by its owner only, and of one supervisor at a time.
 
 What runs is never stored: workers tell it.
@@ -12,7 +13,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -30,7 +31,9 @@ CREATE TABLE IF NOT EXISTS struck (key TEXT PRIMARY KEY, role TEXT NOT NULL, nam
 CREATE TABLE IF NOT EXISTS tokens (hash TEXT PRIMARY KEY, role TEXT NOT NULL, expires REAL NOT NULL, used_by TEXT);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS launches (uid TEXT PRIMARY KEY, wanted BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS drains (worker TEXT PRIMARY KEY, until REAL NOT NULL);
 """
+"""A database of an older xi gets the tables that it lacks; a newer one's that are unknown here are left as they are."""
 KEPT = 7 * 24 * 3600.0
 """Seconds for which an expired token is remembered, so that who comes with it is told why it is refused."""
 
@@ -94,6 +97,17 @@ class Store:
         with self._transaction():
             self._db.executemany("DELETE FROM launches WHERE uid = ?", ((uid,) for uid in dropped))
             self._db.executemany(update, put)
+
+    def drains(self) -> dict[str, float]:
+        """By name, the workers that are drained, each with the time by which it is to be empty, in seconds since 1970."""
+        with self._turn:
+            return dict(self._db.execute("SELECT worker, until FROM drains"))
+
+    def keep_drains(self, drains: Mapping[str, float]) -> None:
+        """Remember that just these workers are drained. Raises `sqlite3.Error`."""
+        with self._transaction():
+            self._db.execute("DELETE FROM drains")
+            self._db.executemany("INSERT INTO drains VALUES (?, ?)", drains.items())
 
     # ---- epochs and keys ------------------------------------------------------------------------
 

@@ -78,6 +78,7 @@ class Supervisor:
         epoch = f"{store.next_epoch():04x}{secrets.token_hex(2)}" if store is not None else secrets.token_hex(4)
         self._hub = hub
         schedulers = schedulers_of(hub)
+        desired = Desired(store) if store is not None else None
         default = schedulers[hub.schedulers.get(config.launch_strategy, param="XI_LAUNCH_STRATEGY").name]
         for plugin in hub.records:
             if plugin.state == "quarantined":
@@ -90,6 +91,7 @@ class Supervisor:
             grace=config.grace,
             settled_at=self._settled_at,
             schedulers=schedulers,
+            drains=desired.drains if desired is not None else None,
         )
         scheme = "tcp" if cluster is not None else scheme_of(endpoint)
         replica_transport = next((t.transport for t in hub.transports if scheme in t.schemes), "")
@@ -102,8 +104,8 @@ class Supervisor:
         self._operations = Operations(hub, self._executor, self._lifecycle, self.stop_asked.set)
         self._allow_list = AllowList(self._executor, self._lifecycle)
         self._resolving: dict[str, tuple[LaunchSpec, asyncio.Task[None]]] = {}
-        if store is not None:
-            self._restore(Desired(store), restore)
+        if desired is not None:
+            self._restore(desired, restore)
         self.admission: Admission | None = None
         """The ports for other machines; None where there are none."""
         with contextlib.ExitStack() as undo:

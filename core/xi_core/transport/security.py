@@ -45,6 +45,9 @@ class ServerSecurity:
 
     keys: KeyPair
     allows: Callable[[str], str | None]
+    largest: int = 0
+    """Bytes of the largest message that is taken, encrypted as it comes; who sends a larger one is disconnected. 0: all that the transport
+    takes."""
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ class Guard:
         sock.setsockopt(zmq.CURVE_SECRETKEY, security.keys.secret.encode())
         sock.setsockopt(zmq.ZAP_DOMAIN, self._domain)
         sock.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody is let in when nobody answers
+        if security.largest:
+            sock.setsockopt(zmq.MAXMSGSIZE, security.largest)
 
     def close(self) -> None:
         """The socket is closed."""

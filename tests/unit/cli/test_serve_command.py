@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from xi_cli.commands import serve as module
+from xi_core.cluster import init
 
 
 @pytest.fixture
@@ -123,3 +124,12 @@ become([sys.executable, "-c", "import os; print(os.getpid())"], dict(os.environ)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     first, second = done.stdout.split()
     assert first == second
+
+
+@pytest.mark.parametrize(("pid", "below"), [(1, [sys.executable, "-I", "-S", init.__file__]), (2, [])])
+def test_the_first_process_of_a_container_runs_it_below_one_that_reaps_orphans(monkeypatch, pid, below):
+    became = []
+    monkeypatch.setattr(module.os, "getpid", lambda: pid)
+    monkeypatch.setattr(module.os, "execve", lambda *words: became.append(words))
+    module.become(["/bin/python", "-m", "x"], {"A": "b"})
+    assert became == [((below or ["/bin/python"])[0], [*below, "/bin/python", "-m", "x"], {"A": "b"})]

@@ -41,11 +41,11 @@ async def test_a_slow_disk_does_not_hold_up_the_loop(store: Store, monkeypatch: 
     monkeypatch.setattr(store, "keep_launches", held)
     desired = Desired(store)
     one, two, three = wanted("a"), wanted("b"), wanted("a", 3)
-    desired.keep([one])
+    desired.keep([one], {})
     kept = asyncio.ensure_future(desired.kept())
     await asyncio.sleep(0)
-    desired.keep([one, two])  # both come back at once
-    desired.keep([two, three])
+    desired.keep([one, two], {})  # both come back at once
+    desired.keep([two, three], {})
     assert not kept.done()
     slow.set()
     await asyncio.wait_for(kept, 10)
@@ -57,18 +57,18 @@ async def test_a_slow_disk_does_not_hold_up_the_loop(store: Store, monkeypatch: 
 async def test_what_is_wanted_no_more_is_forgotten_and_what_failed_is_written_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     desired, keep = Desired(store), store.keep_launches
     one, two = wanted("a"), wanted("b")
-    desired.keep([one, two])
+    desired.keep([one, two], {})
     await desired.kept()
 
     def full(put: Any, dropped: Any) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(store, "keep_launches", full)
-    desired.keep([two])
+    desired.keep([two], {})
     await desired.kept()
     assert [w.uid for w in Desired(store).restore()] == ["a", "b"]
     monkeypatch.setattr(store, "keep_launches", keep)
-    desired.keep([two])  # nothing has changed since
+    desired.keep([two], {})  # nothing has changed since
     await desired.kept()
     assert [w.uid for w in Desired(store).restore()] == ["b"]
     desired.forget_all()

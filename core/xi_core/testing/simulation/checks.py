@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from xi_core.cluster.deadlines import LEASE, wake_of
 from xi_core.cluster.lifecycle import Lifecycle
@@ -79,10 +79,15 @@ def states(core: Lifecycle, now: float) -> None:
 
 def drains(core: Lifecycle) -> None:
     """What runs on a drained worker is on its way from there."""
-    for member in core.members.values():
-        for _, launch, replica, _ in core._state.ledger.on(member.name) if member.draining else ():
+    for worker in core.drains:
+        for _, launch, replica, _ in core._state.ledger.on(worker):
             going = launch.end or replica.leaving or replica.ending is not None or replica.move_by is not None
-            require(bool(going), f"{replica.replica_id} ({replica.state}, {replica.incarnation}) stays on {member.name}, which is drained")
+            require(bool(going), f"{replica.replica_id} ({replica.state}, {replica.incarnation}) stays on {worker}, which is drained")
+
+
+def remembers(core: Lifecycle, drained: Mapping[str, float]) -> None:
+    """A supervisor that starts again knows which workers are drained."""
+    require(core.drains == drained, f"drained are {sorted(drained)}, and the new supervisor knows of {sorted(core.drains)}")
 
 
 def waits_for_room_only(core: Lifecycle, now: float, settled_at: float) -> None:

@@ -39,13 +39,14 @@ class SimCluster:
         """`workers`: how many; 0 leaves it to the seed. `say` takes each line of the trace."""
         self.clock, self.random = Clock(), Random(seed)
         self.keeps = self.random.random() < 0.7
-        """Whether supervisors have a store, and so know what was wanted before they were killed."""
+        """Whether supervisors have a store, and so know what was wanted and drained before they were killed."""
         self.harm = 0.0
         """How likely a process that starts fails in one way or another."""
         self.slow_deaths = 0.0
         """How likely a process takes long to die."""
         self.supervisor: SimSupervisor | None = None
         self.desired: dict[str, Wanted] = {}
+        self.drains: dict[str, float] = {}
         self._scheduler, self._make, self._say = scheduler, make, say
         self._epoch, self._settled_at = 0, 0.0
         self._lives = checks.Lives()
@@ -93,7 +94,11 @@ class SimCluster:
         epoch = f"{self._epoch:04x}"
         now = self.clock.now
         self._settled_at = now + (SETTLE if self._epoch > 1 else 0.0)
-        lifecycle = self._make(self._scheduler, epoch, launch_timeout=LAUNCH_TIMEOUT, grace=GRACE, settled_at=self._settled_at)
+        drains = self.drains if self.keeps else {}
+        lifecycle = self._make(
+            self._scheduler, epoch, launch_timeout=LAUNCH_TIMEOUT, grace=GRACE, settled_at=self._settled_at, drains=drains
+        )
+        checks.remembers(lifecycle, drains)
         self.trace(f"a supervisor boots, epoch {epoch}, to restore {sorted(self.desired) if self.keeps else 'nothing'}")
         for wanted in self.desired.values() if self.keeps else ():
             lifecycle.restore(now, wanted)
@@ -114,6 +119,7 @@ class SimCluster:
 
     def _changed(self, core: Lifecycle) -> None:
         self.desired = {launch.uid: launch.wanted for launch in core.listed() if not launch.end}
+        self.drains = dict(core.drains)
 
     # ---- time -----------------------------------------------------------------------------------
 
