@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from xi_core.api.transfer import FileTransfer
 from xi_core.testing.hub_standin import Fault, HubModel, HubStandIn
 from xi_core.testing.server import RunningServer
 from xi_core.testing.waiting import wait_until
@@ -92,6 +93,12 @@ def test_what_was_pulled_is_launched_without_the_hub(hub: HubStandIn, server: Ru
     assert launched.returncode == 0, launched.stderr
 
 
+def coming(server: RunningServer) -> list[FileTransfer]:
+    """The files that a launch waits for."""
+    download = server.client.model("tiny").replicas[0].download
+    return download.files if download is not None else []
+
+
 def test_the_clients_field_chooses_the_source_and_progress_is_told(hub: HubStandIn, server: RunningServer) -> None:
     hub.faults = [Fault(where="FilePath=tiny-f16.gguf", stall_after=200_000)]
     body = {"model_name": ID, "quantization": "f16", "model_uid": "tiny", "download_hub": "modelscope"}
@@ -99,6 +106,12 @@ def test_the_clients_field_chooses_the_source_and_progress_is_told(hub: HubStand
     assert answer.is_success, answer.text
     assert hub.stalled.wait(30)
     wait_until(lambda: "downloading 1/1 tiny-f16.gguf" in server.client.model("tiny").replicas[0].stage, 30, "progress")
+    wait_until(lambda: any(file.done for file in coming(server)), 30, "bytes")
+    [file] = coming(server)
+    assert (file.name, file.total) == ("tiny-f16.gguf", TINY.stat().st_size)
+    assert 0 < file.done <= file.total
+    assert file.rate > 0
+    assert file.eta is not None
     server.client.terminate("tiny")
     assert server.client.cached() == []
     again = xi(server, "launch", ID, "-q", "f16", "-u", "tiny", "--source", "modelscope")

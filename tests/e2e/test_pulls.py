@@ -92,8 +92,16 @@ def test_a_download_that_is_stopped_says_so(hub: HubStandIn, server: RunningServ
     status = server.client.start_pull(ORDER)
     assert hub.stalled.wait(30)
     wait_until(lambda: bool(server.client.pull_status(status.pull_id).workers[0].progress), 30, "progress")
+    told = httpx.get(f"{server.endpoint}/v1/cache/pulls/{status.pull_id}", timeout=30).json()["workers"][0]["download"]
+    [file] = told["files"]
+    assert (file["name"], told["files_done"], told["files_total"]) == ("tiny-f16.gguf", 0, 1)
+    for amount in (told, file):
+        assert 0 < amount["done"] <= amount["total"] == TINY.stat().st_size
+        assert amount["rate"] > 0
+        assert amount["eta"] >= 0
     server.client.stop_pull(status.pull_id)
     wait_until(lambda: server.client.pull_status(status.pull_id).workers[0].state == "CANCELLED", 30, "the end")
+    assert server.client.pull_status(status.pull_id).workers[0].download is None
     assert server.client.cached() == []
 
 

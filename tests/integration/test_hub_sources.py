@@ -49,7 +49,7 @@ def weights_of(source: HubSource) -> str:
     return f"/storage/{ID}/model.safetensors" if source.name == "huggingface" else "FilePath=model.safetensors"
 
 
-def quiet(stage: str, share: float | None) -> None:
+def quiet(*_: object) -> None:
     """Progress that nobody looks at."""
 
 
@@ -73,7 +73,7 @@ def unharmed(home: Path) -> None:
 
 def test_a_model_is_downloaded_whole_and_pickles_and_pages_are_left(hub: HubStandIn, source: HubSource, tmp_path: Path) -> None:
     told: list[tuple[str, float | None]] = []
-    path = source.fetch(ref_of(source), tmp_path, lambda stage, share: told.append((stage, share)))
+    path = source.fetch(ref_of(source), tmp_path, lambda stage, share, *_: told.append((stage, share)))
     whole(path)
     assert not hub.gets("pytorch_model.bin")
     assert not hub.gets("README.md")
@@ -103,7 +103,7 @@ def test_a_download_goes_on_after_a_cut(hub: HubStandIn, source: HubSource, tmp_
 
 
 def test_a_download_that_was_cancelled_is_gone_on_with(hub: HubStandIn, source: HubSource, tmp_path: Path) -> None:
-    def cancelled(stage: str, share: float | None) -> None:
+    def cancelled(stage: str, share: float | None, *_: object) -> None:
         if "trying again" in stage:
             raise LaunchCancelled("nobody wants it")
 
@@ -170,7 +170,7 @@ def test_a_hub_that_is_busy_is_waited_for_as_long_as_it_asks(hub: HubStandIn, so
     told: list[str] = []
     hub.faults = [Fault(where="models/", status=429, headers={"Retry-After": "1"})]
     began = time.monotonic()
-    whole(source.fetch(ref_of(source), tmp_path, lambda stage, share: told.append(stage)))
+    whole(source.fetch(ref_of(source), tmp_path, lambda stage, share, *_: told.append(stage)))
     assert time.monotonic() - began >= 1.0
     assert any("429" in stage and "trying again in 1 s" in stage for stage in told)
 
@@ -235,7 +235,9 @@ def test_two_launches_share_one_download(hub: HubStandIn, source: HubSource, tmp
     first = threading.Thread(target=lambda: found.append(source.fetch(ref_of(source), tmp_path, quiet)))
     first.start()
     assert hub.stalled.wait(30)
-    second = threading.Thread(target=lambda: found.append(source.fetch(ref_of(source), tmp_path, lambda stage, share: told.append(stage))))
+    second = threading.Thread(
+        target=lambda: found.append(source.fetch(ref_of(source), tmp_path, lambda stage, share, *_: told.append(stage)))
+    )
     second.start()
     wait_until(lambda: any("another launch downloads" in stage for stage in told), 30)
     hub.resume.set()

@@ -25,7 +25,7 @@ def hub(model_hub: HubStandIn) -> HubStandIn:
     return model_hub
 
 
-def quiet(stage: str, share: float | None) -> None:
+def quiet(*_: object) -> None:
     """Progress that nobody looks at."""
 
 

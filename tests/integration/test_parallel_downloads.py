@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from xi_core.api.transfer import ModelTransfer
 from xi_core.config import settings
 from xi_core.errors import ArtifactError, LaunchCancelled
 from xi_core.models import cache as cache_module
@@ -37,7 +38,7 @@ def request_of(source: HubSource, name: str) -> str:
     return f"/storage/{ID}/{name}" if source.name == "huggingface" else f"FilePath={name}"
 
 
-def quiet(stage: str, share: float | None) -> None:
+def quiet(*_: object) -> None:
     """Progress that nobody looks at."""
 
 
@@ -55,12 +56,16 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_files_come_at_once(hub: HubStandIn, source: HubSource, tmp_path: Path) -> None:
     """Each of the first three is held back until the fourth was asked for."""
-    told: list[str] = []
+    told: list[tuple[str, ModelTransfer | None]] = []
     fourth = request_of(source, NAMES[3])
     hub.faults = [Fault(where=request_of(source, name), after=fourth) for name in NAMES[:3]]
-    whole(source.fetch(ref(source), tmp_path, lambda stage, share: told.append(stage)))
+    whole(source.fetch(ref(source), tmp_path, lambda stage, share, download=None: told.append((stage, download))))
     assert hub.most_at_once <= 4
-    assert any(f"downloading 4/6 {NAMES[3]}: " in stage and f"({NAMES[0]} 0 %, {NAMES[1]} 0 %" in stage for stage in told)
+    coming = [download for stage, download in told if download is not None and f"downloading 4/6 {NAMES[3]}: " in stage]
+    begun = next(download for download in coming if len(download.files) == 4)
+    assert [(file.name, file.total) for file in begun.files] == [(name, 400_000) for name in NAMES[:4]]
+    assert [(file.done, file.rate, file.eta) for file in begun.files[:3]] == [(0, 0, None)] * 3
+    assert (begun.total, begun.files_done, begun.files_total) == (2_400_000, 0, 6)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -71,7 +76,7 @@ def test_no_more_come_at_once_than_are_set(
     settings.cache_clear()
     hub.faults = [Fault(where=request_of(source, NAMES[0]), after=request_of(source, NAMES[workers - 1]))]
     shares: list[float] = []
-    whole(source.fetch(ref(source), tmp_path, lambda stage, share: shares.append(share) if share is not None else None))
+    whole(source.fetch(ref(source), tmp_path, lambda stage, share, *_: shares.append(share) if share is not None else None))
     assert hub.most_at_once <= workers
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
@@ -103,7 +108,7 @@ def test_one_cancel_ends_all_and_what_came_is_gone_on_with(
     hub.faults = [Fault(where=request_of(source, name), stall_after=200_000) for name in NAMES[:4]]
     wanted, ended = threading.Event(), []
 
-    def cancelled(stage: str, share: float | None) -> None:
+    def cancelled(stage: str, share: float | None, *_: object) -> None:
         if wanted.is_set():
             raise LaunchCancelled("nobody wants it")
 
@@ -153,7 +158,7 @@ def test_a_full_disk_names_the_file_that_found_it(
 def test_what_failed_for_a_moment_doesnt_hold_up_the_others(hub: HubStandIn, source: HubSource, tmp_path: Path) -> None:
     told: list[str] = []
     hub.faults = [Fault(where=request_of(source, NAMES[0]), status=503, headers={"Retry-After": "1"})]
-    whole(source.fetch(ref(source), tmp_path, lambda stage, share: told.append(stage)))
+    whole(source.fetch(ref(source), tmp_path, lambda stage, share, *_: told.append(stage)))
     assert any(stage.startswith("downloading ") and "answers 503; trying again in 1 s" in stage for stage in told)
     order = [one.path for one in hub.asked]
     again = max(number for number, path in enumerate(order) if request_of(source, NAMES[0]) in path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from typing import TYPE_CHECKING
 
 import click
@@ -15,9 +13,6 @@ from xi_core.errors import InvalidRequest
 if TYPE_CHECKING:
     from xi_core.api.pulls import PullOrder, PullStatus
     from xi_core.client import Client
-
-LINES = 5.0
-"""Seconds between two lines of progress where there is no terminal."""
 
 
 @click.command()
@@ -84,6 +79,7 @@ def pull(
 
 def _here(order: PullOrder) -> str:
     """Where the model is on this machine."""
+    from xi_cli.progress import Bars
     from xi_core.api.control import LaunchSpec
     from xi_core.cluster.fetching import permitted
     from xi_core.cluster.fetching import pull as download
@@ -108,58 +104,21 @@ def _here(order: PullOrder) -> str:
     check_remote_code(LaunchSpec(model_name=order.model_name, trust_remote_code=order.trust_remote_code), config.allow_remote_code)
     ref = permitted(spec.source, config, code=order.trust_remote_code, pickles=True)
     say(f"{spec.describe()}: {ref.id} from {ref.source}")
-    with Shown() as shown:
-        return str(download(hub.sources, config.home_dir, ref, shown))
+    with Bars() as bars:
+        return str(download(hub.sources, config.home_dir, ref, lambda *told: bars.show("", *told)))
 
 
 def _by_server(order: PullOrder, client: Client) -> list[str]:
     """Where the model is on each worker."""
-    with Shown() as shown:
+    from xi_cli.progress import Bars
+
+    with Bars() as bars:
 
         def show(status: PullStatus) -> None:
             for one in status.workers:
-                shown(one.stage if one.state == "RUNNING" else one.state.lower(), one.progress, one.worker)
+                bars.show(one.worker, one.stage if one.state == "RUNNING" else one.state.lower(), one.progress, one.download)
 
         status = client.pull(order, show)
     if len(status.workers) == 1:
         return [str(status.workers[0].path)]
     return [f"{one.worker}: {one.path}" for one in status.workers]
-
-
-class Shown:
-    """Progress on stderr: a bar for each worker on a terminal, a line now and then elsewhere. A context manager."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskID, TextColumn
-
-        self._live = sys.stderr.isatty()
-        self._bars = Progress(
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}", markup=False),
-            console=Console(file=sys.stderr),
-            disable=not self._live,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, tuple[str, float]] = {}
-
-    def __enter__(self) -> Shown:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, stage: str, share: float | None, worker: str = "") -> None:
-        """Show it, with the worker's name where there is one."""
-        text = f"{worker}: {stage}" if worker else stage
-        if self._live:
-            if worker not in self._tasks:
-                self._tasks[worker] = self._bars.add_task("", total=None)
-            self._bars.update(self._tasks[worker], description=text, total=None if share is None else 1.0, completed=share or 0.0)
-            return
-        kind, now = stage.partition(":")[0], time.monotonic()
-        said, told_at = self._told.get(worker, ("", 0.0))
-        if kind != said or now - told_at >= LINES:
-            self._told[worker] = kind, now
-            say(text)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from xi_core.api.transfer import ModelTransfer
 from xi_core.errors import ErrorBody, LaunchCancelled, LaunchError, LaunchFailed, XiError
 
 Uid = Annotated[str, Meta(pattern=r"^(?!\.+$)[A-Za-z0-9._-]{1,128}$(?!\n)")]
@@ -162,13 +163,14 @@ class ReplicaStatus(Struct, kw_only=True):
     stage: str = ""
     progress: float | None = None
     """Share of the stage that is done, 0 to 1, where the stage can tell."""
+    download: ModelTransfer | None = None
+    """In bytes, in all and of each file that is coming; null while none are."""
     worker: str = ""
     devices: list[str] = msgspec.field(default_factory=list)
     pid: int | None = None
     restarts: int = 0
-    """How often it was started again after it had ended by its own fault…"""
     moves: int = 0
-    """…and how often because of its worker, which went away, began anew or was stopped."""
+    """How often it was started again: after it had ended by its own fault, and as its worker went away, began anew or was stopped."""
     error: str | None = None
     asleep: int = 0
     """The level at which it sleeps; 0: awake."""
@@ -191,9 +193,8 @@ class ModelStatus(Struct, kw_only=True):
     replicas: list[ReplicaStatus] = msgspec.field(default_factory=list)
     error: str | None = None
     ready_replicas: int = 0
-    """How many replicas serve; the launch is READY when `spec.replica` do, or sleep."""
     asleep_replicas: int = 0
-    """How many sleep until the model is woken."""
+    """How many replicas serve, and how many sleep until the model is woken; the launch is READY when `spec.replica` do either."""
     error_code: str | None = None
     """Code of the error that the replica named itself, such as `artifact_error`."""
 

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from xi_core.api.transfer import ModelTransfer
+
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
 PullState = Literal["RUNNING", "DONE", "FAILED", "CANCELLED"]
 
@@ -35,6 +37,8 @@ class WorkerPull(Struct, kw_only=True):
     """What it does, in words."""
     progress: float | None = None
     """From 0 to 1; null while that isn't known."""
+    download: ModelTransfer | None = None
+    """In bytes, in all and of each file that is coming; null while none are."""
     path: str | None = None
     """Where the model is, once it is there."""
     error: str | None = None

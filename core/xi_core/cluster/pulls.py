@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from xi_core.api.control import LaunchSpec
 from xi_core.api.pulls import PullStatus, WorkerPull
+from xi_core.api.transfer import ModelTransfer
 from xi_core.cluster.fetching import permitted, pull
 from xi_core.cluster.messages import FetchModel, GetPull, StopPull
 from xi_core.cluster.remote_code import check_remote_code
@@ -76,11 +77,12 @@ class _Pull:
         self.stopped = threading.Event()
         self.task: asyncio.Future[None] | None = None
 
-    def progress(self, stage: str, share: float | None) -> None:
+    def progress(self, stage: str, share: float | None, download: ModelTransfer | None = None, /) -> None:
         """From the fetching thread. Raises `LaunchCancelled` once it is stopped."""
         if self.stopped.is_set():
             raise LaunchCancelled("the download was stopped; what came is kept")
         self.own.stage, self.own.progress = stage, self.own.progress if share is None else share
+        self.own.download = download
 
     async def run(self, work: Callable[[], str]) -> None:
         """To its end; never raises."""
@@ -95,6 +97,8 @@ class _Pull:
         except Exception as error:  # a source is a plugin: it may fail in any way
             log.exception("download of %s", self.status.model_name)
             own.state, own.error = "FAILED", f"{type(error).__name__}: {error}"
+        finally:
+            own.download = None
 
 
 def unknown_pull(pull_id: str) -> NotFound:

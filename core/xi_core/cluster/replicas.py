@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from xi_core.api.control import LaunchState, RankStatus, ReplicaStatus
+from xi_core.api.transfer import ModelTransfer
 from xi_core.cluster.messages import ReplicaRecord, ReplicaRoute
 from xi_core.cluster.placement import Assignment
 
@@ -49,6 +50,7 @@ class Rank:
     state: LaunchState = "PENDING"
     stage: str = "placed"
     progress: float | None = None
+    download: ModelTransfer | None = None
     pid: int | None = None
     lost_at: float | None = None
     """Since when its worker has been away."""
@@ -173,7 +175,8 @@ class Replica:
     def take(self, number: int, record: ReplicaRecord) -> None:
         """Take over what its worker reports of a rank."""
         rank, status = self.ranks[number], record.status
-        rank.state, rank.stage, rank.progress, rank.pid, rank.lost_at = status.state, status.stage, status.progress, status.pid, None
+        rank.state, rank.stage, rank.progress, rank.download = status.state, status.stage, status.progress, status.download
+        rank.pid, rank.lost_at = status.pid, None
         if number == 0:
             self.head = record
         if self.ending is not None or self.leaving:
@@ -202,6 +205,7 @@ class Replica:
             state=self.state,
             stage=self.stage,
             progress=slowest.progress if slowest is not None else None,
+            download=slowest.download if slowest is not None else None,
             worker=self.worker,
             devices=list(self.devices),
             pid=self.ranks[0].pid if self.ranks else None,

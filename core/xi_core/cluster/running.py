@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from xi_core.api.control import LaunchState, ReplicaStatus
+from xi_core.api.transfer import ModelTransfer
 from xi_core.cluster import keeper, logs
 from xi_core.cluster.guard import Guard
 from xi_core.cluster.messages import ReplicaRecord, StartReplica
@@ -189,14 +190,14 @@ class RunningReplica:
         self._tell("PREPARING", "waiting for the other ranks")
         return await self._until_stopped(asyncio.ensure_future(self._begun.wait())) is True
 
-    def _progress(self, stage: str, share: float | None) -> None:
+    def _progress(self, stage: str, share: float | None, download: ModelTransfer | None = None, /) -> None:
         """From the fetching thread. Raises `LaunchCancelled`, through the source, when nobody wants the artifact any more."""
         if self._stopping.is_set():
             raise LaunchCancelled(f"{self.plan.replica_id} was stopped while its artifact was fetched")
         now, kind = time.monotonic(), stage.partition(":")[0]
         if share is None or share >= 1.0 or kind != self._told_kind or now - self._told_at >= PROGRESS_INTERVAL:
             self._told_at, self._told_kind = now, kind
-            self._loop.call_soon_threadsafe(self._tell, "PREPARING", stage, share)
+            self._loop.call_soon_threadsafe(self._tell, "PREPARING", stage, share, download)
 
     async def _spawn(self, artifact: Path) -> None:
         self._deadline = time.monotonic() + self._start.deadline  # the time of a download isn't the engine's
@@ -342,11 +343,11 @@ class RunningReplica:
             stop.cancel()
             work.cancel()
 
-    def _tell(self, state: LaunchState, stage: str, progress: float | None = None) -> None:
+    def _tell(self, state: LaunchState, stage: str, progress: float | None = None, download: ModelTransfer | None = None) -> None:
         status = self.record.status
         if state == "PREPARING" and status.state not in ("PENDING", "PREPARING"):
             return  # a late word of the fetching thread
-        status.state, status.stage, status.progress = state, stage, progress
+        status.state, status.stage, status.progress, status.download = state, stage, progress, download
         self._on_change(self)
 
 

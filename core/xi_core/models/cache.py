@@ -177,6 +177,12 @@ class ModelCache:
             (path / KEPT).mkdir(parents=True, exist_ok=True)
             return path
 
+    def has(self, sha256: str, size: int) -> bool:
+        """Whether a file of this hash and size is there, without a look into it."""
+        with contextlib.suppress(OSError):
+            return self._blob(sha256).stat().st_size == size
+        return False
+
     def reuse(self, sha256: str, size: int, folder: Path, each: Callable[[int], None] | None = None) -> bool:
         """Whether a file of this hash and size is there, undamaged. It is kept for the download of `folder` then.
 
@@ -185,7 +191,8 @@ class ModelCache:
         blob = self._blob(sha256)
         with contextlib.suppress(OSError):
             if blob.stat().st_size == size and sha256_of(blob, each) == sha256:
-                self._keep(blob, folder)
+                with self._linking:
+                    _link(blob, folder / KEPT / sha256)
                 return True
             log.warning("%s is damaged, and downloaded anew", blob)
             blob.unlink()  # models that link to it keep their copy, which is refused when it is verified
@@ -216,16 +223,13 @@ class ModelCache:
                 raise ArtifactError(wrong)
             self._blobs.mkdir(parents=True, exist_ok=True)
             file.chmod(0o444)
-            os.replace(file, self._blobs / found)
-            self._keep(self._blobs / found, folder)
+            with self._linking:  # a link to what is just being replaced would fail
+                os.replace(file, self._blobs / found)
+                _link(self._blobs / found, folder / KEPT / found)
             return found, size
 
     def _blob(self, sha256: str) -> Path:
         return self._blobs / checked_hash(sha256, SHA256_DIGITS)
-
-    def _keep(self, blob: Path, folder: Path) -> None:
-        with self._linking:
-            _link(blob, folder / KEPT / blob.name)
 
     def publish(self, model: CachedModel, revision: str | None) -> Path:
         """Make a model of blobs that are there, at once. `revision` is the name that was asked for."""

@@ -1,4 +1,4 @@
-"""Several files of one model downloaded at once: their progress in words, one end for all, and what a source writes with. Used by `hub.py`.
+"""Several files of one model downloaded at once: how far they are, one end for all, and what a source writes with. Used by `hub.py`.
 
 The files come in threads of their own; what is told and raised is told and raised in the thread of the fetch. A thread that waits for its
 hub when the end comes isn't waited for: it looks before it writes, and so writes no more.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from xi_core.byte_size import in_words
+from xi_core.api.transfer import FileTransfer, ModelTransfer
 from xi_core.models.hashing import Stopped
 from xi_core.models.hub_files import HubFile
 from xi_core.models.source import Progress
@@ -46,6 +46,7 @@ class Download:
         """As far as it ever got, in bytes: what is got again doesn't count."""
         self.note = ""
         """Something else than bytes, such as why it waits."""
+        self._fetched, self._began = 0, time.monotonic()
         self._told, self._ended = told, ended
 
     def check(self) -> None:
@@ -67,14 +68,20 @@ class Download:
         """So many bytes more."""
         self.check()
         self.done, self.note = self.done + fresh, ""
+        self._fetched += fresh
         self.furthest = max(self.furthest, self.done)
         self._told(self, fresh)
 
-    def say(self, text: str, _share: float | None = None) -> None:
+    def say(self, text: str) -> None:
         """Something else than bytes."""
         self.check()
         self.note = text
         self._told(self, -1)
+
+    def transfer(self, now: float) -> FileTransfer:
+        """How far it is. `now`: monotonic seconds."""
+        rate, eta = _pace(self.file.size - self.done, self._fetched, now - self._began)
+        return FileTransfer(name=self.file.name, done=self.done, total=self.file.size, rate=rate, eta=eta, note=self.note)
 
 
 class Downloads(Generic[T]):
@@ -88,11 +95,13 @@ class Downloads(Generic[T]):
         self._ended = threading.Event()
         self._running: list[Download] = []
         self._left = iter(enumerate(files, 1))
-        self._whole, self._fetched = 0, 0
+        self._whole = 0
+        self.fetched = 0
+        """Bytes that came over the network."""
         self._grown = False
         """Since it was last told."""
         self._began = self._told_at = time.monotonic()
-        self._said: queue.SimpleQueue[tuple[str, float | None] | None] = queue.SimpleQueue()
+        self._said: queue.SimpleQueue[tuple[str, float | None, ModelTransfer] | None] = queue.SimpleQueue()
         """What the fetch's thread is to tell; None: a thread has ended."""
         self._error: BaseException | None = None
 
@@ -168,7 +177,7 @@ class Downloads(Generic[T]):
 
     def _heard(self, download: Download, fresh: int) -> None:
         with self._lock:
-            self._fetched += max(0, fresh)
+            self.fetched += max(0, fresh)
             self._grown = self._grown or fresh >= 0
             if fresh <= 0 or time.monotonic() - self._told_at >= INTERVAL:
                 self._say()
@@ -178,11 +187,14 @@ class Downloads(Generic[T]):
         self._told_at = now = time.monotonic()
         grown, self._grown = self._grown, False
         got = self._whole + sum(download.done for download in self._running)
-        rate = self._fetched / max(0.001, now - self._began)
-        left = f", {max(0, self._total - got) / rate:.0f} s left" if rate > 1 else ""
-        notes = "".join(f"; {download.note}" for download in self._running if download.note)
-        text = f"downloading {self._names()}: {in_words(got)} of {in_words(self._total)}, {in_words(rate)}/s{left}{self._parts()}{notes}"
-        self._said.put((text, min(1.0, got / self._total) if self._total and grown else None))
+        rate, eta = _pace(self._total - got, self.fetched, now - self._began)
+        files = [download.transfer(now) for download in self._running]
+        whole = ModelTransfer(
+            done=got, total=self._total, rate=rate, eta=eta, files=files, files_done=len(self._got), files_total=len(self._files)
+        )
+        notes = "".join(f"; {file.note}" for file in files if file.note)
+        share = min(1.0, got / self._total) if self._total and grown else None
+        self._said.put((f"downloading {self._names()}: {whole.words()}{notes}", share, whole))
 
     def _names(self) -> str:
         """The file that was begun last."""
@@ -191,11 +203,11 @@ class Downloads(Generic[T]):
         last = self._running[-1]
         return f"{last.number}/{len(self._files)} {last.file.name}"
 
-    def _parts(self) -> str:
-        """Where there are several, how much of each that is coming."""
-        if len(self._files) < 2 or not self._running:
-            return ""
-        return " (" + ", ".join(f"{one.file.name} {100 * one.done // max(1, one.file.size)} %" for one in self._running) + ")"
+
+def _pace(left: int, fetched: int, seconds: float) -> tuple[float, float | None]:
+    """Bytes per second, and the seconds until the bytes that are left have come; None while next to nothing comes."""
+    rate = fetched / max(0.001, seconds)
+    return rate, max(0, left) / rate if rate > 1 else None
 
 
 def append(path: Path, start: int, chunks: Iterable[bytes], file: HubFile, download: Download) -> None:
@@ -218,9 +230,14 @@ def append(path: Path, start: int, chunks: Iterable[bytes], file: HubFile, downl
         raise Transient(f"the connection ended after {there} of {file.size} bytes of {file.name}")
 
 
+def part_path(folder: Path, file: HubFile) -> Path:
+    """Where a file is downloaded to."""
+    return folder / hashlib.sha256(file.name.encode()).hexdigest()[:32]
+
+
 def part_of(folder: Path, file: HubFile, download: Download) -> tuple[Path, int]:
     """Where a file is downloaded to, and how many bytes of it are there."""
-    path = folder / hashlib.sha256(file.name.encode()).hexdigest()[:32]
+    path = part_path(folder, file)
     with contextlib.suppress(FileNotFoundError):
         size = path.stat().st_size
         if size <= file.size:

@@ -25,6 +25,7 @@ from xi_core.models.downloading import INTERVAL, Download, Downloads, Transient
 from xi_core.models.family import SourceRef
 from xi_core.models.hashing import CachedFile
 from xi_core.models.hub_files import HubFile, check_cached, chosen, lacks_code, named, naming
+from xi_core.models.hub_room import room_for
 from xi_core.models.source import Progress, Source
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,11 @@ class _Pull(Struct, kw_only=True):
     listing: Listing
     folder: Path
     have: dict[str, CachedFile]
+
+    def hash_of(self, file: HubFile) -> str | None:
+        """The SHA-256 that a file has, where that is known before it comes."""
+        known = self.have.get(file.name)
+        return file.sha256 or (known.sha256 if known is not None else None) or _noted(self.folder, file)
 
 
 class HubSource(Source):
@@ -113,13 +119,13 @@ class HubSource(Source):
                 f"HF_HUB_OFFLINE): unset that, or pull the model where there is a network (xi pull)"
             )
         progress(f"asking {self.name} for {ref.id}", None)
-        listing = self._tried(lambda: self.listing(ref), progress, lambda: 0)
+        listing = self._tried(lambda: self.listing(ref), lambda text: progress(text, None), lambda: 0)
         wanted = chosen(listing.files, ref)
         before = cache.find(self.name, ref.id, listing.commit)
         earlier = cache.manifest(before) if before is not None else None
         have = {file.name: file for file in earlier.files} if earlier is not None else {}
         pull = _Pull(cache=cache, ref=ref, listing=listing, folder=cache.partial(self.name, ref.id, listing.commit), have=have)
-        got = Downloads(wanted, lambda file, download: self._one(pull, file, download)).run(progress, settings().download_workers)
+        got = self._got(pull, wanted, progress)
         try:
             others = [one for name, one in have.items() if name not in {file.name for file in got}]
             kept = [one for one in others if cache.reuse(one.sha256, one.size, pull.folder)]
@@ -128,6 +134,12 @@ class HubSource(Source):
         whole = not ref.files or (earlier is not None and earlier.whole and len(kept) == len(others))
         model = CachedModel(source=self.name, id=ref.id, revision=listing.commit, files=[*kept, *got], created=time.time(), whole=whole)
         return cache.publish(model, ref.revision)
+
+    def _got(self, pull: _Pull, wanted: list[HubFile], progress: Progress) -> list[CachedFile]:
+        """The files that are wanted, among the blobs. Nothing is asked for where the disk has no room for them."""
+        downloads = Downloads(wanted, lambda file, download: self._one(pull, file, download))
+        with room_for(pull.ref.id, pull.cache.root, pull.folder, _absent(pull, wanted), lambda: downloads.fetched):
+            return downloads.run(progress, settings().download_workers)
 
     def _one(self, pull: _Pull, file: HubFile, download: Download) -> CachedFile:
         """One file among the blobs. Errors name it."""
@@ -140,8 +152,7 @@ class HubSource(Source):
 
     def _get(self, pull: _Pull, file: HubFile, download: Download) -> CachedFile:
         """One file among the blobs. One that came damaged is got once more."""
-        cache, ref, folder, have = pull.cache, pull.ref, pull.folder, pull.have.get(file.name)
-        known = file.sha256 or (have.sha256 if have is not None else None) or _noted(folder, file)
+        cache, ref, folder, known = pull.cache, pull.ref, pull.folder, pull.hash_of(file)
         if known is not None and cache.reuse(known, file.size, folder, download.hashed):
             return CachedFile(name=file.name, size=file.size, sha256=known)
         for last in (False, True):
@@ -162,8 +173,8 @@ class HubSource(Source):
             return CachedFile(name=file.name, size=size, sha256=sha256)
         raise AssertionError("unreachable")
 
-    def _tried(self, ask: Callable[[], T], progress: Progress, reached: Callable[[], int]) -> T:
-        """What `ask` answers, asked again while it fails for a moment. `reached` tells how far it got."""
+    def _tried(self, ask: Callable[[], T], say: Callable[[str], None], reached: Callable[[], int]) -> T:
+        """What `ask` answers, asked again while it fails for a moment. `reached` tells how far it got; `say` may raise."""
         number, before = 0, reached()
         while True:
             try:
@@ -181,7 +192,7 @@ class HubSource(Source):
                         f"{self.name}: {error}; it asks to come back in {error.wait:.0f} s. Launch again then: what came is kept"
                     ) from error
                 wait = error.wait if error.wait is not None else min(LONGEST_BACKOFF, BACKOFF * 2 ** (number - 1))
-                _wait(f"{self.name}: {error}; trying again in", wait, progress)
+                _wait(f"{self.name}: {error}; trying again in", wait, say)
 
 
 def seconds_of(retry_after: str | None) -> float | None:
@@ -202,6 +213,12 @@ def _artifact(path: Path, cache: ModelCache, ref: SourceRef) -> Path:
     return path
 
 
+def _absent(pull: _Pull, files: list[HubFile]) -> list[HubFile]:
+    """Those that have to come, as far as can be told without reading what is there; the first of several that have the same content."""
+    by_content = {pull.hash_of(file) or file.name: file for file in reversed(files)}
+    return [file for file in by_content.values() if not ((known := pull.hash_of(file)) and pull.cache.has(known, file.size))]
+
+
 def _taken(cache: ModelCache, path: Path, folder: Path, file: HubFile, download: Download) -> tuple[str, int]:
     size = path.stat().st_size
     if size != file.size:
@@ -219,13 +236,14 @@ def _note(folder: Path, file: HubFile, sha256: str) -> None:
 
 def _noted(folder: Path, file: HubFile) -> str | None:
     with contextlib.suppress(OSError):
-        return (folder / f"{file.git_sha1}.sha256").read_text() if file.git_sha1 is not None else None
+        # Empty where the disk was full when it was noted.
+        return (folder / f"{file.git_sha1}.sha256").read_text() or None if file.git_sha1 is not None else None
     return None
 
 
-def _wait(text: str, seconds: float, progress: Progress) -> None:
-    """Wait. `progress` raises where nobody wants the model any more."""
+def _wait(text: str, seconds: float, say: Callable[[str], None]) -> None:
+    """Wait. `say` raises where nobody wants the model any more."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        progress(f"{text} {left:.0f} s", None)
+        say(f"{text} {left:.0f} s")
         time.sleep(min(left, INTERVAL))

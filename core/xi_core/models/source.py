@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from msgspec import Struct
 
+from xi_core.api.transfer import ModelTransfer
 from xi_core.models.family import SourceRef
 
-Progress = Callable[[str, float | None], None]
+
+class Progress(Protocol):
+    """Hears how far the way to an artifact is. What it raises ends that: nobody wants the artifact any more."""
+
+    def __call__(self, stage: str, share: float | None, download: ModelTransfer | None = None, /) -> None:
+        """`stage`: in words. `share`: of the stage, 0 to 1, None where it hasn't grown or isn't known. `download`: while files come."""
 
 
 class Source(ABC):

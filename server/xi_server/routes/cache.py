@@ -50,7 +50,7 @@ async def pull_model(request: Request) -> Response:
 
 @router.get("/v1/cache/pulls/{pull_id}")
 async def get_pull(request: Request, pull_id: str) -> Response:
-    """How far a download is, on each worker that takes part."""
+    """How far a download is on each worker: `download` tells bytes, rate and time left, in all and of each file that is coming."""
     answer: PullStatus = await gateway_of(request).supervisor.call(GetPull(pull_id=pull_id))
     return json_response(answer)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from xi_core.api.transfer import ModelTransfer
 from xi_core.models.downloading import Download, Downloads, Transient, append, part_of
 from xi_core.models.hashing import Stopped
 from xi_core.models.hub_files import HubFile
@@ -14,7 +15,7 @@ from xi_core.models.hub_files import HubFile
 FILES = [HubFile(name=f"file-{n}", size=100) for n in range(5)]
 
 
-def quiet(stage: str, share: float | None) -> None:
+def quiet(*_: object) -> None:
     """Progress that nobody looks at."""
 
 
@@ -41,23 +42,40 @@ def test_words_of_several_files() -> None:
         both.wait(30)
         download.came(50)
 
-    Downloads(FILES[:2], get).run(lambda *one: told.append(one), 2)
+    Downloads(FILES[:2], get).run(lambda text, share, *_: told.append((text, share)), 2)
     texts = [text for text, _ in told]
-    assert any("(file-0 50 %, file-1 50 %)" in text and "100 B of 200 B" in text for text in texts)
     assert texts[0].startswith("downloading 1/2 file-0: 0 B of 200 B, 0 B/s")
+    assert any(": 100 B of 200 B, 0 B/s" in text for text in texts), "what was there already has no rate"
     assert texts[-1].startswith("downloading 2/2 files: 200 B of 200 B")
     shares = [share for _, share in told if share is not None]
     assert shares == sorted(shares)
 
 
-def test_the_last_of_several_files_still_tells_its_own_part() -> None:
-    told: list[str] = []
+def test_each_file_tells_its_bytes_rate_and_time() -> None:
+    """What was there already is done, and has no rate: it doesn't say how fast the rest comes."""
+    told: list[ModelTransfer] = []
+    both = threading.Barrier(2)
 
     def get(file: HubFile, download: Download) -> None:
-        download.resume(40 if file is FILES[1] else 100)
+        download.resume(50)
+        both.wait(30)
+        if file is FILES[0]:
+            download.came(30)
+            download.say("the hub is busy")
+        both.wait(30)
 
-    Downloads(FILES[:2], get).run(lambda text, share: told.append(text), 1)
-    assert any("downloading 2/2 file-1: 140 B of 200 B" in text and text.endswith(" (file-1 40 %)") for text in told)
+    Downloads(FILES[:2], get).run(lambda text, share, download=None: told.append(download), 2)
+    by_name = [{file.name: file for file in one.files} for one in told]
+    first, second = next((one["file-0"], one["file-1"]) for one in by_name if "file-0" in one and one["file-0"].note)
+    assert (first.done, first.total, first.note) == (80, 100, "the hub is busy")
+    assert first.rate > 0
+    assert first.eta is not None
+    assert first.eta == pytest.approx(20 / first.rate)
+    assert (second.done, second.total, second.rate, second.eta) == (50, 100, 0.0, None)
+    last = told[-1]
+    assert (last.done, last.total, last.files, last.files_done, last.files_total) == (200, 200, [], 2, 2)
+    assert last.rate > 0
+    assert last.eta == 0
 
 
 def test_a_note_is_told_until_bytes_come() -> None:
@@ -68,7 +86,7 @@ def test_a_note_is_told_until_bytes_come() -> None:
         download.say("the hub is busy")
         download.resume(10)
 
-    def tell(text: str, share: float | None) -> None:
+    def tell(text: str, share: float | None, *_: object) -> None:
         if (one := (text.endswith("; the hub is busy"), share)) not in told:
             told.append(one)
 
@@ -84,7 +102,7 @@ def test_nothing_new_is_told_without_a_share() -> None:
         download.resume(50)
         assert silent.wait(30)
 
-    def tell(text: str, share: float | None) -> None:
+    def tell(text: str, share: float | None, *_: object) -> None:
         told.append((text, share))
         if share is None:
             silent.set()
@@ -105,7 +123,7 @@ def test_what_came_just_before_a_silence_is_told_with_a_share() -> None:
         download.came(60)
         assert silent.wait(10)
 
-    def tell(text: str, share: float | None) -> None:
+    def tell(text: str, share: float | None, *_: object) -> None:
         if ": 60 B of 100 B" in text:
             told.append(share)
             if len(told) == 2:
@@ -140,7 +158,7 @@ def test_what_progress_raises_ends_all() -> None:
     class Enough(Exception):
         pass
 
-    def stop(stage: str, share: float | None) -> None:
+    def stop(stage: str, share: float | None, *_: object) -> None:
         raise Enough
 
     def get(file: HubFile, download: Download) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import threading
 import time
@@ -301,6 +302,19 @@ def test_a_file_that_was_hashed_too_late_is_left_alone(tmp_path: Path, right: bo
     assert hashed == 100
     assert part.read_bytes() == b"x" * 100
     assert blobs(tmp_path) == set()
+
+
+def test_a_file_of_the_same_content_waits_while_another_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To link a file in whose place another is just put is an error on Linux: it has no name any more."""
+    cache = ModelCache(tmp_path)
+    folder = cache.partial("hub", "a/b", COMMIT)
+    alone: list[bool] = []
+    for name in ("replace", "link"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *paths, call=call: (alone.append(cache._linking.locked()), call(*paths)))
+    (folder / "part").write_bytes(b"same")
+    cache.take(folder / "part", folder)
+    assert alone == [True, True]
 
 
 def test_nothing_to_verify_is_right(tmp_path: Path) -> None:

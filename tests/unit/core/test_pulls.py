@@ -11,6 +11,7 @@ import pytest
 
 from xi_core import disk_client
 from xi_core.api.pulls import PullOrder, PullStatus, WorkerPull
+from xi_core.api.transfer import FileTransfer, ModelTransfer
 from xi_core.client import Client
 from xi_core.cluster import pulls as module
 from xi_core.cluster.messages import FetchModel, GetPull, StopPull
@@ -23,6 +24,8 @@ from xi_core.testing.waiting import until
 
 MODEL = ModelSpec(name="m", format="pytorch", source=SourceRef(source="hub", id="a/m"))
 
+COMING = ModelTransfer(done=5, total=10, files=[FileTransfer(name="m.gguf", done=5, total=10, rate=2.0, eta=2.5)], files_total=1)
+
 
 class Worker:
     """`Pulls`, with downloads that wait for a word."""
@@ -33,9 +36,9 @@ class Worker:
 
         def pull(sources: object, home: Path, ref: SourceRef, progress: Any) -> Path:
             self.refs.append(ref)
-            progress("downloading", 0.5)
+            progress("downloading", 0.5, COMING)
             while not self.go.wait(0.01):
-                progress("downloading", 0.5)
+                progress("downloading", 0.5, COMING)
             if self.error:
                 raise self.error
             return home / "there"
@@ -57,10 +60,10 @@ async def test_a_pull_runs_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(monkeypatch, Settings(home="/h"))
     own = await worker.ask(FetchModel(pull_id="1", model=MODEL))
     await until(lambda: own.progress == 0.5, 30, "progress")
-    assert (own.state, own.stage) == ("RUNNING", "downloading")
+    assert (own.state, own.stage, own.download) == ("RUNNING", "downloading", COMING)
     worker.go.set()
     own = await worker.ended("1")
-    assert (own.state, own.path, own.error) == ("DONE", "/h/there", None)
+    assert (own.state, own.path, own.error, own.download) == ("DONE", "/h/there", None, None)
 
 
 async def test_a_pull_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
