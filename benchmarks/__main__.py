@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.processes import stop_on_sigterm
 
-NAMES = ("relay", "engines", "joining", "launching", "embeddings", "footprint", "routing", "control_plane")
+NAMES = ("relay", "engines", "joining", "launching", "embeddings", "hashing", "footprint", "routing", "control_plane")
 APART = ("vllm", "xinference")
 """Those that need an environment of their own."""
 
@@ -72,6 +72,10 @@ def _runner(name: str, arguments: argparse.Namespace) -> Callable[[], bool]:
             from benchmarks import vllm
 
             return vllm.run(quick=quick, save=save)
+        if name == "hashing":
+            from benchmarks import hashing
+
+            return hashing.run(quick=quick, save=save)
         if name == "routing":
             from benchmarks import routing
 
