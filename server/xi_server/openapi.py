@@ -42,7 +42,7 @@ Document = dict[str, Any]
 
 TOKEN_ROUTES: dict[str, tuple[str, Any, Any]] = {
     "/v1/chat/completions": ("Chat: the model's next message", ChatRequest, ChatCompletion),
-    "/v1/completions": ("Completion of a text", CompletionRequest, Completion),
+    "/v1/completions": ("Completions of one or several prompts, 128 choices at most", CompletionRequest, Completion),
     "/v1/embeddings": ("Vectors of texts", EmbeddingRequest, EmbeddingList),
     "/v1/rerank": ("Documents in the order of their relevance to a query", RerankRequest, RerankAnswer),
 }

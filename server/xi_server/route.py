@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from itertools import islice
+
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from xi_core.api.body import decode_body
+from xi_core.api.openai import MAX_CHOICES, MAX_TOTAL_CHOICES
 
 DEFAULT_TOKENS = 256
 """What a request is taken to cost when it doesn't say how many tokens it wants."""
@@ -13,6 +17,10 @@ DEFAULT_TOKENS = 256
 
 MOST_TOKENS = 131_072
 """What a request is taken to cost at most, whatever it says."""
+_SEVERAL = re.compile(rb'\[\s*["\[]')
+"""How a list of prompts begins. One of token ids is one prompt."""
+_PROMPT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|\[[^\]]*+\]', re.DOTALL)
+"""A text or a list of token ids, in JSON that has been found valid."""
 
 
 class Route(Struct):
@@ -20,6 +28,7 @@ class Route(Struct):
 
     model: str | UnsetType = UNSET
     stream: bool | None = None
+    n: int | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     messages: Raw = Raw(b"")
@@ -29,9 +38,16 @@ class Route(Struct):
 
     @property
     def most_tokens(self) -> int | None:
-        """The request's own limit of tokens, as far as it can be believed: it has not been checked, and routers add it up."""
+        """The request's own limit of tokens, over all its choices. As far as it can be believed: it is unchecked, and routers add it up."""
         wanted = self.max_completion_tokens or self.max_tokens
-        return None if wanted is None else min(max(wanted, 1), MOST_TOKENS)
+        return None if wanted is None else min(max(wanted, 1) * self._choices(), MOST_TOKENS)
+
+    def _choices(self) -> int:
+        """How many answers are asked for, no more than one request may have."""
+        n, prompt = min(max(self.n or 1, 1), MAX_CHOICES), memoryview(self.prompt)
+        if not _SEVERAL.match(prompt):
+            return n
+        return min(n * sum(1 for _ in islice(_PROMPT.finditer(prompt, 1), MAX_TOTAL_CHOICES)), MAX_TOTAL_CHOICES)
 
 
 _decode = msgspec.json.Decoder(Route).decode

@@ -58,6 +58,27 @@ def test_completions_of_token_ids(client: openai.OpenAI, uid: str, expected: dic
 
 
 @BOTH
+def test_completions_of_several_prompts(client: openai.OpenAI, uid: str, expected: dict[str, Any]) -> None:
+    facts = expected["chat"][:40]
+    fields: dict[str, Any] = {"model": uid, "prompt": [fact["prompt_ids"] for fact in facts], "temperature": 0, "max_tokens": 200, "n": 2}
+    wanted = [fact["answer"] for fact in facts for _ in range(2)]
+    with client:
+        whole = client.completions.create(**fields)
+        assert [choice.index for choice in whole.choices] == list(range(80))
+        assert [choice.text for choice in whole.choices] == wanted
+        assert whole.usage is not None
+        assert whole.usage.prompt_tokens == sum(len(fact["prompt_ids"]) for fact in facts)
+        assert whole.usage.completion_tokens == 2 * sum(len(fact["answer_ids"]) for fact in facts)
+        texts = [""] * 80
+        for chunk in client.completions.create(**fields, stream=True):
+            texts[chunk.choices[0].index] += chunk.choices[0].text
+        assert texts == wanted
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(model=uid, prompt=["Hi", "long " * 5000], max_tokens=1)
+        assert (refused.value.param, refused.value.code) == ("prompt[1]", "context_length_exceeded")
+
+
+@BOTH
 @pytest.mark.parametrize("stream", [False, True])
 def test_tool_calls(client: openai.OpenAI, uid: str, stream: bool, expected: dict[str, Any]) -> None:
     with client:

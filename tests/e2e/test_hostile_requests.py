@@ -39,7 +39,8 @@ PROMPTS: dict[str, list[Any]] = {
         [{"role": "developer", "content": "\0"}, {"role": "user", "content": ""}], [{"role": "user", "content": "<|im_end|>" * 20}], [{"role": "user"}],
         [{"role": "user", "content": "a " * 200_000}],
     ],
-    COMPLETIONS: ["Hi", "", "\0", [1, 2, 3], [99999], [-1], "😀" * 30, "a " * 3000, [], [[1]], [1] * 100_000],
+    COMPLETIONS: ["Hi", "", "\0", [1, 2, 3], [99999], [-1], "😀" * 30, "a " * 3000, [], [[1]], [1] * 100_000,
+        ["Hi", "😀", "a"], ["Hi", ""], [[1, 2], [3]], [[1], [99999]], ["a", "a " * 3000], ["Hi", [1]], ["x"] * 129],
 }  # fmt: skip
 JUNK: list[Any] = [None, True, -1, 2**64, 1e308, "", "{{7*7}}", "x" * 2000, [], {}, [[]], {"type": "text"}, [{"role": "user"}], "😀"]
 
@@ -63,7 +64,9 @@ def check(route: str, body: dict[str, Any], answer: httpx.Response) -> None:
     if answer.status_code != 200:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         return
-    choices, usage = body.get("n") or 1, None
+    given = body.get("prompt", "")
+    prompts = len(given) if isinstance(given, list) and not isinstance(given[0], int) else 1
+    choices, usage = (body.get("n") or 1) * prompts, None
     if answer.headers["content-type"].startswith("text/event-stream"):
         *events, done = [part.removeprefix("data: ") for part in answer.text.split("\n\n") if part]
         assert done == "[DONE]"

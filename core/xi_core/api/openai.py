@@ -14,6 +14,8 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 MAX_CHOICES = 16
+MAX_TOTAL_CHOICES = 128
+"""Prompts of a request times `n`."""
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_BIASES = 1024
@@ -186,7 +188,9 @@ class ChatRequest(Request, kw_only=True, forbid_unknown_fields=True):
 
 
 class CompletionRequest(Request, kw_only=True, forbid_unknown_fields=True):
-    """Body of `POST /v1/completions`. `prompt` is one text or one list of token ids, or a list of one of these, as some clients send it."""
+    """Body of `POST /v1/completions`. `prompt` is a text or a list of token ids; or several of these, in a list that holds texts only or
+    lists only. The choice c of the prompt p has the index p × `n` + c.
+    """
 
     prompt: str | Annotated[list[TokenId | str | Annotated[list[TokenId], Meta(min_length=1)]], Meta(min_length=1)]
     max_tokens: Positive | None = None
@@ -203,7 +207,7 @@ class PromptTokensDetails(Struct, kw_only=True):
 
 
 class Usage(Struct, kw_only=True):
-    """Tokens of a request: all choices count towards `completion_tokens`, the prompt counts once."""
+    """Tokens of a request: all choices count towards `completion_tokens`, each prompt counts once."""
 
     prompt_tokens: int
     completion_tokens: int

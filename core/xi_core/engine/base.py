@@ -240,7 +240,7 @@ class TokenEngine(Engine):
 
 
 class ApiRequest(Struct, kw_only=True):
-    """One choice of a validated request: `n` is fanned out already and the engine is always run streamed.
+    """One choice of a validated request: `n` and lists of prompts are fanned out already and the engine is always run streamed.
 
     `body` holds plain JSON values with xi's defaults filled in for every sampling field, so that no default of the engine's own counts.
     `stop` has the model's own strings beside the request's, and `stop_token_ids` is there where the model's family names such tokens:

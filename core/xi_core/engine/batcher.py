@@ -5,7 +5,7 @@ The serving layer talks to it from the replica's loop; the engine sees only the 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -37,13 +37,13 @@ class Batcher(InboxThread):
         super().__init__("xi-batcher", on_failure, interval)
         self._engine = engine
         self._on_step = on_step
-        self._waiting: deque[_Sequence] = deque()
+        self._waiting: OrderedDict[int, _Sequence] = OrderedDict()
         self._running: set[int] = set()
 
     def submit(self, id: int, prompt: list[int], sampling: SamplingParams) -> None:
         """Queue a sequence; it joins the batch when the engine has capacity. Any thread."""
         sequence = _Sequence(id, prompt, sampling)
-        self._post(lambda: self._waiting.append(sequence))
+        self._post(lambda: self._waiting.update({id: sequence}))
 
     def remove(self, id: int) -> None:
         """Drop a sequence, waiting or running, before the next step. Any thread; unknown ids are ignored."""
@@ -68,12 +68,12 @@ class Batcher(InboxThread):
             self._running.discard(id)
             self._engine.remove(id)
         else:
-            self._waiting = deque(item for item in self._waiting if item.id != id)
+            self._waiting.pop(id, None)
 
     def _admit(self) -> list[SequenceError]:
         errors: list[SequenceError] = []
         while self._waiting and self._engine.has_capacity():
-            item = self._waiting.popleft()
+            _, item = self._waiting.popitem(last=False)
             try:
                 self._engine.add(item.id, item.prompt, item.sampling)
             except XiError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -37,8 +38,8 @@ class Answer(ABC):
         self.model = model
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.prompt_ids: list[int] = []
-        """The prompt's tokens, known before the first delta; told where `job.token_ids` asks for them."""
+        self.prompt_ids: list[list[int]] = [[] for _ in job.prompts]
+        """Each prompt's tokens, known before its first delta; told where `job.token_ids` asks for them."""
 
     @abstractmethod
     def add(self, delta: Delta) -> bytes:
@@ -49,11 +50,11 @@ class Answer(ABC):
         """All choices are finished."""
 
 
-def answer_for(job: Job, model: str, prompt: str = "") -> Answer:
-    """The right form for `job`. `prompt` is the text that an echoing completion begins with."""
+def answer_for(job: Job, model: str, echoed: Sequence[str] = ()) -> Answer:
+    """The right form for `job`. `echoed`: the texts that an echoing completion's choices begin with, one per prompt."""
     if job.kind == "chat":
         return ChatStream(job, model) if job.stream else ChatBody(job, model)
-    return CompletionStream(job, model, prompt) if job.stream else CompletionBody(job, model, prompt)
+    return CompletionStream(job, model, echoed) if job.stream else CompletionBody(job, model, echoed)
 
 
 def sse(data: bytes) -> bytes:
@@ -111,7 +112,7 @@ class ChatStream(_Stream):
 
     def _tail_with(self, ids: list[int]) -> bytes:
         """The end of a chunk that tells token ids; those of the prompt stand in the first, beside the choices."""
-        prompt = b"" if self._told else b',"prompt_token_ids":' + _encode(self.prompt_ids)
+        prompt = b"" if self._told else b',"prompt_token_ids":' + _encode(self.prompt_ids[0])
         self._told = True
         return b',"token_ids":' + _encode(ids) + b"}]" + prompt + self._tail.removeprefix(b"}]")
 
@@ -139,11 +140,11 @@ class CompletionStream(_Stream):
 
     object = "text_completion"
 
-    def __init__(self, job: Job, model: str, prompt: str) -> None:
+    def __init__(self, job: Job, model: str, echoed: Sequence[str]) -> None:
         super().__init__(job, model)
-        self._echo = [prompt if job.echo else ""] * job.n
-        self._offsets = [0] * job.n
-        self._told = [not job.token_ids] * job.n
+        self._echo = _echo(job, echoed)
+        self._offsets = [0] * job.choices
+        self._told = [not job.token_ids] * job.choices
 
     def add(self, delta: Delta) -> bytes:
         echo, self._echo[delta.index] = self._echo[delta.index], ""
@@ -161,9 +162,15 @@ class CompletionStream(_Stream):
 
     def _ids(self, delta: Delta) -> bytes:
         """Ids of tokens; those of the prompt stand in each choice's first chunk."""
-        prompt = b"" if self._told[delta.index] else b',"prompt_token_ids":' + _encode(self.prompt_ids)
+        ids = self.prompt_ids[self.job.prompt_of(delta.index)]
+        prompt = b"" if self._told[delta.index] else b',"prompt_token_ids":' + _encode(ids)
         self._told[delta.index] = True
         return b',"token_ids":' + _encode(delta.token_ids) + prompt
+
+
+def _echo(job: Job, echoed: Sequence[str]) -> list[str]:
+    """What each choice begins with."""
+    return [echoed[job.prompt_of(index)] if echoed else "" for index in range(job.choices)]
 
 
 def _tool_chunk(call: ToolCallDelta) -> dict[str, Any]:
@@ -224,7 +231,7 @@ class _Gathered:
 class _Body(Answer):
     def __init__(self, job: Job, model: str) -> None:
         super().__init__(job, model)
-        self._choices = [_Gathered() for _ in range(job.n)]
+        self._choices = [_Gathered() for _ in range(job.choices)]
 
     def add(self, delta: Delta) -> bytes:
         self._choices[delta.index].add(delta)
@@ -249,7 +256,7 @@ class ChatBody(_Body):
             )
             for index, one in enumerate(self._choices)
         ]
-        prompt = self._told(self.prompt_ids)
+        prompt = self._told(self.prompt_ids[0])
         answer = api.ChatCompletion(
             id=self.id, created=self.created, model=self.model, choices=choices, usage=usage, prompt_token_ids=prompt
         )
@@ -269,19 +276,19 @@ class ChatBody(_Body):
 class CompletionBody(_Body):
     """A whole `text_completion`."""
 
-    def __init__(self, job: Job, model: str, prompt: str) -> None:
+    def __init__(self, job: Job, model: str, echoed: Sequence[str]) -> None:
         super().__init__(job, model)
-        self._prompt = prompt if job.echo else ""
+        self._echo = _echo(job, echoed)
 
     def end(self, usage: api.Usage) -> bytes:
         choices = [
             api.CompletionChoice(
                 index=index,
-                text=self._prompt + "".join(one.text),
+                text=self._echo[index] + "".join(one.text),
                 logprobs=completion_logprobs(one.logprobs) if self.job.logprobs is not None else None,
                 finish_reason=one.finish,
                 token_ids=self._told(one.ids),
-                prompt_token_ids=self._told(self.prompt_ids),
+                prompt_token_ids=self._told(self.prompt_ids[self.job.prompt_of(index)]),
             )
             for index, one in enumerate(self._choices)
         ]

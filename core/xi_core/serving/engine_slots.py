@@ -113,7 +113,7 @@ class EngineSlots(Generic[P]):
         return self._busy, sum(len(parts) for parts in self._waiting)
 
     def queue(self, parts: Iterable[P]) -> None:
-        """Let parts of one request wait for `admit`, one behind the other; between two of them others that wait have their turn."""
+        """Let all parts of one request wait for `admit`, one behind the other; between two of them others that wait have their turn."""
         waiting = deque(parts)
         for part in waiting:
             self._parts[part.id] = part
@@ -140,7 +140,7 @@ class EngineSlots(Generic[P]):
             return
         del self._parts[id]
         for parts in self._waiting:
-            if part in parts:
+            if parts[0].run is part.run:  # a request's parts wait together
                 parts.remove(part)
                 break
         self._waiting = deque(parts for parts in self._waiting if parts)

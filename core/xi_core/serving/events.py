@@ -87,11 +87,12 @@ _decode = msgspec.json.Decoder(Event).decode
 class _Part(Part[Running]):
     """One choice of a request."""
 
-    __slots__ = ("finish", "ids", "index", "tokens")
+    __slots__ = ("finish", "ids", "index", "prompt", "tokens")
 
     def __init__(self, body: ApiRequest, run: Running, index: int) -> None:
         super().__init__(body, run)
         self.index = index
+        self.prompt = run.job.prompt_of(index)
         self.finish: str | None = None
         self.ids: list[int] = []
         """Of tokens that no delta has told of yet."""
@@ -114,10 +115,12 @@ class ApiService(GenerationService):
         return self._slots.counts()
 
     def _start(self, run: Running) -> None:
-        for index in range(run.job.n):
-            body = engine_body(run.job, index, self._stops)
-            request = ApiRequest(id=next(self._ids), route=_route(run.job), body=body, adapter=run.job.adapter)
-            self._slots.queue([_Part(request, run, index)])
+        job, parts = run.job, []
+        for index in range(job.choices):
+            body = engine_body(job, index, self._stops)
+            request = ApiRequest(id=next(self._ids), route=_route(job), body=body, adapter=job.adapter)
+            parts.append(_Part(request, run, index))
+        self._slots.queue(parts)
         self._slots.admit()
 
     def _stop_part(self, part: int) -> None:
@@ -130,7 +133,7 @@ class ApiService(GenerationService):
             self.fail(part.run, EngineError(f"the engine sent an event that can't be read: {error}"))
             return
         if event.usage is not None:
-            part.run.prompt_tokens = event.usage.prompt_tokens
+            part.run.read(part.prompt, event.usage.prompt_tokens)
             part.tokens = event.usage.completion_tokens
         for choice in event.choices:
             part.finish = choice.finish_reason or part.finish
@@ -144,7 +147,7 @@ class ApiService(GenerationService):
     def _ended(self, part: _Part, item: Done | Failed) -> None:
         """The finish is delivered last, when the usage is known."""
         if isinstance(item, Failed):
-            self.fail(part.run, XiError.from_body(item.error))
+            self.fail(part.run, part.run.job.blame(part.prompt, XiError.from_body(item.error)))
         elif part.finish is None:
             self.fail(part.run, EngineError("the engine ended the answer without a finish reason"))
         else:
@@ -184,7 +187,7 @@ def engine_body(job: Job, index: int, stops: ModelStops = NO_STOPS) -> dict[str,
         if job.logprobs is not None:
             body["logprobs"], body["top_logprobs"] = True, job.logprobs
     else:
-        body["prompt"] = job.prompt
+        body["prompt"] = job.prompts[job.prompt_of(index)]
         if job.logprobs is not None:
             body["logprobs"] = job.logprobs
     return body
@@ -204,7 +207,7 @@ def _take_ids(part: _Part, event: Event, choice: _EventChoice) -> None:
     """Ids as vLLM tells them: the prompt's once, in chats beside the choices and in completions within them."""
     prompt = event.prompt_token_ids or choice.prompt_token_ids
     if prompt:
-        part.run.answer.prompt_ids = prompt
+        part.run.answer.prompt_ids[part.prompt] = prompt
     part.ids.extend(choice.token_ids or [])
 
 

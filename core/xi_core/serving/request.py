@@ -7,11 +7,20 @@ from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from xi_core.api.body import decode_body
-from xi_core.api.openai import ChatRequest, CompletionRequest, Message, NamedTool, ResponseFormat, StructuredOutputs
+from xi_core.api.openai import (
+    MAX_TOTAL_CHOICES,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    NamedTool,
+    ResponseFormat,
+    StructuredOutputs,
+)
 from xi_core.engine.grammar import Grammar
-from xi_core.errors import InvalidRequest, NotFound, UnsupportedField
+from xi_core.errors import InvalidRequest, NotFound, UnsupportedField, XiError
 from xi_core.serving.structured import grammar_of
 from xi_core.wire.manifest import Manifest
 
@@ -42,6 +51,7 @@ class Job(Struct, kw_only=True):
     stream: bool
     include_usage: bool
     n: int
+    """Choices of each prompt."""
     max_tokens: int | None
     sampling: dict[str, Any]
     logit_bias: dict[int, float]
@@ -52,9 +62,9 @@ class Job(Struct, kw_only=True):
     tools: list[dict[str, Any]] | None
     echo: bool
     token_ids: bool = False
-    """Whether the answer is to tell the ids of its tokens and of the prompt's."""
-    prompt: str | list[int] = ""
-    """Of a completions job: a text or token ids."""
+    """Whether the answer is to tell the ids of its tokens and of the prompts'."""
+    prompts: Sequence[str | list[int]] = ("",)
+    """Of a completions job: texts, or lists of token ids. A chat has one prompt, which its messages make."""
     grammar: Grammar | None = None
     """What the answer must look like."""
     variables: dict[str, Any] = field(default_factory=dict)
@@ -76,18 +86,34 @@ class Job(Struct, kw_only=True):
 
     @property
     def prompt_field(self) -> str:
-        """The field that holds the prompt, for errors."""
+        """The field that holds the prompts, for errors."""
         return "messages" if self.kind == "chat" else "prompt"
 
-    def least_tokens(self) -> int:
-        """Tokens that the prompt has at the very least: an answer that is quick to give."""
-        if self.kind == "chat":
-            return sum(len(message_text(message)) for message in self.chat.messages) // LONGEST_TOKEN
-        return len(self.prompt) // LONGEST_TOKEN if isinstance(self.prompt, str) else len(self.prompt)
+    @property
+    def choices(self) -> int:
+        """Of all prompts. Those of one stand together: the choice c of the prompt p is p × `n` + c."""
+        return len(self.prompts) * self.n
+
+    def prompt_of(self, choice: int) -> int:
+        """Number of the prompt that a choice answers."""
+        return choice // self.n
 
     def seed_of(self, choice: int) -> int | None:
-        """Each choice of a seeded request has a seed of its own, so that the choices differ but repeat."""
-        return None if self.seed is None else self.seed + choice
+        """Each choice of a prompt has a seed of its own, so that they differ but repeat; every prompt has the same, as if it came alone."""
+        return None if self.seed is None else self.seed + choice % self.n
+
+    def least_tokens(self) -> list[int]:
+        """Tokens that each prompt has at the very least: an answer that is quick to give."""
+        if self.kind == "chat":
+            return [sum(len(message_text(message)) for message in self.chat.messages) // LONGEST_TOKEN]
+        return [len(prompt) // LONGEST_TOKEN if isinstance(prompt, str) else len(prompt) for prompt in self.prompts]
+
+    def blame(self, prompt: int, error: XiError) -> XiError:
+        """`error`, which came of one prompt. Where there are several it says of which."""
+        if len(self.prompts) == 1 or error.param != "prompt":
+            return error
+        place, body = f"prompt[{prompt}]", error.body()
+        return XiError.from_body(replace(body, message=f"{place}: {body.message.removeprefix('prompt: ')}", param=place))
 
 
 def parse(route: str, body: bytes, manifest: Manifest, engine: str, defaults: dict[str, Any]) -> Job:
@@ -166,25 +192,33 @@ def _job(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]) -> 
         tools=_tools(request) if isinstance(request, ChatRequest) else None,
         echo=isinstance(request, CompletionRequest) and bool(request.echo),
         token_ids=bool(request.return_token_ids),
-        prompt=_prompt(request.prompt) if isinstance(request, CompletionRequest) else "",
+        prompts=_prompts(request.prompt, request.n or 1) if isinstance(request, CompletionRequest) else ("",),
         grammar=grammar_of(request),
         variables=_variables(request) if isinstance(request, ChatRequest) else {},
     )
 
 
-def _prompt(given: str | Sequence[int | str | list[int]]) -> str | list[int]:
-    """The one prompt of a request, which may stand in a list."""
+def _prompts(given: Any, n: int) -> list[str] | list[list[int]]:
+    """A text, or a list that isn't empty: of token ids, which are one prompt, or of texts or lists of token ids, each of which is one."""
     if isinstance(given, str):
-        return given
-    ids = [one for one in given if isinstance(one, int)]
-    prompts = [one for one in given if not isinstance(one, int)]
-    if not prompts:
-        return ids
-    if ids:
-        raise InvalidRequest("prompt: a list of token ids holds nothing else", param="prompt")
-    if len(prompts) > 1:
-        raise InvalidRequest(f"prompt: {len(prompts)} prompts; one request has one here, so send a request for each", param="prompt")
-    return prompts[0]
+        return [given]
+    kind = type(given[0])
+    odd = next((index for index, one in enumerate(given) if type(one) is not kind), None)
+    if odd is not None:
+        raise InvalidRequest(
+            f"prompt[{odd}]: all entries are texts, all are token ids, or all are lists of token ids; this one is not as the first is",
+            param=f"prompt[{odd}]",
+        )
+    if kind is int:
+        return [given]
+    if len(given) * n > MAX_TOTAL_CHOICES:
+        raise InvalidRequest(
+            f"prompt: {len(given)} prompts, with {n} choices each, make more than the {MAX_TOTAL_CHOICES} choices of one request; "
+            "send several requests",
+            param="prompt",
+        )
+    found: list[str] | list[list[int]] = given
+    return found
 
 
 def _check_messages(messages: list[Message]) -> None:

@@ -11,13 +11,13 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import UNSET
 
 from xi_core.api.openai import PromptTokensDetails, Usage
 from xi_core.engine.base import Engine, LoadedModel
-from xi_core.errors import ContextLengthExceeded, EngineError, Overloaded, Unavailable, XiError, envelope
+from xi_core.errors import ContextLengthExceeded, EngineError, Overloaded, Unavailable, UnsupportedField, XiError, envelope
 from xi_core.serving.answer import JSON, Answer, answer_for, error_event
 from xi_core.serving.delta import Delta
 from xi_core.serving.parsing import thinking_variables
@@ -30,6 +30,7 @@ from xi_core.wire.sleep import check_sleep
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Outlet = Callable[[Frame], None]
 """Takes the frames of a request, in order."""
 
@@ -55,18 +56,24 @@ class Run:
 class Running(Run):
     """A request for generated text."""
 
-    __slots__ = ("answer", "cached_tokens", "completion_tokens", "job", "open_choices", "told_tokens")
+    __slots__ = ("_read", "answer", "cached", "completion_tokens", "job", "open_choices", "told_tokens")
 
     def __init__(self, id: int, size: int, outlet: Outlet, job: Job, answer: Answer) -> None:
         super().__init__(id, size, outlet, answer.content_type)
         self.job = job
         self.answer = answer
-        self.cached_tokens: int | None = None
-        """Of the prompt; None where the engine doesn't tell."""
+        self._read = [0] * len(job.prompts)
+        self.cached: list[int | None] = [None] * len(job.prompts)
+        """Tokens of each prompt that had not to be read; None where the engine doesn't tell."""
         self.completion_tokens = 0
         self.told_tokens = 0
         """Those that the frames sent so far have told of."""
-        self.open_choices = job.n
+        self.open_choices = job.choices
+
+    def read(self, prompt: int, tokens: int) -> None:
+        """A prompt has so many tokens."""
+        self._read[prompt] = tokens
+        self.prompt_tokens = sum(self._read)
 
 
 class Service(ABC):
@@ -252,9 +259,11 @@ class GenerationService(Service):
     def _defaults(self) -> dict[str, Any]:
         return {}
 
-    def _prompt_text(self, job: Job) -> str:
-        """The text that an echoing completion begins with."""
-        return job.prompt if job.echo and isinstance(job.prompt, str) else ""
+    def _prompt_text(self, prompt: str | list[int]) -> str:
+        """The text that an echoing completion of `prompt` begins with. Raises `InvalidRequest`."""
+        if isinstance(prompt, str):
+            return prompt
+        raise UnsupportedField(f"echo: engine {self.plan.engine.name} gives back prompts that are texts, not token ids", param="echo")
 
     def _begin(self, submit: Submit, outlet: Outlet) -> Running:
         job = parse(submit.route, submit.body, self.model.manifest, self.plan.engine.name, self._defaults())
@@ -263,7 +272,7 @@ class GenerationService(Service):
         if job.request.model in self._adapters:
             job.adapter = job.request.model
         self._check_size(job)
-        answer = answer_for(job, job.adapter or self.plan.uid, self._prompt_text(job))
+        answer = answer_for(job, job.adapter or self.plan.uid, self._each_prompt(job, self._prompt_text) if job.echo else ())
         run = Running(submit.id, len(submit.body), outlet, job, answer)
         try:
             self._start(run)
@@ -275,12 +284,22 @@ class GenerationService(Service):
 
     def _check_size(self, job: Job) -> None:
         """Refuse at once what can't fit: to encode it would take long."""
-        least, context = job.least_tokens(), self.model.context_length
-        if least > context:
-            raise ContextLengthExceeded(
-                f"the prompt has more than {least} tokens; the context of {self.plan.uid} holds {context}, answer included",
-                param=job.prompt_field,
-            )
+        context = self.model.context_length
+        for prompt, least in enumerate(job.least_tokens()):
+            if least > context:
+                what = f"the prompt has more than {least} tokens; the context of {self.plan.uid} holds {context}, answer included"
+                raise job.blame(prompt, ContextLengthExceeded(what, param=job.prompt_field))
+
+    @staticmethod
+    def _each_prompt(job: Job, work: Callable[[str | list[int]], T]) -> list[T]:
+        """What `work` makes of each prompt. An error says which one it came of."""
+        found: list[T] = []
+        for index, prompt in enumerate(job.prompts):
+            try:
+                found.append(work(prompt))
+            except XiError as error:
+                raise job.blame(index, error) from None
+        return found
 
     def _deliver(self, run: Running, delta: Delta) -> None:
         if run.ended:
@@ -303,7 +322,8 @@ class GenerationService(Service):
     @staticmethod
     def _usage(run: Running) -> Usage:
         total = run.prompt_tokens + run.completion_tokens
-        details = UNSET if run.cached_tokens is None else PromptTokensDetails(cached_tokens=run.cached_tokens)
+        cached = [tokens for tokens in run.cached if tokens is not None]
+        details = PromptTokensDetails(cached_tokens=sum(cached)) if cached else UNSET
         return Usage(
             prompt_tokens=run.prompt_tokens, completion_tokens=run.completion_tokens, total_tokens=total, prompt_tokens_details=details
         )

@@ -64,8 +64,7 @@ class TokenService(GenerationService):
         running = self._engine.stats().running
         return running, max(0, len(self._parts) - running)
 
-    def _prompt_text(self, job: Job) -> str:
-        prompt = job.prompt if job.echo else ""
+    def _prompt_text(self, prompt: str | list[int]) -> str:
         if isinstance(prompt, str):
             return prompt
         check_ids("prompt", prompt, self._tokenizer.vocabulary_size)
@@ -78,41 +77,37 @@ class TokenService(GenerationService):
             encoding = asyncio.get_running_loop().run_in_executor(self._encoders, self._encode, run.job)
             encoding.add_done_callback(lambda done: self._encoded(run, done))
 
-    def _encoded(self, run: Running, encoding: asyncio.Future[Prompt]) -> None:
+    def _encoded(self, run: Running, encoding: asyncio.Future[list[Prompt]]) -> None:
         if not run.ended and not encoding.cancelled():
             self._attempt(run, lambda: self._compile(run, encoding.result()))
         elif not encoding.cancelled():
             encoding.exception()  # nobody asks any more
 
-    def _compile(self, run: Running, prompt: Prompt) -> None:
-        if prompt.grammar is None:
-            self._queue(run, prompt)
+    def _compile(self, run: Running, prompts: list[Prompt]) -> None:
+        grammar = prompts[0].grammar  # the request's, so that of all
+        if grammar is None:
+            self._queue(run, prompts)
         else:
-            self._compilations.start(prompt.grammar, lambda problem: self._compiled(run, prompt, problem))
+            self._compilations.start(grammar, lambda problem: self._compiled(run, prompts, problem))
 
-    def _compiled(self, run: Running, prompt: Prompt, problem: XiError | None) -> None:
+    def _compiled(self, run: Running, prompts: list[Prompt], problem: XiError | None) -> None:
         if run.ended:  # nobody asks any more
             return
         if problem is None:
-            self._attempt(run, self._queue, run, prompt)
+            self._attempt(run, self._queue, run, prompts)
         else:
             self.fail(run, problem)
 
-    def _queue(self, run: Running, prompt: Prompt) -> None:
+    def _queue(self, run: Running, prompts: list[Prompt]) -> None:
         job = run.job
-        run.prompt_tokens = len(prompt.ids)
-        run.answer.prompt_ids = prompt.ids
-        room = self.model.context_length - run.prompt_tokens
-        if room < 1:
-            raise ContextLengthExceeded(
-                f"the prompt has {run.prompt_tokens} tokens; the context of {self.plan.uid} holds {self.model.context_length}, "
-                "answer included",
-                param=job.prompt_field,
-            )
         check_ids("logit_bias", job.logit_bias, self._tokenizer.vocabulary_size)
-        most = min(job.max_tokens or room, room)
+        run.answer.prompt_ids = [prompt.ids for prompt in prompts]
+        for number, prompt in enumerate(prompts):
+            run.read(number, len(prompt.ids))
         stops = self._stops.of(job)
-        for index in range(job.n):
+        for index in range(job.choices):
+            prompt = prompts[job.prompt_of(index)]
+            room = self.model.context_length - len(prompt.ids)
             part = next(self._ids)
             parser = self._parsers.chain(job, prompt)
             choice = Choice(
@@ -122,14 +117,20 @@ class TokenService(GenerationService):
             choice.open(prompt.opening)
             self._parts[part] = (run, choice)
             run.parts.append(part)
-            self._batcher.submit(part, prompt.ids, _params(job, index, most, prompt.grammar))
+            self._batcher.submit(part, prompt.ids, _params(job, index, min(job.max_tokens or room, room), prompt.grammar))
 
-    def _encode(self, job: Job) -> Prompt:
-        if job.kind == "chat":
-            text = self._render(job)
-            opening, grammar = self._parsers.opening(job, text)
-            return Prompt(self._tokenizer.encode(text + opening), text[-END:], opening, grammar)
-        prompt = job.prompt
+    def _encode(self, job: Job) -> list[Prompt]:
+        """The job's prompts, each of which leaves room for an answer: one that doesn't is found before any has begun."""
+        if job.kind == "completions":
+            return self._each_prompt(job, lambda prompt: Prompt(self._raw(prompt), grammar=job.grammar))
+        text = self._render(job)
+        opening, grammar = self._parsers.opening(job, text)
+        ids = self._tokenizer.encode(text + opening)
+        self._check_room_for_answer(ids, "messages")
+        return [Prompt(ids, text[-END:], opening, grammar)]
+
+    def _raw(self, prompt: str | list[int]) -> list[int]:
+        """Token ids of a completion's prompt."""
         if isinstance(prompt, str):
             ids = self._tokenizer.encode_prompt(prompt)
         else:
@@ -137,7 +138,15 @@ class TokenService(GenerationService):
             ids = prompt
         if not ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
-        return Prompt(ids, grammar=job.grammar)
+        self._check_room_for_answer(ids, "prompt")
+        return ids
+
+    def _check_room_for_answer(self, ids: list[int], param: str) -> None:
+        context = self.model.context_length
+        if len(ids) >= context:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(ids)} tokens; the context of {self.plan.uid} holds {context}, answer included", param=param
+            )
 
     def _render(self, job: Job) -> str:
         if self._template is None:
@@ -156,12 +165,15 @@ class TokenService(GenerationService):
         for error in output.errors:
             part = self._parts.get(error.id)
             if part is not None:
+                run, choice = part
                 cause = InvalidRequest(error.message, param=error.param) if error.status < 500 else EngineError(error.message)
-                self.fail(part[0], cause)
+                self.fail(run, run.job.blame(run.job.prompt_of(choice.index), cause))
 
     def _token(self, run: Running, choice: Choice, token: TokenOut) -> None:
-        if token.cached is not None:  # of several choices, what none of them had to read
-            run.cached_tokens = token.cached if run.cached_tokens is None else min(run.cached_tokens, token.cached)
+        if token.cached is not None:  # of several choices of a prompt, what none of them had to read
+            prompt = run.job.prompt_of(choice.index)
+            known = run.cached[prompt]
+            run.cached[prompt] = token.cached if known is None else min(known, token.cached)
         delta = choice.add(token)
         if delta.finish is not None:
             self._parts.pop(token.id, None)

@@ -21,13 +21,14 @@ from xi_core.engine.info import EngineInfo
 from xi_core.testing.harness import Harness
 from xi_core.testing.kit_answers import AnswerChecks
 from xi_core.testing.kit_limits import LimitChecks
+from xi_core.testing.kit_prompts import PromptChecks
 from xi_core.testing.kit_sampling import SamplingChecks
 from xi_core.testing.kit_streams import StreamChecks
 from xi_core.testing.kit_structured import StructuredChecks
 from xi_core.testing.proofs import HOST, find_info
 
 
-class EngineKit(AnswerChecks, StreamChecks, SamplingChecks, StructuredChecks, LimitChecks):
+class EngineKit(AnswerChecks, PromptChecks, StreamChecks, SamplingChecks, StructuredChecks, LimitChecks):
     """Set `plugin` and `plan`; `prompts` are requests in greedy form that the model answers in more than four tokens."""
 
     @pytest.fixture(scope="class")

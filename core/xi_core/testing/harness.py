@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from copy import copy
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -64,6 +65,12 @@ class Answer:
         if self.streamed:
             return next((event["error"] for event in self.events if "error" in event), None)
         return self.body.get("error")
+
+    def only(self, index: int) -> Answer:
+        """The same answer with one of its choices, as the first: what is told of the first is told of that one."""
+        found = copy(self)
+        found.body, *found.events = [_only(said, index) for said in (self.body, *self.events)]
+        return found
 
     @property
     def text(self) -> str:
@@ -131,6 +138,12 @@ class Answer:
 
     def _choices(self) -> list[dict[str, Any]]:
         return [choice for event in self.events for choice in event.get("choices", [])]
+
+
+def _only(said: dict[str, Any], index: int) -> dict[str, Any]:
+    """A body or an event, of whose choices one is left."""
+    choices = [{**choice, "index": 0} for choice in said.get("choices", []) if choice["index"] == index]
+    return {**said, "choices": choices} if "choices" in said else said
 
 
 def _entries(logprobs: dict[str, Any]) -> list[dict[str, Any]]:

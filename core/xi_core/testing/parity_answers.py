@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from xi_core.api.openai import MAX_TOTAL_CHOICES
+from xi_core.serving.request import CHAT, COMPLETIONS
 from xi_core.testing.harness import Answer, Call, Harness
 from xi_core.testing.parity_base import ParityBase
 from xi_core.testing.proofs import proves
@@ -41,6 +43,23 @@ class AnswerParity(ParityBase):
         calls = [(fact, self.start(harness, self.question(fact["prompt"]), **fields)) for fact in expected["chat"]]
         for fact, call in calls:
             self.check_fact(fact, call.answer(120.0))
+
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize("ids", [False, True])
+    def test_facts_in_one_request(self, harness: Harness, expected: dict[str, Any], stream: bool, ids: bool) -> None:
+        """All questions as prompts of one request, twice each, as texts or as token ids."""
+        if self.route == CHAT:
+            return  # a chat has one prompt
+        facts = expected["chat"][: MAX_TOTAL_CHOICES // 2]
+        fields: dict[str, Any] = {"temperature": 0, "max_tokens": 200, "n": 2, "stream": stream}
+        fields |= {"stream_options": {"include_usage": True}} if stream else {}
+        prompts = [fact["prompt_ids"] if ids else self.question(fact["prompt"]) for fact in facts]
+        answer = harness.submit(COMPLETIONS, {"prompt": prompts, **fields}).answer(120.0)
+        assert answer.status == 200, answer.raw
+        assert answer.texts == [fact["answer"] for fact in facts for _ in range(2)]
+        assert answer.finishes == ["stop"] * 2 * len(facts)
+        assert answer.usage["prompt_tokens"] == sum(len(fact["prompt_ids"]) for fact in facts)
+        assert answer.usage["completion_tokens"] == 2 * sum(len(fact["answer_ids"]) for fact in facts)
 
     # -- text --------------------------------------------------------------------------------------
 

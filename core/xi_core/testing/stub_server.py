@@ -106,8 +106,8 @@ class Answering(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
         try:
+            self.end_headers()
             for event in self._events(body):
                 self._chunk(b"data: " + json.dumps(event).encode() + b"\n\n")
             self._chunk(b"data: [DONE]\n\n")

@@ -19,7 +19,7 @@ PROB = TokenLogprob(token="é", logprob=-0.5, bytes=[195, 169], top_logprobs=[To
 def answer(route: str = CHAT, **fields: Any) -> Answer:
     given = {"messages": [{"role": "user", "content": "Hi"}]} if route == CHAT else {"prompt": "Hi"}
     job = parse(route, msgspec.json.encode({"model": "m", **given, **fields}), full_manifest(), "fake", {})
-    return answer_for(job, "m", "Hi")
+    return answer_for(job, "m", ["Hi", "Ho"] if job.echo else ())
 
 
 def events(data: bytes) -> list[dict[str, Any]]:
@@ -94,6 +94,32 @@ def test_completion_with_echo() -> None:
     one = answer(COMPLETIONS, echo=True, stream=True)
     chunks = events(one.add(Delta(text="é")) + one.add(Delta(text="é", finish="stop")))
     assert [chunk["choices"][0]["text"] for chunk in chunks] == ["Hié", "é"]
+
+
+PROMPTS = {"prompt": ["Hi", "Ho"], "n": 2, "echo": True, "return_token_ids": True}
+
+
+def test_choices_of_several_prompts() -> None:
+    """Those of one prompt stand together, each with its own prompt's text and ids."""
+    one = answer(COMPLETIONS, **PROMPTS)
+    one.prompt_ids = [[1, 2], [3]]
+    for index in (3, 0, 2, 1):
+        one.add(Delta(index=index, text=f" {index}", token_ids=[index], finish="stop"))
+    choices = msgspec.json.decode(one.end(USAGE))["choices"]
+    assert [(c["index"], c["text"], c["token_ids"], c["prompt_token_ids"]) for c in choices] == [
+        (0, "Hi 0", [0], [1, 2]),
+        (1, "Hi 1", [1], [1, 2]),
+        (2, "Ho 2", [2], [3]),
+        (3, "Ho 3", [3], [3]),
+    ]
+
+
+def test_chunks_of_several_prompts() -> None:
+    one = answer(COMPLETIONS, stream=True, **PROMPTS)
+    one.prompt_ids = [[1, 2], [3]]
+    chunks = events(one.add(Delta(index=3, text="a")) + one.add(Delta(index=0, text="b")) + one.add(Delta(index=3, text="c")))
+    found = [chunk["choices"][0] for chunk in chunks]
+    assert [(c["index"], c["text"], c.get("prompt_token_ids")) for c in found] == [(3, "Hoa", [3]), (0, "Hib", [1, 2]), (3, "c", None)]
 
 
 def test_completion_body_with_offsets() -> None:

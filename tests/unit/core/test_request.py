@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xi_core.api.openai import ChatRequest, CompletionRequest
-from xi_core.errors import InvalidRequest, NotFound, UnsupportedField, XiError
+from xi_core.errors import ContextLengthExceeded, InvalidRequest, NotFound, UnsupportedField, XiError
 from xi_core.serving.events import engine_body
 from xi_core.serving.request import CHAT, COMPLETIONS, Job, message_text, parse
 from xi_core.testing.fake_plugin import full_manifest
@@ -166,8 +166,10 @@ def test_an_assistants_message_may_have_no_content() -> None:
     assert [message_text(message) for message in job(chat(messages=messages)).chat.messages] == ["", "Hi"]
 
 
-@pytest.mark.parametrize(("prompt", "least"), [("a" * 256_000, 1000), ([1] * 700, 700), ("", 0)])
-def test_what_a_prompt_has_at_least(prompt: Any, least: int) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "least"), [("a" * 256_000, [1000]), ([1] * 700, [700]), ("", [0]), (["a" * 256, "", "a" * 999], [1, 0, 3])]
+)
+def test_what_each_prompt_has_at_least(prompt: Any, least: list[int]) -> None:
     body = msgspec.json.encode({"model": "m", "prompt": prompt})
     assert job(body, COMPLETIONS).least_tokens() == least
 
@@ -195,7 +197,7 @@ def test_whatever_the_fields_hold_the_answer_is_a_job_or_a_refusal(route: str, f
     prompt = {"messages": [{"role": "user", "content": "x"}]} if route == CHAT else {"prompt": "x"}
     body = msgspec.json.encode({"model": "m", **fields, **(prompt if keep else {})})
     with contextlib.suppress(InvalidRequest):  # any other error fails this test
-        assert parse(route, body, full_manifest(), "fake", {}).least_tokens() >= 0
+        assert parse(route, body, full_manifest(), "fake", {}).least_tokens()
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
@@ -214,10 +216,11 @@ def test_every_field_stands_in_the_table() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": 5}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [-1]}, "prompt"), ({"prompt": ["x", "y"]}, "prompt"),
+        ({"prompt": 5}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [-1]}, "prompt"), ({"prompt": ["x"] * 129}, "prompt"),
         ({"prompt": None}, "prompt"), ({"echo": "yes"}, "echo"), ({"logprobs": True}, "logprobs"), ({"logprobs": 21}, "logprobs"),
         ({"max_tokens": 0}, "max_tokens"), ({"suffix": "x"}, "suffix"), ({"prompt": [2**32]}, "prompt"),
-        ({"prompt": [[1], [2]]}, "prompt"), ({"prompt": [[]]}, "prompt"), ({"prompt": [1, "x"]}, "prompt"), ({"prompt": ["x", [1]]}, "prompt"),
+        ({"prompt": ["x"] * 65, "n": 2}, "prompt"), ({"prompt": [[]]}, "prompt"), ({"prompt": [[1], []]}, "prompt"),
+        ({"prompt": [1, "x"]}, "prompt[1]"), ({"prompt": ["x", [1]]}, "prompt[1]"), ({"prompt": [[1], [2], 3]}, "prompt[2]"),
         ({"echo": True, "logprobs": 0}, "logprobs"),
     ],
 )  # fmt: skip
@@ -230,6 +233,30 @@ def test_fields_of_completions_are_checked_and_named(fields: dict[str, Any], par
 @pytest.mark.parametrize(("given", "prompt"), [("x", "x"), (["x"], "x"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2]), ([7], [7])])
 def test_one_prompt_may_stand_in_a_list(given: Any, prompt: str | list[int]) -> None:
     """LangChain's class for completions sends every prompt so."""
-    job = parse(COMPLETIONS, msgspec.json.encode({"model": "m", "prompt": given}), full_manifest(), "fake", {})
-    assert job.prompt == prompt
-    assert engine_body(job, 0)["prompt"] == prompt
+    one = job(msgspec.json.encode({"model": "m", "prompt": given}), COMPLETIONS)
+    assert (one.prompts, one.choices) == ([prompt], 1)
+    assert engine_body(one, 0)["prompt"] == prompt
+
+
+@pytest.mark.parametrize("prompts", [["x", "y", "x"], [[1, 2], [3], [1, 2]]])
+def test_choices_of_several_prompts(prompts: list[Any]) -> None:
+    """The choice c of the prompt p is p × n + c. Every prompt has the seeds that it would have alone."""
+    three = job(msgspec.json.encode({"model": "m", "prompt": prompts, "n": 2, "seed": 5}), COMPLETIONS)
+    assert three.choices == 6
+    bodies = [engine_body(three, index) for index in range(6)]
+    assert [(body["prompt"], body["seed"]) for body in bodies] == [(prompt, seed) for prompt in prompts for seed in (5, 6)]
+
+
+def test_as_many_choices_as_one_request_may_have() -> None:
+    assert job(msgspec.json.encode({"model": "m", "prompt": ["x"] * 8, "n": 16}), COMPLETIONS).choices == 128
+    assert job(msgspec.json.encode({"model": "m", "prompt": [1] * 5000, "n": 16}), COMPLETIONS).choices == 16, "token ids are one prompt"
+
+
+def test_an_error_of_one_of_several_prompts_says_which() -> None:
+    one, two = (job(msgspec.json.encode({"model": "m", "prompt": ["x"] * count}), COMPLETIONS) for count in (1, 2))
+    error = ContextLengthExceeded("the prompt has 9 tokens", param="prompt")
+    assert one.blame(0, error) is error
+    blamed = two.blame(1, error)
+    assert (type(blamed), blamed.param, blamed.message) == (ContextLengthExceeded, "prompt[1]", "prompt[1]: the prompt has 9 tokens")
+    other = InvalidRequest("logit_bias: 9 is no token", param="logit_bias")
+    assert two.blame(1, other) is other, "every prompt has it"
