@@ -5,13 +5,13 @@ The serving layer talks to it from the replica's loop; the engine sees only the 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 from msgspec import Struct
 
 from xi_core.engine.base import SamplingParams, SequenceError, StepOutput, TokenEngine
 from xi_core.engine.inbox_thread import InboxThread
+from xi_core.engine.turns import Turns
 from xi_core.errors import XiError
 
 
@@ -37,13 +37,16 @@ class Batcher(InboxThread):
         super().__init__("xi-batcher", on_failure, interval)
         self._engine = engine
         self._on_step = on_step
-        self._waiting: OrderedDict[int, _Sequence] = OrderedDict()
+        self._waiting: Turns[_Sequence] = Turns()
         self._running: set[int] = set()
 
-    def submit(self, id: int, prompt: list[int], sampling: SamplingParams) -> None:
-        """Queue a sequence; it joins the batch when the engine has capacity. Any thread."""
+    def submit(self, id: int, prompt: list[int], sampling: SamplingParams, request: int | None = None) -> None:
+        """Queue a sequence; it joins the batch when the engine has capacity. Any thread.
+
+        `request`: the first sequence of the same request, where it has several. Requests take turns.
+        """
         sequence = _Sequence(id, prompt, sampling)
-        self._post(lambda: self._waiting.update({id: sequence}))
+        self._post(lambda: self._waiting.add(id if request is None else request, id, sequence))
 
     def remove(self, id: int) -> None:
         """Drop a sequence, waiting or running, before the next step. Any thread; unknown ids are ignored."""
@@ -68,12 +71,12 @@ class Batcher(InboxThread):
             self._running.discard(id)
             self._engine.remove(id)
         else:
-            self._waiting.pop(id, None)
+            self._waiting.discard(id)
 
     def _admit(self) -> list[SequenceError]:
         errors: list[SequenceError] = []
         while self._waiting and self._engine.has_capacity():
-            _, item = self._waiting.popitem(last=False)
+            item = self._waiting.pop()
             try:
                 self._engine.add(item.id, item.prompt, item.sampling)
             except XiError as error:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
 from xi_core.engine.base import ApiEngine, ApiRequest, ApiSink
+from xi_core.engine.turns import Turns
 from xi_core.errors import EngineError, ErrorBody, InvalidRequest, XiError
 from xi_core.serving.loop_queue import LoopQueue
 from xi_core.serving.service import Run
@@ -104,29 +104,25 @@ class EngineSlots(Generic[P]):
         self._slots = slots
         self._attempt, self._event, self._ended = attempt, event, ended
         self._parts: dict[int, P] = {}
-        self._waiting: deque[deque[P]] = deque()
+        self._waiting: Turns[P] = Turns()
         self._busy = 0
         self._sink = _Sink(LoopQueue(asyncio.get_running_loop(), self._take))
 
     def counts(self) -> tuple[int, int]:
         """Parts in the engine, and parts that wait."""
-        return self._busy, sum(len(parts) for parts in self._waiting)
+        return self._busy, len(self._waiting)
 
     def queue(self, parts: Iterable[P]) -> None:
         """Let all parts of one request wait for `admit`, one behind the other; between two of them others that wait have their turn."""
-        waiting = deque(parts)
-        for part in waiting:
+        for part in parts:
             self._parts[part.id] = part
             part.run.parts.append(part.id)
-        self._waiting.append(waiting)
+            self._waiting.add(part.run.parts[0], part.id, part)
 
     def admit(self) -> None:
         """Give the engine as many parts as it has room for."""
         while self._waiting and self._busy < self._slots:
-            parts = self._waiting.popleft()
-            part = parts.popleft()
-            if parts:
-                self._waiting.append(parts)
+            part = self._waiting.pop()
             part.started = True
             self._busy += 1
             self._sink.hand_over(self._engine, part.body)
@@ -139,11 +135,7 @@ class EngineSlots(Generic[P]):
             self._engine.abort(id)
             return
         del self._parts[id]
-        for parts in self._waiting:
-            if parts[0].run is part.run:  # a request's parts wait together
-                parts.remove(part)
-                break
-        self._waiting = deque(parts for parts in self._waiting if parts)
+        self._waiting.discard(id)
 
     def _take(self, item: _Text | Done | Failed) -> None:
         part = self._parts.get(item.id)

@@ -117,7 +117,8 @@ class TokenService(GenerationService):
             choice.open(prompt.opening)
             self._parts[part] = (run, choice)
             run.parts.append(part)
-            self._batcher.submit(part, prompt.ids, _params(job, index, min(job.max_tokens or room, room), prompt.grammar))
+            sampling = _params(job, index, min(job.max_tokens or room, room), prompt.grammar)
+            self._batcher.submit(part, prompt.ids, sampling, run.parts[0])
 
     def _encode(self, job: Job) -> list[Prompt]:
         """The job's prompts, each of which leaves room for an answer: one that doesn't is found before any has begun."""

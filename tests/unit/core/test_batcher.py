@@ -44,6 +44,16 @@ def test_sequences_beyond_the_slots_wait_their_turn() -> None:
     assert sum(token.id == 3 for step in steps for token in step.tokens) == 3
 
 
+def test_a_request_of_many_sequences_holds_up_no_other() -> None:
+    with Steps(CountingEngine()) as run:
+        for id in range(1, 11):
+            run.batcher.submit(id, [1], GREEDY, request=1)
+        run.batcher.submit(11, [1], GREEDY)
+        steps = run.until_finished(*range(1, 12))
+    ended = [token.id for step in steps for token in step.tokens if token.finish]
+    assert ended.index(11) <= 4, "behind those that ran, and one more"
+
+
 def test_removing_a_waiting_sequence() -> None:
     engine = CountingEngine()
     with Steps(engine) as run:
