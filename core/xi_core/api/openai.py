@@ -168,6 +168,8 @@ class Message(Struct, kw_only=True, omit_defaults=True):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    function_call: dict[str, Any] | None = None
+    """OpenAI's older form of `tool_calls`: refused, for it would be lost. Null, as clients send it back, is taken."""
 
 
 class ChatRequest(Request, kw_only=True, forbid_unknown_fields=True):

@@ -226,6 +226,9 @@ def _check_messages(messages: list[Message]) -> None:
         if message.content is None and message.role != "assistant":
             field = f"messages[{index}].content"
             raise InvalidRequest(f"{field}: a message of the role '{message.role}' needs content", param=field)
+        if message.function_call is not None:
+            field = f"messages[{index}].function_call"
+            raise InvalidRequest(f"{field} is an older form that xi doesn't take; send the call in `tool_calls`", param=field)
 
 
 def message_text(message: Message) -> str:

@@ -166,6 +166,14 @@ def test_an_assistants_message_may_have_no_content() -> None:
     assert [message_text(message) for message in job(chat(messages=messages)).chat.messages] == ["", "Hi"]
 
 
+def test_a_call_in_the_older_form_is_not_lost_silently() -> None:
+    said = {"role": "assistant", "content": None}
+    assert job(chat(messages=[{**said, "function_call": None}])).chat.messages
+    error = refused(chat(messages=[{"role": "user", "content": "Hi"}, {**said, "function_call": {"name": "f", "arguments": "{}"}}]))
+    assert (error.status, error.param) == (400, "messages[1].function_call")
+    assert "`tool_calls`" in error.message
+
+
 @pytest.mark.parametrize(
     ("prompt", "least"), [("a" * 256_000, [1000]), ([1] * 700, [700]), ("", [0]), (["a" * 256, "", "a" * 999], [1, 0, 3])]
 )
