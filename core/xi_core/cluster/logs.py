@@ -1,4 +1,5 @@
-"""Log files of replicas: one per replica, rotated at its start and when it is large, one old one kept.
+"""Log files of replicas: one per replica, rotated at its start and when it is large, one old one kept. Of replicas that have ended, those
+of the last ones are kept.
 
 Their last lines are the reason of an unexpected end.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import IO
 
 LARGEST = 16 * 1024 * 1024
 """Bytes of a log at which it is rotated while it is written to."""
+KEPT = 200
+"""Logs that are kept, those of replicas that run not counted in."""
 LINES = 15
 TAIL = 16 * 1024
 """Bytes at the end of a log that are looked at."""
@@ -25,12 +29,38 @@ def log_file(home: Path, replica_id: str, rank: int = 0) -> Path:
 
 
 def open_log(home: Path, replica_id: str, rank: int = 0) -> IO[bytes]:
-    """A new, empty log; what was there becomes `….log.1`."""
+    """A new, empty log; what was there becomes `….log.1`. Logs of replicas that ended long ago are deleted."""
     path = log_file(home, replica_id, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         path.replace(_old(path))
-    return open(path, "ab", buffering=0, opener=_private)
+    forget(path.parent)
+    return _in_use(open(path, "ab", buffering=0, opener=_private))
+
+
+def _in_use(log: IO[bytes]) -> IO[bytes]:
+    """With a lock, which whoever inherits the descriptor has too: it tells `forget` that somebody writes to this log."""
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(log, fcntl.LOCK_SH)
+    return log
+
+
+def forget(folder: Path, kept: int = KEPT) -> None:
+    """Delete logs that nobody writes to, but for the newest."""
+    with contextlib.suppress(OSError):  # of another worker of this XI_HOME, which does the same
+        ended = sorted((path.stat().st_mtime, path) for path in folder.glob("*.log") if not _is_written(path))
+        for _, path in ended[: max(0, len(ended) - kept)]:
+            path.unlink(missing_ok=True)
+            _old(path).unlink(missing_ok=True)
+
+
+def _is_written(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def is_large(path: Path, largest: int = LARGEST) -> bool:
