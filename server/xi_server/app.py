@@ -33,8 +33,10 @@ def create_app(gateway: Gateway) -> App:
     """The whole application over `gateway`. Raises `ConfigError` for origins that can't be."""
     front, key = Front(gateway, control_app(gateway)), gateway.settings.api_key
     origins = allowed_origins(gateway.settings.allow_origins, key)
-    app: App = BearerAuth(front, key) if key else OriginGuard(front, origins)
-    return Cors(app, origins) if origins else app
+    door, status = (BearerAuth(front, key), "401") if key else (OriginGuard(front, origins), "403")
+    text = "Requests turned away at the door: without the key (401), or from a web page of another site (403)."
+    gateway.metrics.observe("counter", "xi_requests_denied_total", text, ("status",), lambda: [((status,), door.denied)])
+    return Cors(door, origins) if origins else door
 
 
 class Front:

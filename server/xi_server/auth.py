@@ -24,16 +24,20 @@ class BearerAuth:
     def __init__(self, app: App, api_key: str) -> None:
         self._app = app
         self._hash = _digest(api_key.encode())
+        self.denied = 0
+        """Requests that were turned away, with 401."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or self._allows(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             # Xinference's clients need `detail`; others don't mind it.
+            self.denied += 1
             error = self._refusal(scope).body()
             body = msgspec.json.encode(control_error(error))
             await send_whole(send, error.status, body, new_request_id(), extra=[(b"www-authenticate", b"Bearer")])
         else:
+            self.denied += 1
             await send({"type": "websocket.close", "code": 1008})
 
     def _allows(self, scope: Scope) -> bool:

@@ -22,12 +22,15 @@ class OriginGuard:
         """`listed`: the origins that the operator lets in."""
         self._app = app
         self._listed = frozenset(origin.encode() for origin in listed)
+        self.denied = 0
+        """Requests that were turned away, with 403."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         if refusal is None:
             await self._app(scope, receive, send)
         else:
+            self.denied += 1
             await send_error(send, refusal.body(), new_request_id())
 
     def _refusal(self, scope: Scope) -> Forbidden | None:

@@ -105,6 +105,16 @@ async def test_the_right_key_lets_in_whatever_the_host_header(locked: Any, kit: 
     assert (missing.status, missing.error["code"]) == (404, "not_found")
 
 
+async def test_who_is_turned_away_is_counted(locked: Any, make_stage: Any, kit: Any) -> None:
+    for headers in ([], [(b"authorization", b"Bearer wrong")]):
+        await kit.Call(body=kit.chat(), headers=headers).run(locked.app)
+    shown = await kit.Call(path="/metrics", method="GET", headers=[(b"authorization", f"Bearer {KEY}".encode())]).run(locked.app)
+    assert b'xi_requests_denied_total{status="401"} 2' in shown.body_text
+    keyless = await make_stage()
+    await kit.Call(body=kit.chat(), headers=[(b"origin", b"https://evil.example")]).run(keyless.app)
+    assert b'xi_requests_denied_total{status="403"} 1' in (await keyless.control("GET", "/metrics")).body_text
+
+
 async def test_websockets_are_closed(locked: Any) -> None:
     sent: list[Any] = []
 
