@@ -30,7 +30,7 @@ def adopt(state: ClusterState, now: float, member: Member, record: ReplicaRecord
         state.enter(launch)
     if launch is None or not launch.takes(record.spec):
         return state.refuse(member.name, record)
-    replica = found[1] if found is not None else launch.vacancy(plan.replica_id)
+    replica = found[1] if found is not None else launch.vacancy(plan.replica_id) or _being_replaced(state, launch, member, record)
     if replica is None:
         return state.refuse(member.name, record)
     if found is None:
@@ -53,6 +53,21 @@ def adopt(state: ClusterState, now: float, member: Member, record: ReplicaRecord
     if launch.end or replica.leaving:  # the word to end may have been lost
         return state.refuse(member.name, record, state.grace if launch.was_ready else 0.0)
     return actions
+
+
+def _being_replaced(state: ClusterState, launch: LaunchEntry, member: Member, record: ReplicaRecord) -> Replica | None:
+    """A replica that serves on a drained worker, and had its place taken by its replacement, which reported first and isn't READY yet.
+
+    It gets the place back, with the replacement as its heir: as it was before the supervisor ended.
+    """
+    heir = next((r for r in launch.replicas if r.live and r.wanted and r.state != "READY"), None)
+    if member.name not in state.ledger.drains or heir is None or launch.end or record.status.state != "READY":
+        return None
+    replica = Replica(replica_id=record.plan.replica_id)
+    launch.replicas[launch.replicas.index(heir)] = replica
+    launch.replicas.append(heir)
+    heir.replaces = replica.replica_id
+    return replica
 
 
 def _launch_of(deadline: float, record: ReplicaRecord) -> LaunchEntry:

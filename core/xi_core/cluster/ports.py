@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import random
 import re
@@ -41,7 +42,7 @@ class PortRange:
         return cls(first, last)
 
     def take(self, host: str) -> PortBlock:
-        """A block of ports that are free at `host`, held until it is released. Raises `LaunchFailed`."""
+        """A block of ports that are free at `host`, an IP address, held until it is released. Raises `LaunchFailed`."""
         count = (self.last - self.first + 1) // BLOCK
         for number in random.sample(range(count), min(count, TRIES)):  # so that two workers of one machine seldom try the same
             block = PortBlock.bind(host, self.first + number * BLOCK)
@@ -61,7 +62,7 @@ class PortBlock:
 
     @classmethod
     def bind(cls, host: str, first: int) -> PortBlock | None:
-        """Bind `BLOCK` ports from `first`; None where one is taken."""
+        """Bind `BLOCK` ports from `first`; None where one is taken. Raises `LaunchFailed` for an address of another machine."""
         held: list[socket.socket] = []
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         for port in range(first, first + BLOCK):
@@ -69,9 +70,12 @@ class PortBlock:
             held.append(sock)
             try:
                 sock.bind((host, port))
-            except OSError:
+            except OSError as error:
                 for one in held:
                     one.close()
+                if error.errno == errno.EADDRNOTAVAIL:
+                    why = "is no address of this machine, so ranks can't listen there; start the worker with one of its own: --host"
+                    raise LaunchFailed(f"{host} {why}") from None
                 return None
         return cls(held)
 

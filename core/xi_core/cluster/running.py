@@ -40,6 +40,9 @@ FETCH_TIMEOUT = 1.0
 """Seconds in which what fetches the artifact must end when the replica is stopped meanwhile; one that waits for a network takes longer."""
 EXIT_TIMEOUT = 3.0
 """Seconds for a replica that has said that it can't go on to exit."""
+OTHERS = 3.0
+"""Seconds that a failed rank waits to be ended because of another one, before its own failure is told: more than two leases, so that a
+worker that has died is known by then."""
 PROGRESS_INTERVAL = 0.1
 """Progress is passed on at most this often, in seconds."""
 
@@ -161,6 +164,8 @@ class RunningReplica:
             # The thread ends what it runs, such as uv with its processes, once it looks: it must, for this worker may be about to end.
             await asyncio.wait({fetching}, timeout=FETCH_TIMEOUT)
             await self._clean_up()
+        if self._failure is not None and self.prepared is not None and not self.final:
+            await self._others_told()
         if self.prepared is not None and not self.prepared.done():
             self.prepared.set_exception(LaunchFailed(self.error) if self.error else LaunchCancelled(f"{self.plan.replica_id} was stopped"))
             self.prepared.exception()  # whoever waited for it may be gone
@@ -306,6 +311,15 @@ class RunningReplica:
         self.error = f"{self.plan.replica_id} {how_ended(process.returncode)}" + (
             f"; the last lines of its log:\n{last}" if last else "; its log is empty"
         )
+
+    async def _others_told(self) -> None:
+        """Of one rank of several that has said why it can't go on: wait until another's end is told, which ends this one, or isn't.
+
+        It may have lost that other one only, and is the first to know; why that has ended, its own worker knows.
+        """
+        if not self._stopping.is_set():
+            self._tell("STOPPING", f"ended: {self.error}")
+            await self._until_stopped(asyncio.ensure_future(asyncio.sleep(OTHERS)))
 
     # ---- ending ---------------------------------------------------------------------------------
 

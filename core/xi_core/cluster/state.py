@@ -239,7 +239,8 @@ class ClusterState:
     def move(self, launch: LaunchEntry, replica: Replica, by: float) -> None:
         """Have another replica take the place of this one, whose worker is being drained, before this one ends; at the latest at `by`."""
         replica.move_by = by
-        launch.replicas.append(Replica(replica_id=launch.free_id(), replaces=replica.replica_id, start_at=0.0))
+        if launch.heir(replica) is None:
+            launch.replicas.append(Replica(replica_id=launch.free_id(), replaces=replica.replica_id, start_at=0.0))
         self.touched.touch(launch)
 
     def moved(self, now: float, launch: LaunchEntry) -> list[Action]:

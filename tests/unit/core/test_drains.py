@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from xi_core.api.control import LaunchSpec, ReplicaStatus
+from xi_core.api.control import LaunchSpec, LaunchState, ReplicaStatus
 from xi_core.cluster.desired import Desired
 from xi_core.cluster.launches import Wanted
 from xi_core.cluster.lifecycle import Lifecycle
@@ -40,8 +40,8 @@ def member(name: str, incarnation: str = "i1") -> Member:
     return Member(name, incarnation, [], ("e",))
 
 
-def record(worker: str, replica_id: str = "m-0", life: str = "old-1") -> ReplicaRecord:
-    """A replica that serves since a former life of the supervisor."""
+def record(worker: str, replica_id: str = "m-0", life: str = "old-1", state: LaunchState = "READY") -> ReplicaRecord:
+    """A replica that runs since a former life of the supervisor."""
     plan = LaunchPlan(
         uid="m",
         replica_id=replica_id,
@@ -50,7 +50,7 @@ def record(worker: str, replica_id: str = "m-0", life: str = "old-1") -> Replica
         artifact=Artifact(format="toy", path="/x"),
         endpoint="ipc:///x",
     )
-    status = ReplicaStatus(replica_id=replica_id, state="READY", worker=worker)
+    status = ReplicaStatus(replica_id=replica_id, state=state, worker=worker)
     return ReplicaRecord(status=status, spec=WANTED.spec, model=MODEL, plan=plan, created=1, manifest=of_fields(chat={}))
 
 
@@ -77,6 +77,25 @@ def test_what_still_runs_there_moves_on_by_the_time_that_was_set() -> None:
     assert found is not None
     assert [(r.replica_id, r.move_by) for r in found.replicas] == [("m-0", 50.0), ("m-1", None)]
     assert [action.replica_id for action in restored.tick(50.0) if isinstance(action, Stop)] == ["m-0"]
+
+
+@pytest.mark.parametrize("first", ["w1", "w2"])
+def test_what_serves_goes_on_until_its_replacement_does_whoever_reports_first(first: str) -> None:
+    """The supervisor ended while the replica on w1 was being replaced by one on w2, which loads."""
+    restored = core(drains={"w1": 50.0}, settled_at=9.0)
+    restored.restore(0.0, WANTED)
+    here = {"w1": [record("w1")], "w2": [record("w2", "m-1", "old-2", "STARTING")]}
+    actions: list[Action] = []
+    for now, worker in enumerate(sorted(here, key=lambda name: name != first), 1):
+        actions += restored.worker_joined(now, member(worker), here[worker])
+    assert [action for action in actions if isinstance(action, Stop)] == []
+    found = restored.find("m")
+    assert found is not None
+    assert (found.state, [r.replica_id for r in found.replicas if r.state == "READY"]) == ("READY", ["m-0"])
+    assert [(r.replica_id, r.replaces, r.move_by) for r in found.replicas] == [("m-0", "", 50.0), ("m-1", "m-0", None)]
+    ready = restored.replica_updated(20.0, "w2", record("w2", "m-1", "old-2"))
+    assert [(action.worker, action.grace) for action in ready if isinstance(action, Stop)] == [("w1", 5.0)]
+    assert (found.state, [r.replica_id for r in found.replicas if r.wanted]) == ("READY", ["m-1"])
 
 
 def test_a_time_that_passed_while_no_supervisor_was_there_ends_what_is_left() -> None:
