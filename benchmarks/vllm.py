@@ -190,12 +190,12 @@ def _compare(name: str, model: Path, home: Path, tokens: int, repetitions: int, 
 
 def run(*, quick: bool, save: bool) -> bool:
     """Measure and report. True when all targets are met."""
-    tokens, repetitions = (64, 4) if quick else (128, 10)
+    tokens, repetitions = (64, 4) if quick else (128, 12)
     with tempfile.TemporaryDirectory(prefix="xi-bench-") as directory:
         folder = Path(directory)
         large = make_directory(folder / "random-60m")
         rows = [
-            *_compare("xi-tiny (1 M)", TOKENIZER, folder / "home-tiny", tokens, repetitions, wanted=False),
+            *_compare("xi-tiny (1 M)", TOKENIZER, folder / "home-tiny", tokens, repetitions // 2, wanted=False),
             *_compare("random Qwen2 (60 M)", large, folder / "home-60m", tokens, repetitions, wanted=True),
         ]
     conditions = {"options": OPTIONS, "answer_tokens": tokens, "cores": os.cpu_count(), "python": sys.version.split()[0]}
