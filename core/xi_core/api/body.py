@@ -12,11 +12,29 @@ from xi_core.errors import InvalidRequest
 
 T = TypeVar("T")
 
+_UNKNOWN = re.compile(r"Object contains unknown field `([^`]+)`")
+"""How msgspec names one of the body itself; within it the place would follow."""
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
 
 def decode_body(decode: Callable[[bytes], T], body: bytes) -> T:
     """`decode(body)`. Raises `InvalidRequest`: not JSON (with the position), or a field that isn't as it should be (with its name)."""
     try:
         return decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _invalid_json(error, body) from None
+
+
+def decode_request(decode: Callable[[bytes], T], body: bytes) -> T:
+    """`decode_body` of an inference request, in which null asks for nothing, also in fields that xi doesn't know: some clients send all
+    that OpenAI's API has.
+    """
+    try:
+        return decode(body)
+    except msgspec.ValidationError as error:
+        if _UNKNOWN.fullmatch(str(error)):
+            body = msgspec.json.encode({name: value for name, value in _fields(body).items() if bytes(value) != b"null"})
+        return decode_body(decode, body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _invalid_json(error, body) from None
 

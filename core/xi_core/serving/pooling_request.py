@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from xi_core.api.body import decode_body
+from xi_core.api.body import decode_request
 from xi_core.api.embeddings import MAX_INPUTS, EmbeddingRequest, RerankRequest
 from xi_core.errors import InvalidRequest, NotFound
 from xi_core.serving.request import LONGEST_TOKEN, check_manifest
@@ -52,7 +52,7 @@ def parse_pooling(route: str, body: bytes, manifest: Manifest, engine: str) -> P
     """Validate `body` by the API and by what the loaded model honours. Raises `InvalidRequest`, `UnsupportedField` or `NotFound`."""
     if route not in _decode or not manifest.serves(route):
         raise NotFound(f"this model does not serve {route}; it serves: {', '.join(manifest.endpoints)}", param="model")
-    request = decode_body(_decode[route], body)
+    request = decode_request(_decode[route], body)
     check_manifest(request, manifest.endpoints[route], engine)
     if isinstance(request, RerankRequest):
         texts = [document if isinstance(document, str) else document.text for document in request.documents]

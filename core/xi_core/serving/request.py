@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from xi_core.api.body import decode_body
+from xi_core.api.body import decode_request
 from xi_core.api.openai import (
     MAX_TOTAL_CHOICES,
     ChatRequest,
@@ -125,7 +125,7 @@ def parse(route: str, body: bytes, manifest: Manifest, engine: str, defaults: di
         raise InvalidRequest("this model has no chat template; use /v1/completions, or launch it with a template", param="messages")
     if route not in _decode or not manifest.serves(route):
         raise NotFound(f"this model does not serve {route}; it serves: {', '.join(manifest.endpoints)}", param="model")
-    request = decode_body(_decode[route], body)
+    request = decode_request(_decode[route], body)
     check_manifest(request, manifest.endpoints[route], engine)
     return _job(request, defaults)
 

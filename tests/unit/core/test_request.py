@@ -48,6 +48,15 @@ def test_null_means_default() -> None:
     assert job(chat(temperature=None, n=None, stop=None, tools=None)).n == 1
 
 
+def test_null_asks_for_nothing_in_fields_that_are_not_known_either() -> None:
+    """Some clients send all fields of OpenAI's API."""
+    assert job(chat(store=None, metadata=None, audio=None, n=2)).n == 2
+    error = refused(chat(store=None, metadata={}))
+    assert (error.status, error.param) == (400, "metadata")
+    within = refused(chat(stream_options={"include_usage": True, "else": None}))
+    assert within.param == "stream_options.else"
+
+
 def test_minus_one_and_zero_keep_all_tokens() -> None:
     assert job(chat(top_k=-1)).sampling["top_k"] == 0
 
