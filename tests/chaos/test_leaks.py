@@ -82,8 +82,9 @@ def churn(town: Town, uid: str) -> None:
     """Launch, ask, terminate."""
     town.launch(1, model_uid=uid)
     answer = town.http.post("/v1/chat/completions", json={**BODY, "model": uid})
-    assert answer.status_code == 200, answer.text
-    town.http.delete(f"/v1/models/{uid}").raise_for_status()
+    assert answer.status_code == 200, f"{answer.text}\n{town.said('head')[-4000:]}"
+    ended = town.http.delete(f"/v1/models/{uid}")
+    assert ended.is_success, f"{ended.text}\n{town.said('head')[-4000:]}"
 
 
 def test_launches_that_come_and_go_leave_nothing(busy: Town) -> None:
