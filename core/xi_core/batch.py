@@ -9,6 +9,7 @@ Format: https://platform.openai.com/docs/guides/batch. Answers come in any order
 
 from __future__ import annotations
 
+import codecs
 import queue
 import random
 import threading
@@ -20,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from xi_core.batch_results import Reply, Result, Results
-from xi_core.errors import InvalidRequest, LaunchError, Overloaded, TransportError, Unavailable, XiError, envelope
+from xi_core.errors import InvalidRequest, LaunchError, Overloaded, ProtocolMismatch, TransportError, Unavailable, XiError, envelope
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank")
 MOST_COMPLAINTS = 10
@@ -92,8 +93,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line
+                text = line if number > 1 else line.removeprefix(codecs.BOM_UTF8)  # which editors of Windows write
+                if text.strip():
+                    yield number, text
     except OSError as error:
         raise InvalidRequest(f"{path} can't be read: {error.strerror or error}") from None
 
@@ -128,9 +130,9 @@ def run(requests: Iterable[BatchRequest], ask: Ask, results: Results, concurrenc
     work = _Work(left, ask, results, Counts(total=len(given), skipped=len(given) - len(left)), watch)
     # Daemons: an interrupt must not wait for answers.
     threads = [threading.Thread(target=work.run, name=f"batch-{n}", daemon=True) for n in range(min(concurrency, len(left)))]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             thread.join()
     finally:
@@ -207,17 +209,21 @@ class _Work:
 
 
 class _Named(Struct):
-    id: str = ""
+    id: Any = ""
 
 
 def _answered(request: BatchRequest, body: bytes) -> Result:
     try:
         named = msgspec.json.decode(body, type=_Named).id
-    except msgspec.DecodeError:
-        named = ""
+    except msgspec.DecodeError as error:  # nothing, or a page of a proxy's own
+        return _refused(request, ProtocolMismatch(f"what came with status 200 is no answer: {error}"))
+    named = named if isinstance(named, str) else ""
     if b"\n" in body:  # an answer is a line
         body = msgspec.json.format(body, indent=-1)
-    return Result(custom_id=request.custom_id, response=Reply(status_code=200, request_id=named, body=msgspec.Raw(body)))
+    return Result(
+        custom_id=request.custom_id,
+        response=Reply(status_code=200, request_id=named, body=msgspec.Raw(body)),
+    )
 
 
 def _refused(request: BatchRequest, error: XiError) -> Result:

@@ -78,8 +78,14 @@ class Results:
             raise
 
     def add(self, result: Result) -> None:
-        """Append one line, at once. Raises `OSError`, such as of a full disk."""
-        _write(self._file, msgspec.json.encode(result) + b"\n")
+        """Append one line, at once. Raises `OSError`, such as of a full disk; the file is as before then."""
+        end = os.lseek(self._file, 0, os.SEEK_CUR)
+        try:
+            _write(self._file, msgspec.json.encode(result) + b"\n")
+        except OSError:
+            os.ftruncate(self._file, end)  # another thread may still add its line
+            os.lseek(self._file, end, os.SEEK_SET)
+            raise
 
     def close(self) -> None:
         """Close the file. Idempotent."""

@@ -22,8 +22,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import MODEL_REMAPPING
 
 from xi_core.api.control import ModelStatus
-from xi_core.errors import LaunchError
+from xi_core.errors import LaunchError, LaunchFailed
 from xi_core.testing.cluster import LocalCluster, alive, pids, rank
+from xi_core.testing.harness import plan_for
+from xi_core.wire.plan import RankAddress, Rendezvous
+from xi_plugins.engines.mlx import ranks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 XI_TINY = Path(__file__).parents[2] / "plugins/xi_plugins/families/xi_tiny/hf"
@@ -204,3 +207,12 @@ def test_a_model_that_can_t_be_cut_is_refused_by_name(
         cluster.wait_ended("odd")
         cluster.client.terminate("odd")
     assert not cluster.replicas("odd")
+
+
+def test_addresses_that_the_ring_can_t_read_are_refused_for_good() -> None:
+    plan = plan_for("x:Y", "", "mlx")
+    hosts = ("192.0.2.1", "2001:db8::2")
+    world = tuple(RankAddress(rank=n, worker=f"w{n}", host=host, ports=(23000, 23001)) for n, host in enumerate(hosts))
+    plan.rendezvous = Rendezvous(rank=0, world=world)
+    with pytest.raises(LaunchFailed, match=r"IPv4 addresses only.* w1 is at 2001:db8::2; .* --host"):
+        ranks.check(plan, {}, pipeline=False)

@@ -1,9 +1,11 @@
 """`LLM` on both engines: right answers, typed errors, and nothing left when its program ends, however it ends."""
 
 import json
+import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from xi_core import errors as e
 from xi_core.batch import read_requests, run
 from xi_core.batch_results import Results
 from xi_core.config import settings
+from xi_core.offline import private
 from xi_core.testing.waiting import wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=256)
@@ -203,6 +206,44 @@ def test_a_killed_replica_comes_back_and_nothing_is_lost(llm: LLM, home: Path) -
     replica.kill()
     work.join(100)
     assert [output.usage.completion_tokens for output in outputs] == [32] * 200
+
+
+def test_a_line_that_is_lost_while_its_replica_lives_is_dialled_again(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private, "REDIAL", 0.2)
+    lost = threading.Event()
+
+    def lose() -> None:
+        for line in llm._private._lines:
+            line._lose()
+        lost.set()
+
+    llm.generate("Hello")
+    llm._private._loop.call_soon_threadsafe(lose)
+    assert lost.wait(10)
+    outputs: list[Any] = []
+    work = threading.Thread(target=lambda: outputs.extend(llm.generate(["Hello"] * 8)), daemon=True)
+    work.start()
+    work.join(20)
+    assert len(outputs) == 8
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_is_told_whose_it_is(llm: LLM) -> None:
+    def ask(told: Connection) -> None:
+        try:
+            llm.generate("Hello")
+        except e.ChannelClosed as error:
+            told.send(error.message)
+
+    hears, tells = multiprocessing.Pipe(duplex=False)
+    fork = multiprocessing.get_context("fork").Process(target=ask, args=(tells,))
+    fork.start()
+    assert hears.poll(20)
+    assert hears.recv() == f"this LLM belongs to process {os.getpid()}, of which this one is a fork; make one here"
+    fork.join(20)
+    assert fork.exitcode == 0
+    assert len(llm.generate("Hello")) == 1
 
 
 # ---- launching ----------------------------------------------------------------------------------

@@ -92,6 +92,8 @@ def test_a_killed_rank_takes_the_whole_replica_along_which_is_started_again(clus
     victim = rank(before, number)
     assert victim.pid
     os.kill(victim.pid, signal.SIGKILL)
+    wait_until(lambda: cluster.client.model("m").replicas[0].error is not None, 10.0, "the replica to have ended")
+    assert str(cluster.client.model("m").replicas[0].error).startswith(f"rank {number} on {victim.worker}: m-0 was killed by SIGKILL")
     after = cluster.wait_ready("m", unlike=pids(before))
     assert not any(alive(pid) for pid in pids(before))
     assert after.replicas[0].restarts == 1

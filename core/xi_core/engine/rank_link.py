@@ -47,11 +47,15 @@ class Removed(Struct, tag="remove", array_like=True):
 
 
 class Step(Struct, array_like=True):
-    """What changed since the last step, and that step's tokens; then step. `last`: no step follows, rank 0 ends."""
+    """What changed since the last step, and that step's tokens and the sequences that failed in it; then step.
+
+    `last`: no step follows, rank 0 ends.
+    """
 
     changes: list[Added | Removed] = field(default_factory=list)
     tokens: list[tuple[int, int]] = field(default_factory=list)
     last: bool = False
+    failed: list[int] = field(default_factory=list)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -67,6 +71,7 @@ class Leader(TokenEngine):
         """A step failed, or hasn't ended: nobody is there to be told that it is over."""
         self._changes: list[Added | Removed] = []
         self._tokens: list[tuple[int, int]] = []
+        self._failed: list[int] = []
 
     def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
         return self._engine.load(plan, progress)
@@ -105,13 +110,13 @@ class Leader(TokenEngine):
         self._lost = True
         changes, self._changes = self._changes, []
         try:
-            self._link.broadcast(_encode(Step(changes, self._tokens)))
+            self._link.broadcast(_encode(Step(changes, self._tokens, failed=self._failed)))
         except XiError:
             raise
         except Exception as error:  # of any library that links ranks
             raise EngineError(f"the link to the other ranks failed: {error}") from error
         output = self._engine.step()
-        self._tokens = [(token.id, token.token) for token in output.tokens]
+        self._tokens, self._failed = _outcome(output)
         self._lost = False
         return output
 
@@ -133,11 +138,15 @@ class Leader(TokenEngine):
 
 def follow(engine: TokenEngine, link: RankLink) -> None:
     """Do what rank 0 does until it ends. Raises `EngineError` when this rank no longer computes the same, or what the link raises."""
-    tokens: list[tuple[int, int]] = []
+    tokens, failed = _outcome(StepOutput(tokens=[]))
     while not (step := _decode(link.broadcast(b""))).last:
         if step.tokens != tokens:
             raise EngineError(
                 f"this rank and rank 0 computed different tokens ({tokens[:4]} and {step.tokens[:4]}): is all their hardware the same?"
+            )
+        if step.failed != failed:  # it would have left one batch only
+            raise EngineError(
+                f"a sequence failed on rank 0 or on this rank only ({step.failed[:4]} and {failed[:4]}): has one less memory?"
             )
         for change in step.changes:
             if isinstance(change, Removed):
@@ -146,4 +155,9 @@ def follow(engine: TokenEngine, link: RankLink) -> None:
                 if change.sampling.grammar is not None:
                     engine.prepare(change.sampling.grammar)
                 engine.add(change.id, change.prompt, change.sampling)
-        tokens = [(token.id, token.token) for token in engine.step().tokens]
+        tokens, failed = _outcome(engine.step())
+
+
+def _outcome(output: StepOutput) -> tuple[list[tuple[int, int]], list[int]]:
+    """What must be the same on every rank."""
+    return [(token.id, token.token) for token in output.tokens], [error.id for error in output.errors]

@@ -59,15 +59,13 @@ def _accepted(address: tuple[str, int], greetings: dict[bytes, int], until: floa
     found: dict[int, socket.socket] = {}
     with listening:
         while len(found) < len(greetings):
-            listening.settimeout(max(0.01, until - time.monotonic()))
-            try:
-                peer = listening.accept()[0]
-            except TimeoutError:
+            peer = _next_peer(listening, until)
+            if peer is None:
                 missing = ", ".join(str(rank) for rank in greetings.values() if rank not in found)
-                for peer in found.values():
-                    peer.close()
-                raise EngineError(f"rank 0 waits at {address[0]}:{address[1]}, and rank {missing} did not come") from None
-            rank = _greeted(peer, greetings)
+                for one in found.values():
+                    one.close()
+                raise EngineError(f"rank 0 waits at {address[0]}:{address[1]}, and rank {missing} did not come")
+            rank = _greeted(peer, greetings, min(until, time.monotonic() + GREETING))
             if rank is None or rank in found:
                 peer.close()
             else:
@@ -75,11 +73,22 @@ def _accepted(address: tuple[str, int], greetings: dict[bytes, int], until: floa
     return list(found.values())
 
 
-def _greeted(peer: socket.socket, greetings: dict[bytes, int]) -> int | None:
-    """Which rank a connection says it is; None for one that says anything else, or nothing."""
-    peer.settimeout(GREETING)
+def _next_peer(listening: socket.socket, until: float) -> socket.socket | None:
+    """The next that connects; None when the time is over, however many still come."""
+    left = until - time.monotonic()
+    if left <= 0:
+        return None
+    listening.settimeout(left)
+    try:
+        return listening.accept()[0]
+    except TimeoutError:
+        return None
+
+
+def _greeted(peer: socket.socket, greetings: dict[bytes, int], until: float) -> int | None:
+    """Which rank a connection says it is; None for one that says anything else, or not all of it in time."""
     with contextlib.suppress(OSError):
-        rank = greetings.get(_received(peer, largest=max(map(len, greetings))))
+        rank = greetings.get(_received(peer, largest=max(map(len, greetings)), until=until))
         peer.settimeout(None)
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return rank
@@ -89,28 +98,32 @@ def _greeted(peer: socket.socket, greetings: dict[bytes, int]) -> int | None:
 def _connected(address: tuple[str, int], greeting: bytes, until: float) -> socket.socket:
     while True:
         try:
-            peer = socket.create_connection(address, timeout=max(0.01, until - time.monotonic()))
-            peer.settimeout(None)
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            peer.sendall(struct.pack(">I", len(greeting)) + greeting)
-            return peer
+            with contextlib.ExitStack() as unless_greeted:
+                peer = unless_greeted.enter_context(socket.create_connection(address, timeout=max(0.01, until - time.monotonic())))
+                peer.settimeout(None)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                peer.sendall(struct.pack(">I", len(greeting)) + greeting)
+                unless_greeted.pop_all()
+                return peer
         except OSError as error:
             if time.monotonic() > until:
                 raise EngineError(f"rank 0 does not listen at {address[0]}:{address[1]}: {error.strerror or error}") from error
             time.sleep(RETRY)
 
 
-def _received(peer: socket.socket, largest: int = LARGEST) -> bytes:
-    (size,) = struct.unpack(">I", exactly(peer, 4))
+def _received(peer: socket.socket, largest: int = LARGEST, until: float | None = None) -> bytes:
+    (size,) = struct.unpack(">I", exactly(peer, 4, until))
     if size > largest:
         raise ConnectionError(f"a message of {size} bytes was announced, {largest} are the most")
-    return exactly(peer, size)
+    return exactly(peer, size, until)
 
 
-def exactly(peer: socket.socket, size: int) -> bytes:
-    """So many bytes. Raises `ConnectionError` when the other end closes first."""
+def exactly(peer: socket.socket, size: int, until: float | None = None) -> bytes:
+    """So many bytes. Raises `ConnectionError` when the other end closes first, `TimeoutError` when they aren't there by `until`."""
     parts: list[bytes] = []
     while size:
+        if until is not None:  # anew for each part: who sends byte by byte gets no more time
+            peer.settimeout(max(0.001, until - time.monotonic()))
         part = peer.recv(min(size, 1 << 20))
         if not part:
             raise ConnectionError("the other end has closed the connection")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 
 import msgspec
 
@@ -33,16 +34,23 @@ class _Exchange:
 
 
 class Line:
-    """The channel to one life of a replica. When that life ends, `lost` is true and every open request raises `ReplicaLost`."""
+    """The channel to one life of a replica. When that life ends, or only this channel, it is `lost` and every open request raises
+    `ReplicaLost`."""
 
     def __init__(self, transport: Transport, route: ReplicaRoute) -> None:
         """Raises `TransportError` for an endpoint that can't be dialled."""
         self.route = route
-        self.lost = False
+        self.lost_at: float | None = None
+        """When it was lost, on the clock of `time.monotonic`."""
         self._ids = itertools.count(1)
         self._open: dict[int, _Exchange] = {}
         self._channel = transport.connect(route.endpoint, self._receive, self._lose)
         self._pings = asyncio.create_task(self._ping())
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing comes by it any more."""
+        return self.lost_at is not None
 
     @property
     def open(self) -> int:
@@ -108,7 +116,7 @@ class Line:
     def _lose(self) -> None:
         if self.lost:
             return
-        self.lost = True
+        self.lost_at = time.monotonic()
         self._pings.cancel()
         self._channel.abort()
         for exchange in self._open.values():

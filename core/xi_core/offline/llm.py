@@ -124,6 +124,9 @@ class LLM:
     def __enter__(self) -> Self:
         return self
 
+    def __reduce__(self) -> Any:
+        raise TypeError("an LLM can't be sent to another process; make one there")
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 

@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -42,6 +43,8 @@ MAX_TRIES = 2
 """As in the gateway: a request that two replicas die of is given up."""
 MAX_REFUSALS = 20
 """So often a request is sent again that the replica can't take now."""
+REDIAL = 3.0
+"""Seconds after which a replica is dialled again whose line was lost, and of whose end its worker hasn't told meanwhile: it lives on."""
 CLOSE_TIMEOUT = 15.0
 
 T = TypeVar("T")
@@ -123,9 +126,11 @@ class PrivateModel:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, done in the thread. Whoever interrupts the wait ends the work."""
-        if self._stop.is_set() or not self._thread.is_alive():
+        forked = os.getpid() != self._pid
+        if forked or self._stop.is_set() or not self._thread.is_alive():
             work.close()
-            raise ChannelClosed("this LLM is closed; make another")
+            why = f"belongs to process {self._pid}, of which this one is a fork; make one here" if forked else "is closed; make another"
+            raise ChannelClosed(f"this LLM {why}")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -212,6 +217,8 @@ class PrivateModel:
             if route is not None and route.state == "FAILED":
                 (await self._status()).is_ready()
                 raise LaunchFailed(f"the model has failed: {route.detail}")
+            now = time.monotonic()
+            self._lines = [line for line in self._lines if line.lost_at is None or now - line.lost_at < REDIAL]
             dialled = [line.route for line in self._lines]
             for replica in route.replicas if route is not None else []:
                 if replica not in dialled:
@@ -219,7 +226,9 @@ class PrivateModel:
             alive = [line for line in self._lines if not line.lost]
             if alive:
                 return min(alive, key=lambda line: line.open)
-            await self._changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REDIAL if self._lines else None):
+                    await self._changed.wait()
 
     # ---- asking ---------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from xi_core.errors import InvalidRequest
@@ -12,14 +12,13 @@ Prompt: TypeAlias = str | list[int] | Mapping[str, Any]
 Conversation: TypeAlias = Sequence[Mapping[str, Any]]
 
 
-def prompts_of(given: Prompt | Sequence[Prompt]) -> list[str | list[int]]:
+def prompts_of(given: Prompt | Iterable[Prompt]) -> list[str | list[int]]:
     """Every prompt as a text or token ids. Raises `InvalidRequest` for what is neither."""
-    return [_prompt(prompt) for prompt in ([given] if is_one(given) else given)]
-
-
-def is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
-    """Whether this is one prompt, not several."""
-    return isinstance(prompts, str | Mapping) or (bool(prompts) and all(isinstance(one, int) for one in prompts))
+    if isinstance(given, str | Mapping):
+        return [_prompt(given)]
+    several: list[Any] = list(given)  # once: what can be read only once is no prompt shorter then
+    one = bool(several) and all(isinstance(part, int) for part in several)
+    return [_prompt(several)] if one else [_prompt(prompt) for prompt in several]
 
 
 def pairs_of(first: str | Sequence[str], second: str | Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -39,10 +38,9 @@ def pairs_of(first: str | Sequence[str], second: str | Sequence[str]) -> list[tu
 
 
 def _prompt(prompt: Any) -> str | list[int]:
-    if isinstance(prompt, Mapping):
-        prompt = prompt.get("prompt_token_ids") or prompt.get("prompt")
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, Sequence) and prompt and all(isinstance(one, int) for one in prompt):
-        return list(prompt)
+    found = (prompt.get("prompt_token_ids") or prompt.get("prompt")) if isinstance(prompt, Mapping) else prompt
+    if isinstance(found, str):
+        return found
+    if isinstance(found, Sequence) and found and all(isinstance(one, int) for one in found):
+        return list(found)
     raise InvalidRequest(f"a prompt is a text or a list of token ids, not {str(prompt)[:80]!r}", param="prompts")

@@ -1,7 +1,9 @@
 """Batches: reading with every bad line named, sending with tries, what is kept when it is interrupted or goes on."""
 
+import errno
 import itertools
 import json
+import os
 import threading
 
 import msgspec
@@ -81,6 +83,11 @@ def test_many_bad_lines_are_counted(source):
         read_requests(source(*["x"] * 25), None)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(source):
+    (one,) = read_requests(source("\ufeff" + line("a")), None)
+    assert one.custom_id == "a"
+
+
 def test_no_file_and_no_requests(source, tmp_path):
     with pytest.raises(InvalidRequest, match="can't be read: No such file"):
         read_requests(tmp_path / "nowhere", None)
@@ -131,6 +138,16 @@ def test_a_refusal_is_a_response_and_a_broken_channel_an_error(source, target):
     assert refused["error"] is None
     assert (gone["response"], gone["error"]) == (None, {"code": "channel_closed", "message": "gone"})
     assert late["response"]["status_code"] == 504
+
+
+@pytest.mark.parametrize("nothing", [b"null", b"", b"[]", b"<html>"])
+def test_what_is_no_answer_is_asked_again_by_the_same_command(source, target, nothing):
+    counts, _ = go(source, target, lambda url, body: nothing, count=1)
+    assert (counts.done, counts.failed) == (0, 1)
+    (found,) = written(target)
+    assert (found["response"], found["error"]["code"]) == (None, "protocol_mismatch")
+    counts, _ = go(source, target, lambda url, body: b'{"id": 5}', count=1)
+    assert (counts.done, counts.skipped) == (1, 0)
 
 
 def test_retries_wait_as_long_as_the_server_says(source, target, monkeypatch):
@@ -249,6 +266,29 @@ def test_an_interrupt_keeps_what_is_done_and_writes_nothing_later(source, target
     assert sorted(one["custom_id"] for one in written(target)) == ["a", "b", "c"]
 
 
+def test_an_interrupt_before_all_threads_have_begun_writes_nothing_later(source, target, monkeypatch):
+    hold, begun, start = threading.Event(), [], threading.Thread.start
+
+    def starting(self):
+        if begun:
+            raise KeyboardInterrupt
+        begun.append(self)
+        start(self)
+
+    def ask(url, body):
+        hold.wait(20)
+        return b"{}"
+
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    requests = read_requests(source(line("a"), line("b")), None)
+    with Results(target) as results:
+        with pytest.raises(KeyboardInterrupt):
+            run(requests, ask, results, 2, lambda counts, result: None)
+        hold.set()
+        begun[0].join(20)
+    assert written(target) == []
+
+
 # ---- the file of results ----------------------------------------------------------------------------
 
 
@@ -285,6 +325,26 @@ def test_a_whole_last_line_without_its_break_counts(target):
         assert results.finished == {"a"}
         results.add(msgspec.json.decode(result("b"), type=Result))
     assert [one["custom_id"] for one in written(target)] == ["a", "b"]
+
+
+def test_a_line_for_which_the_disk_has_no_room_leaves_nothing_that_a_later_one_would_be_joined_to(target, monkeypatch):
+    write, sizes = os.write, iter([30, None])
+
+    def full(file, data):
+        size = next(sizes, len(data))
+        if size is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, bytes(data)[:size])
+
+    with Results(target) as results:
+        results.add(msgspec.json.decode(result("a"), type=Result))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(OSError, match="No space left"):
+                results.add(msgspec.json.decode(result("b"), type=Result))
+            results.add(msgspec.json.decode(result("c"), type=Result))  # of another thread, when there is room again
+    with Results(target) as results:
+        assert results.finished == {"a", "c"}
 
 
 @pytest.mark.parametrize("other", [b"# Notes\nof mine\n", b"notes", b'{"id":"x"}\n', b"[]\n", b"\xff\n"])

@@ -1,5 +1,7 @@
 """`SamplingParams` in the API's words: every field of vLLM's that is ours is said, as the API has it."""
 
+import pickle
+
 import msgspec
 import pytest
 
@@ -9,7 +11,7 @@ from xi_core.engine.info import HostInfo
 from xi_core.errors import InvalidRequest, LaunchError
 from xi_core.offline import LLM, SamplingParams, StructuredOutputsParams
 from xi_core.offline.launching import spec_of, spread
-from xi_core.offline.prompts import is_one, pairs_of, prompts_of
+from xi_core.offline.prompts import pairs_of, prompts_of
 from xi_core.offline.sampling import CHAT, COMPLETIONS
 from xi_core.plugins import PluginHub
 from xi_core.wire.manifest import COMMON_FIELDS, YES, no
@@ -102,10 +104,26 @@ def test_structured_outputs_that_are_none(given, words):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "one"), [("a", True), ([1, 2], True), ({"prompt": "a"}, True), (["a"], False), ([[1], [2]], False), ([], False)]
+    ("prompts", "found"),
+    [
+        ("a", ["a"]),
+        ([1, 2], [[1, 2]]),
+        ({"prompt": "a"}, ["a"]),
+        (["a"], ["a"]),
+        ([[1], [2]], [[1], [2]]),
+        ([], []),
+        (iter(["a", "b"]), ["a", "b"]),
+        ((text for text in ()), []),
+        (range(2), [[0, 1]]),
+    ],
 )
-def test_one_prompt_or_several(prompts, one):
-    assert is_one(prompts) is one
+def test_one_prompt_or_several(prompts, found):
+    assert prompts_of(prompts) == found
+
+
+def test_it_can_t_be_sent_to_another_process():
+    with pytest.raises(TypeError, match="make one there"):
+        pickle.dumps(object.__new__(LLM))
 
 
 @pytest.mark.parametrize("bad", [None, 5.5, [], ["a"], {}, {"prompt": None}, {"multi_modal_data": 1}])

@@ -86,7 +86,7 @@ def test_a_block_with_a_port_of_somebody_else_is_left_alone() -> None:
 
 
 def test_an_address_that_is_not_this_machine_s_is_said() -> None:
-    with pytest.raises(LaunchFailed, match=r"192\.0\.2\.1"):
+    with pytest.raises(LaunchFailed, match=r"192\.0\.2\.1 is no address of this machine.* --host"):
         PortRange(FIRST, FIRST + BLOCK).take("192.0.2.1")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from xi_core.engine.base import SamplingParams, StepOutput
+from xi_core.engine.base import SamplingParams, SequenceError, StepOutput
 from xi_core.engine.grammar import Grammar
 from xi_core.engine.rank_link import Leader, RankLink, follow
 from xi_core.errors import EngineError, InvalidRequest
@@ -47,6 +47,8 @@ class Recording(CountingEngine):
         self.removed: list[int] = []
         self.closed = False
         self.wrong = False
+        self.no_room = self.reading = False
+        """The next step has no memory for the first sequence, or only reads a part of its prompt."""
 
     def prepare(self, grammar: Grammar) -> None:
         self.prepared.append(grammar)
@@ -63,6 +65,12 @@ class Recording(CountingEngine):
 
     def step(self) -> StepOutput:
         output = super().step()
+        if self.no_room or self.reading:
+            id, failed = output.tokens[0].id, self.no_room
+            output = StepOutput(tokens=[], errors=[SequenceError(id, "no memory")] if failed else [])
+            if failed:
+                super().remove(id)
+            self.no_room = self.reading = False
         if self.wrong:
             output.tokens[0].token += 1
         self.steps.append([(token.id, token.token) for token in output.tokens])
@@ -168,6 +176,34 @@ def test_a_difference_ends_the_rank_that_finds_it() -> None:
     (failure,) = ranks.failures
     assert isinstance(failure, EngineError)
     assert "computed different tokens" in str(failure)
+
+
+def test_a_sequence_that_fails_on_one_rank_only_ends_the_rank_that_finds_it_before_it_steps_on() -> None:
+    ranks = Ranks()
+    ranks.engines[0].no_room = ranks.engines[1].reading = True
+    ranks.leader.add(1, [1], GREEDY)
+    assert [error.id for error in ranks.leader.step().errors] == [1]
+    ranks.leader.add(2, [1], GREEDY)
+    ranks.leader.step()
+    ranks.join()
+    (failure,) = ranks.failures
+    assert isinstance(failure, EngineError)
+    assert "a sequence failed on rank 0 or on this rank only" in str(failure)
+    assert len(ranks.engines[1].steps) == 1, "their batches differ: together they would compute nonsense, or wait for each other"
+
+
+def test_a_sequence_that_fails_on_all_ranks_ends_none() -> None:
+    ranks = Ranks()
+    for engine in ranks.engines:
+        engine.no_room = True
+    ranks.leader.add(1, [1], GREEDY)
+    ranks.leader.step()
+    ranks.leader.add(2, [1], GREEDY)
+    ranks.leader.step()
+    ranks.leader.close(5.0)
+    ranks.join()
+    assert ranks.failures == []
+    assert len(ranks.engines[1].steps) == 2
 
 
 def test_the_end_is_told_once_and_frees_the_engine() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -125,6 +126,40 @@ def test_those_who_don_t_come_are_named() -> None:
     leading.join(10)
     assert [error.message for error in failures] == [f"rank 0 waits at {HOST}:{port}, and rank 2 did not come"]
     here.close()
+
+
+@pytest.mark.parametrize("said", [b"", struct.pack(">I", 10)])
+def test_strangers_that_say_nothing_cost_no_more_than_the_patience(said: bytes) -> None:
+    port = free_port()
+    failures: list[EngineError] = []
+    took: list[float] = []
+
+    def lead() -> None:
+        began = time.monotonic()
+        try:
+            SocketLink(plans(2, port)[0], 1, 1.0)
+        except EngineError as error:
+            failures.append(error)
+        took.append(time.monotonic() - began)
+
+    with contextlib.ExitStack() as strangers:
+        leading = threading.Thread(target=lead)
+        leading.start()
+        for _ in range(2):
+            strangers.enter_context(connected(port)).sendall(said)
+        leading.join(20)
+    assert [error.message for error in failures] == [f"rank 0 waits at {HOST}:{port}, and rank 1 did not come"]
+    assert took[0] < 3.0
+
+
+def connected(port: int) -> socket.socket:
+    """To rank 0, as soon as it listens."""
+    for _ in range(200):
+        try:
+            return socket.create_connection((HOST, port))
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+    raise AssertionError("rank 0 does not listen")
 
 
 def test_a_rank_0_that_doesn_t_listen_is_named() -> None:

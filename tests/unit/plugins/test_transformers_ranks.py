@@ -50,14 +50,21 @@ def test_all_meet_at_rank_0_s_first_port(asked: dict[str, Any], rank: int, caplo
     assert (asked["backend"], asked["init_method"], asked["rank"], asked["world_size"]) == ("gloo", "tcp://10.0.0.1:23000", rank, 2)
     assert asked["timeout"].total_seconds() >= ranks.PATIENCE
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == (str(rank), "2", "0")
-    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("eth7", "eth7")
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("eth7", "=eth7"), "NCCL would take eth70 too"
     assert f"rank {rank} of 2: gloo at 10.0.0.1:23000, link ethernet, interface eth7" in caplog.text
+
+
+def test_on_gpus_nccl_s_interface_is_told(asked: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        ranks.join(plan(), torch.device("cuda:0"))
+    assert (asked["backend"], asked["device"]) == ("cpu:gloo,cuda:nccl", torch.device("cuda:0"))
+    assert caplog.text.rstrip().endswith("interface eth7")
 
 
 def test_an_interface_that_the_launch_names_stays(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     ranks.join(plan(), CPU)
-    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("ib0", "eth7")
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("ib0", "=eth7")
 
 
 def test_without_a_known_interface_the_library_chooses(asked: dict[str, Any]) -> None:

@@ -30,11 +30,17 @@ _WIDTHS = ("num_key_value_heads", "num_attention_heads", "intermediate_size", "m
 
 
 def check(plan: LaunchPlan, config: dict[str, Any], pipeline: bool) -> None:
-    """Raises `UnknownOption` or `LaunchFailed` for a model that can't be cut into so many parts."""
+    """Raises `UnknownOption` or `LaunchFailed` for a model that can't be cut into so many parts, and for workers that can't meet."""
     if plan.rendezvous is None:
         if pipeline:
             raise UnknownOption("pipeline cuts a model between workers, and this launch has one: n_worker 2 gives it two", param="pipeline")
         return
+    for rank in plan.rendezvous.world:
+        if ":" in rank.host:
+            raise LaunchFailed(
+                f"MLX's ring takes IPv4 addresses only, and worker {rank.worker} is at {rank.host}; start it with another: --host",
+                param="n_worker",
+            )
     count = len(plan.rendezvous.world)
     layers = config.get("num_hidden_layers")
     if pipeline and isinstance(layers, int) and layers < count:

@@ -50,8 +50,8 @@ def join(plan: LaunchPlan, device: torch.device) -> None:
     own, head = where.own, where.head
     if own.interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", own.interface)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", own.interface)
-    interface = os.environ.get("NCCL_SOCKET_IFNAME" if device.type == "cuda" else "GLOO_SOCKET_IFNAME", "any")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={own.interface}")  # that very name, and not what begins with it
+    interface = os.environ.get("NCCL_SOCKET_IFNAME" if device.type == "cuda" else "GLOO_SOCKET_IFNAME", "any").removeprefix("=")
     # What transformers reads; a rank has one device, which is the first that its process sees.
     os.environ.update(RANK=str(where.rank), WORLD_SIZE=str(len(where.world)), LOCAL_RANK="0")
     address = f"[{head.host}]:{head.ports[0]}" if ":" in head.host else f"{head.host}:{head.ports[0]}"
