@@ -16,7 +16,7 @@ _END = b"0.00.003.054 E srv          init: exiting due to model loading error\n"
 
 def test_what_is_written_is_collected_and_written_on(capfd: pytest.CaptureFixture[str]) -> None:
     with native_log() as said:
-        os.write(2, _WHY + _END)
+        os.write(2, _WHY + b"0.00.2 E cmn  init: failed to load model 'm'\n" + _END)
     assert said.reasons() == "tensor 'a' is cut"
     assert "tensor 'a' is cut" in capfd.readouterr().err
 

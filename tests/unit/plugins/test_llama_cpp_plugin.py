@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 import threading
 import time
@@ -19,7 +18,6 @@ from xi_core.errors import ArtifactError, EngineError, InvalidRequest, UnknownOp
 from xi_core.models.family import ModelSpec, SourceRef
 from xi_plugins.engines.llama_cpp import plugin
 from xi_plugins.engines.llama_cpp.gguf import Header, read_header
-from xi_plugins.engines.llama_cpp.native import NativeLog, native_log
 from xi_plugins.engines.llama_cpp.options import ALIASES, LlamaCppOptions
 from xi_plugins.engines.llama_cpp.sizing import size_for, threads_for
 from xi_plugins.engines.llama_cpp.stopping import StopStream
@@ -383,17 +381,6 @@ def test_usage_event_passes_unread() -> None:
 
 
 # ---- what runs around the library -----------------------------------------------------------------
-
-
-def test_native_log_is_collected_and_still_written(capfd: pytest.CaptureFixture[str]) -> None:
-    with native_log() as said:
-        os.write(
-            2,
-            b"0.00.1 E llama_model_load: error loading model: tensor 'x' is not within the file\n0.00.2 E cmn  init: failed to load model 'm'\n",
-        )
-    assert said.reasons() == "tensor 'x' is not within the file"
-    assert "not within the file" in capfd.readouterr().err
-    assert NativeLog().reasons() == "its log does not say why"
 
 
 def test_call_threads_run_up_to_their_limit() -> None:
