@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from xi_core.api.body import decode_request
 from xi_core.api.embeddings import MAX_INPUTS, EmbeddingRequest, RerankRequest
 from xi_core.errors import InvalidRequest, NotFound
-from xi_core.serving.request import LONGEST_TOKEN, check_manifest
+from xi_core.serving.request import LONGEST_TOKEN, check_manifest, kind_of_all
 from xi_core.wire.manifest import Manifest
 
 EMBEDDINGS = "/v1/embeddings"
@@ -64,13 +64,7 @@ def _embedding_job(request: EmbeddingRequest) -> PoolingJob:
     given: Any = request.input
     if isinstance(given, str):
         return PoolingJob(request=request, texts=[given])
-    kind = type(given[0])
-    odd = next((index for index, one in enumerate(given) if type(one) is not kind), None)
-    if odd is not None:
-        raise InvalidRequest(
-            f"input[{odd}]: all entries are texts, all are token ids, or all are lists of token ids; this one is not as the first is",
-            param=f"input[{odd}]",
-        )
+    kind = kind_of_all("input", given)
     if kind is int:
         return PoolingJob(request=request, ids=[given])
     if len(given) > MAX_INPUTS:

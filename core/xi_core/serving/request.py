@@ -198,17 +198,23 @@ def _job(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]) -> 
     )
 
 
-def _prompts(given: Any, n: int) -> list[str] | list[list[int]]:
-    """A text, or a list that isn't empty: of token ids, which are one prompt, or of texts or lists of token ids, each of which is one."""
-    if isinstance(given, str):
-        return [given]
+def kind_of_all(field: str, given: list[Any]) -> type:
+    """The type of a list's entries, of which there is at least one. Raises `InvalidRequest` for a list of several types."""
     kind = type(given[0])
     odd = next((index for index, one in enumerate(given) if type(one) is not kind), None)
     if odd is not None:
         raise InvalidRequest(
-            f"prompt[{odd}]: all entries are texts, all are token ids, or all are lists of token ids; this one is not as the first is",
-            param=f"prompt[{odd}]",
+            f"{field}[{odd}]: all entries are texts, all are token ids, or all are lists of token ids; this one is not as the first is",
+            param=f"{field}[{odd}]",
         )
+    return kind
+
+
+def _prompts(given: Any, n: int) -> list[str] | list[list[int]]:
+    """A text, or a list that isn't empty: of token ids, which are one prompt, or of texts or lists of token ids, each of which is one."""
+    if isinstance(given, str):
+        return [given]
+    kind = kind_of_all("prompt", given)
     if kind is int:
         return [given]
     if len(given) * n > MAX_TOTAL_CHOICES:
