@@ -39,8 +39,9 @@ def shown(cluster: LocalCluster, *arguments: str) -> str:
 
 
 def restart_supervisor(cluster: LocalCluster) -> None:
+    """It places nothing for some seconds: whichever worker comes first, the others tell what they run before that is placed anew."""
     cluster.kill("supervisor")
-    cluster.start("supervisor")
+    cluster.start("supervisor", "--settle", "3")
 
 
 def has(cluster: LocalCluster, names: set[str]) -> bool:

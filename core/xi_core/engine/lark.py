@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from xi_core.engine.formats import spelled
 from xi_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -139,8 +140,8 @@ class _Rules:
 
 
 def _spaced(text: str) -> dict[str, Any]:
-    """A schema that says what space there may be."""
-    schema: dict[str, Any] = msgspec.json.decode(text)
+    """A schema that says what space there may be, and what formats mean."""
+    schema: dict[str, Any] = spelled(msgspec.json.decode(text))
     return schema | {"x-guidance": {"whitespace_pattern": WHITE_SPACE}}
 
 

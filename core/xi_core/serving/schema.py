@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from xi_core.engine.formats import PATTERNS
 from xi_core.errors import InvalidRequest
 
 MAX_SCHEMA_BYTES = 64 * 1024
@@ -18,7 +19,6 @@ MAX_SCHEMA_COUNT = 2000
 """Highest `minItems`, `maxItems`, `minLength` and `maxLength`."""
 MAX_SCHEMA_WAYS = 4096
 MAX_SCHEMA_MERGES = 100
-FORMATS = ("date", "time", "date-time", "uuid")
 
 _NOTES = frozenset(
     ("title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly", "discriminator")
@@ -99,7 +99,7 @@ class _Schema:
             return self._exact(given, place)
         if isinstance(given, dict):
             known = {name: value for name, value in given.items() if name in _KNOWN}
-            given = {name: value for name, value in known.items() if name != "format" or value in FORMATS}
+            given = {name: value for name, value in known.items() if name != "format" or value in PATTERNS}
         try:
             return self._exact(given, place)
         except InvalidRequest:
@@ -285,8 +285,8 @@ class _Schema:
 
     def _check_string(self, own: dict[str, Any], place: str) -> None:
         self._counts(own, "minLength", "maxLength", place)
-        if "format" in own and own["format"] not in FORMATS:
-            raise self._wrong(place, f"'format' must be one of {', '.join(FORMATS)}")
+        if "format" in own and own["format"] not in PATTERNS:
+            raise self._wrong(place, f"'format' must be one of {', '.join(PATTERNS)}")
         if "pattern" in own and not isinstance(own["pattern"], str):
             raise self._wrong(place, "'pattern' must be a text")
         if "format" in own and len(own) > 1:

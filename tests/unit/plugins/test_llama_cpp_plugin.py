@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from xi_core.engine.base import ApiRequest
+from xi_core.engine.formats import PATTERNS
 from xi_core.engine.info import EngineInfo, HostInfo
 from xi_core.errors import ArtifactError, EngineError, InvalidRequest, UnknownOption, UnsupportedField
 from xi_core.models.family import ModelSpec, SourceRef
@@ -285,6 +286,8 @@ def test_strict_tools_and_one_call() -> None:
     kept = {"pattern": {"type": "integer", "minimum": 1}, "a": {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 3}]}}
     [tool] = translated(CHAT, tools=[strict(**kept)])["tools"]
     assert tool["function"]["parameters"] == {"type": "object", "properties": kept, "required": [], "additionalProperties": False}
+    [tool] = translated(CHAT, tools=[strict(day={"type": "string", "format": "date"})])["tools"]
+    assert tool["function"]["parameters"]["properties"] == {"day": {"type": "string", "pattern": PATTERNS["date"]}}, "not llama.cpp's own"
     for name, lost in (
         ("pattern", {"type": "array", "items": {"type": "string", "pattern": "a"}}),
         ("minimum", {"anyOf": [{"type": "number", "minimum": 1}]}),

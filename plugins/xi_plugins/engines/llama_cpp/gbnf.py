@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from xi_core.engine.formats import PATTERNS
 from xi_core.engine.grammar import Grammar
 from xi_core.errors import InvalidRequest, UnsupportedField
 from xi_plugins.engines.llama_cpp.apart import are_apart
@@ -31,16 +32,6 @@ number ::= integer ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?
 integer ::= "-"? ("0" | [1-9] [0-9]{0,15})
 boolean ::= "true" | "false"
 null ::= "null"
-day ::= [1-9] [0-9]{3} "-" (february | month30 ("0" [1-9] | [12] [0-9] | "30") | month31 ("0" [1-9] | [12] [0-9] | "3" [01]))
-february ::= "02-" ("0" [1-9] | "1" [0-9] | "2" [0-8])
-month30 ::= ("04" | "06" | "09" | "11") "-"
-month31 ::= ("01" | "03" | "05" | "07" | "08" | "10" | "12") "-"
-clock ::= hour ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? ("Z" | [-+] hour ":" [0-5] [0-9])
-hour ::= [01] [0-9] | "2" [0-3]
-date ::= "\"" day "\""
-time ::= "\"" clock "\""
-date-time ::= "\"" day "T" clock "\""
-uuid ::= "\"" hex2{4} "-" hex2{2} "-" hex2{2} "-" hex2{2} "-" hex2{6} "\""
 """
 
 
@@ -63,6 +54,7 @@ class _Rules:
         self._param = param
         self._rules: list[str] = []
         self._count = 0
+        self._formats: dict[str, str] = {}
         self._references = {"#": "root"}
         for section in _ROOTS:
             for name in schema.get(section, {}):
@@ -143,13 +135,19 @@ class _Rules:
                 raise self._refuse("'minLength' and 'maxLength' beside 'pattern'; let the pattern say it")
             return pattern_to_gbnf(schema["pattern"], f"{self._param}: pattern", self._param)
         if "format" in schema:
-            return str(schema["format"])
+            return self._format(schema["format"])
         least, most = schema.get("minLength", 0), schema.get("maxLength")
         if not least and most is None:
             return "string"
         if most == 0:
             return '"\\"\\""'
         return f'"\\"" char{{{least},{"" if most is None else most}}} "\\""'
+
+    def _format(self, name: str) -> str:
+        """The rule of a format, which is written when it is first asked for."""
+        if name not in self._formats:
+            self._formats[name] = self._rule(pattern_to_gbnf(PATTERNS[name], f"{self._param}: format", self._param))
+        return self._formats[name]
 
     def _number(self, schema: dict[str, Any], kind: str) -> str:
         if len(schema) == 1:

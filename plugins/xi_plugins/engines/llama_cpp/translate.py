@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct, field
 
 from xi_core.engine.base import ApiRequest
+from xi_core.engine.formats import spelled
 from xi_core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
 from xi_core.serving.schema import normalise
 from xi_core.serving.structured import grammar_in
@@ -144,7 +145,7 @@ def _tool(tool: dict[str, Any], place: int) -> dict[str, Any]:
         raise UnsupportedField(
             f"{param}: engine llama.cpp can't hold the calls of a strict tool to '{lost}'; leave it or strict out", param=param
         )
-    return {**tool, "function": {**function, "parameters": schema}}
+    return {**tool, "function": {**function, "parameters": spelled(schema)}}
 
 
 def _lost(schema: Any) -> str | None:
