@@ -49,6 +49,8 @@ START = 180.0
 REST = 1.5
 """Seconds between two batches: vLLM's processes look for work without a pause for a second after the last (its `SpinCondition`), which the
 other side would pay for."""
+FIRST_TOKENS = 16
+"""Length of the answers to further batches of which only the time to the first token counts: it scatters far more than the throughput."""
 _SERVER = "vllm.entrypoints"
 _TOKENS = re.compile(rb'"completion_tokens":\s*(\d+)')
 
@@ -78,7 +80,7 @@ class Load(msgspec.Struct):
 
     def requests(self, model: str, repetition: int) -> list[bytes]:
         """Those of one repetition: texts of their own, so that no cache of prompts helps."""
-        choose = random.Random(repetition * 1000 + self.streams)
+        choose = random.Random(f"{self.route} {self.streams} {self.tokens} {repetition}")
         return [self._request(model, " ".join(choose.choices(_VOCABULARY, k=WORDS))) for _ in range(self.streams)]
 
     def _request(self, model: str, text: str) -> bytes:
@@ -165,10 +167,23 @@ def _own_cpu(serving: Child) -> float:
 # ---- the whole --------------------------------------------------------------------------------------
 
 
-def _rows(name: str, load: Load, pairs: list[tuple[Measured, Measured]], *, wanted: bool) -> list[Row]:
-    what = f"{name}, {load.streams} streams, {load.route.removeprefix('/v1/')}"
+Pairs = list[tuple[Measured, Measured]]
+"""Of xi and of vLLM's server, measured one after the other."""
+
+
+def _pairs(ours: Side, theirs: Side, load: Load, repetitions: int) -> Pairs:
+    """So many pairs. One before them doesn't count, and who begins alternates."""
+    pairs = []
+    for n in range(repetitions + 1 if repetitions else 0):
+        sides = (ours, theirs) if n % 2 else (theirs, ours)
+        first, second = (measure(side, load, n) for side in sides)
+        pairs.append((first, second) if n % 2 else (second, first))
+    return pairs[1:]
+
+
+def _rows(what: str, pairs: Pairs, of_firsts: Pairs, *, wanted: bool) -> list[Row]:
     rates = [(ours.rate, theirs.rate) for ours, theirs in pairs]
-    firsts = [(1000 * ours.ttft, 1000 * theirs.ttft) for ours, theirs in pairs]
+    firsts = [(1000 * ours.ttft, 1000 * theirs.ttft) for ours, theirs in (*pairs, *of_firsts)]
     cpu = 1e6 * statistics.median(ours.cpu for ours, _ in pairs)
     return [
         ratio(what, "tokens/s", "vLLM's server", rates, least=LEAST_THROUGHPUT if wanted else None),
@@ -177,26 +192,29 @@ def _rows(name: str, load: Load, pairs: list[tuple[Measured, Measured]], *, want
     ]
 
 
-def _compare(name: str, model: Path, home: Path, tokens: int, repetitions: int, *, wanted: bool) -> Iterator[Row]:
+def _compare(name: str, model: Path, home: Path, tokens: int, repetitions: int, firsts: int, *, wanted: bool) -> Iterator[Row]:
     with _bare(model) as theirs, _through_xi(model, home) as ours:
         for load in (Load(route=route, streams=streams, tokens=tokens) for route in (CHAT, COMPLETIONS) for streams in STREAMS):
-            pairs = []
-            for n in range(repetitions + 1):  # the first doesn't count, and who begins alternates
-                sides = (ours, theirs) if n % 2 else (theirs, ours)
-                first, second = (measure(side, load, n) for side in sides)
-                pairs.append((first, second) if n % 2 else (second, first))
-            yield from _rows(name, load, pairs[1:], wanted=wanted)
+            pairs = _pairs(ours, theirs, load, repetitions)
+            of_firsts = _pairs(ours, theirs, msgspec.structs.replace(load, tokens=FIRST_TOKENS), firsts)
+            yield from _rows(f"{name}, {load.streams} streams, {load.route.removeprefix('/v1/')}", pairs, of_firsts, wanted=wanted)
 
 
 def run(*, quick: bool, save: bool) -> bool:
     """Measure and report. True when all targets are met."""
-    tokens, repetitions = (64, 4) if quick else (128, 12)
+    tokens, repetitions, firsts = (64, 4, 4) if quick else (128, 12, 36)
     with tempfile.TemporaryDirectory(prefix="xi-bench-") as directory:
         folder = Path(directory)
         large = make_directory(folder / "random-60m")
         rows = [
-            *_compare("xi-tiny (1 M)", TOKENIZER, folder / "home-tiny", tokens, repetitions // 2, wanted=False),
-            *_compare("random Qwen2 (60 M)", large, folder / "home-60m", tokens, repetitions, wanted=True),
+            *_compare("xi-tiny (1 M)", TOKENIZER, folder / "home-tiny", tokens, repetitions // 2, 0, wanted=False),
+            *_compare("random Qwen2 (60 M)", large, folder / "home-60m", tokens, repetitions, firsts, wanted=True),
         ]
-    conditions = {"options": OPTIONS, "answer_tokens": tokens, "cores": os.cpu_count(), "python": sys.version.split()[0]}
+    conditions = {
+        "options": OPTIONS,
+        "answer_tokens": tokens,
+        "first_answer_tokens": FIRST_TOKENS,
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+    }
     return report("vllm", rows, conditions, save=save)

@@ -11,8 +11,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from xi_core.cluster.messages import ANSWERS, OF_GATEWAYS, GatewayKeys, Launch, Subscribe, Subscribed, TableUpdate, Terminate
-from xi_core.errors import ChannelClosed, DeadlineExceeded, Forbidden, InvalidRequest, TransportError, Unavailable, XiError
+from xi_core.cluster.messages import ANSWERS, OF_GATEWAYS, Done, GatewayKeys, Launch, Scale, Subscribe, Subscribed, TableUpdate, Terminate
+from xi_core.errors import ChannelClosed, DeadlineExceeded, Forbidden, InvalidRequest, ModelNotFound, TransportError, Unavailable, XiError
 from xi_core.transport.base import Transport
 from xi_core.transport.rpc import Calls, Link, Vocabulary, dial
 from xi_core.transport.security import ClientSecurity, KeyPair
@@ -25,6 +25,8 @@ REDIAL_MOST = 2.0
 SUBSCRIBE_TIMEOUT = 5.0
 PATIENCE = 5.0
 """Longest wait, in seconds, for a supervisor that is starting."""
+CHANGES = (Launch, Scale, Terminate)
+"""What is worth waiting for, and may be asked for twice: the second time nothing happens."""
 AWAY = "the supervisor is away; models that run go on serving, launching waits until it is back"
 
 VOCABULARY = Vocabulary({command: ANSWERS[command] for command in OF_GATEWAYS}, [TableUpdate, GatewayKeys])
@@ -73,7 +75,27 @@ class SupervisorClient:
 
     async def call(self, command: Struct, timeout: float | None = 30.0) -> Any:
         """The supervisor's answer; without a `timeout`, however long it takes. Raises its error, `Unavailable` while it is away, and
-        `InvalidRequest` for a number that no message can carry."""
+        `InvalidRequest` for a number that no message can carry.
+
+        What changes something is asked for again where the link was lost before the answer: a launch of the same spec is the same launch.
+        """
+        was_there = isinstance(command, Terminate) and command.uid in self._table.models
+        try:
+            return await self._ask(command, timeout)
+        except ChannelClosed as error:
+            if not isinstance(command, CHANGES):
+                raise _away(error) from None
+        try:
+            return await self._ask(command, timeout)
+        except ChannelClosed as error:
+            raise _away(error) from None
+        except ModelNotFound:
+            if was_there:  # the first word has come through, its answer hasn't
+                return Done()
+            raise
+
+    async def _ask(self, command: Struct, timeout: float | None) -> Any:
+        """As `call`, once. Raises `ChannelClosed` where the link is lost meanwhile."""
         if self._worth_waiting(command):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.subscribed.wait(), PATIENCE)
@@ -84,14 +106,16 @@ class SupervisorClient:
             return await link.call(command, timeout=timeout)
         except OverflowError:
             raise InvalidRequest("the request holds a number that is too large: whole numbers have 64 bits at most") from None
-        except (ChannelClosed, DeadlineExceeded) as error:
-            if not link.closed.is_set():  # it is the supervisor that has lost somebody, a worker, or that could not end it in time
+        except DeadlineExceeded as error:
+            raise Unavailable(error.message, retry_after=1.0) from None
+        except ChannelClosed as error:
+            if not link.closed.is_set():  # it is the supervisor that has lost somebody, a worker
                 raise Unavailable(error.message, retry_after=1.0) from None
-            raise Unavailable(f"{AWAY} ({error})", retry_after=1.0) from None
+            raise
 
     def _worth_waiting(self, command: Struct) -> bool:
         """Reads fall back on the table, once there has been one; what changes something is worth a moment, for a start or a restart."""
-        return not self.subscribed.is_set() and (isinstance(command, Launch | Terminate) or not self._table.epoch)
+        return not self.subscribed.is_set() and (isinstance(command, CHANGES) or not self._table.epoch)
 
     async def _keep(self) -> None:
         wait = REDIAL_FIRST
@@ -104,7 +128,7 @@ class SupervisorClient:
     async def _converse(self) -> bool:
         """One link from dialling to its end. True if it came to a subscription."""
         try:
-            link = self._link = dial(self._transport, self._endpoint, VOCABULARY, self._calls(), lambda: None, self._security)
+            link = self._link = dial(self._transport, self._endpoint, VOCABULARY, self._calls(), self.subscribed.clear, self._security)
         except TransportError as error:
             log.warning("the supervisor at %s can't be reached: %s", self._endpoint, error)
             return False
@@ -160,3 +184,7 @@ class SupervisorClient:
             log.info("routing table %s/%d can't follow %s/%d; asking for all of it", update.epoch, update.version,
                      self._table.epoch, self._table.version)  # fmt: skip
             self._stale.set()
+
+
+def _away(error: XiError) -> Unavailable:
+    return Unavailable(f"{AWAY} ({error})", retry_after=1.0)
