@@ -169,6 +169,8 @@ class Town:
 
         def so() -> bool:
             told = sorted(self.pids("replica").values())
+            if len(told) != len(places):  # one that ends is told of until it is gone
+                return False
             return self.places() == sorted(places) and self.usable() == len(places) and self.replicas() == told
 
         eventually(so, seconds, f"replicas at {', '.join(places)} and nowhere else", self._state)
