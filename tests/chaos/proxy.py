@@ -141,6 +141,8 @@ class ChaosProxy:
 
     async def _close(self) -> None:
         self._server.close()
+        self.refuses = True  # what was accepted a moment ago, and hasn't begun, ends by itself
+        await asyncio.sleep(0.01)
         await self._end_all(True)
         pairs = list(self._pairs)
         for task in pairs:
