@@ -40,9 +40,17 @@ class Held(NamedTuple):
 def held(pid: int) -> Held:
     proc = Path(f"/proc/{pid}")
     threads = list((proc / "task").iterdir())
-    children = sum(len((task / "children").read_text().split()) for task in threads)
+    children = sum(map(_children, threads))
     line = next(line for line in (proc / "smaps_rollup").read_text().splitlines() if line.startswith("Pss_Anon:"))
     return Held(len(list((proc / "fd").iterdir())), len(threads), children, int(line.split()[1]) / 1000)
+
+
+def _children(task: Path) -> int:
+    """Those that a thread has started; none where it has just ended."""
+    try:
+        return len((task / "children").read_text().split())
+    except OSError:
+        return 0
 
 
 def all_held(town: Town) -> dict[str, Held]:
