@@ -53,6 +53,25 @@ def test_thinking_is_switched_by_launch_and_by_request() -> None:
     assert sizes[False, None] < sizes[True, None]
 
 
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""As templates of thinking models are written, by which llama.cpp knows reasoning."""
+
+
+def test_reasoning_ends_alike_with_log_probabilities() -> None:
+    """Those are answers whose stop strings xi matches itself."""
+    fields = {"temperature": 0, "structured_outputs": {"choice": ["<think>\nOne 7 two\n</think>\n\nThree = 7."]}}
+    with Harness(replace(TestLlamaCpp.plan, chat_template=THINKING)) as harness:
+        for more in ({}, {"stop": [" 7"]}, {"stop": ["= 7"]}, {"stop": ["7 q"]}, {"stop": ["7 q"], "max_tokens": 14}, {"max_tokens": 1}):
+            plain, told = (harness.chat("Hi", **fields, **more, **extra) for extra in ({}, {"logprobs": True}))
+            assert (told.body["choices"][0]["message"], told.finishes) == (plain.body["choices"][0]["message"], plain.finishes), more
+            assert told.usage == plain.usage
+            assert told.logprobs
+
+
 class TestLlamaCppClaims(ClaimsKit):
     plugin = TestLlamaCpp.plugin
     engine = ENGINE

@@ -87,6 +87,10 @@ class TestSglangCompletions(ParityKit):
         assert wrong.error["param"] == "prompt"
         assert harness.complete([1, 2, 3], max_tokens=2).status == 200
 
+    def test_a_top_k_beyond_its_integers_does_not_kill_the_server(self, harness: Harness) -> None:
+        assert harness.complete([1, 2, 3], max_tokens=2, top_k=3_000_000_000).status == 200
+        assert harness.complete([1, 2, 3], max_tokens=2).status == 200
+
 
 class TestSglangEmbeddings(EmbeddingKit):
     plugin = TestSglang.plugin

@@ -189,7 +189,7 @@ class Tokenizer(ABC):
 
     @property
     def starts_with_space(self) -> bool:
-        """Whether the first token of an answer carries a space that isn't text (SentencePiece)."""
+        """Whether the first token of a text carries a space that isn't part of it (SentencePiece)."""
         return False
 
 
@@ -248,7 +248,8 @@ class ApiRequest(Struct, kw_only=True):
 
     To an engine whose manifest serves `/v1/embeddings` or `/v1/rerank`, a request is a few inputs of one request of a client: `input`, a
     list of texts or of lists of token ids, and `encoding_format` base64; or `query` and `documents`, a list of texts. The answer goes to
-    the sink as one event: OpenAI's with vectors of length 1, or `results` with `index` and `relevance_score`; `usage` in both.
+    the sink as one event: OpenAI's with vectors of length 1, or `results` with `index` and `relevance_score`; `usage` in both. A failure
+    may name an input by its place in the body, `input[3]`.
     """
 
     id: int

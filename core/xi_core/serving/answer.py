@@ -194,9 +194,17 @@ def completion_logprobs(entries: list[api.TokenLogprob], offset: int = 0) -> api
     return api.CompletionLogprobs(
         tokens=[entry.token for entry in entries],
         token_logprobs=[entry.logprob for entry in entries],
-        top_logprobs=[{top.token: top.logprob for top in entry.top_logprobs} for entry in entries],
+        top_logprobs=[_by_text(entry.top_logprobs) for entry in entries],
         text_offset=offsets,
     )
+
+
+def _by_text(tops: list[api.TopLogprob]) -> dict[str, float]:
+    """Of tokens with the same text the likeliest, which comes first."""
+    found: dict[str, float] = {}
+    for top in tops:
+        found.setdefault(top.token, top.logprob)
+    return found
 
 
 # ---- as one body --------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ class Choice:
 
     One that the answer's end cuts short does not come out at all, as in vLLM and llama.cpp. Stop strings are looked for in the text as
     it is generated, reasoning and the marks of calls included; special tokens have no text but for a parser that asks for theirs.
-    With `one_call` the answer ends where the model begins a second one. `ends`: ids of tokens that end it beside the engine's own end
-    tokens; like those, they add no text.
+    With `one_call` the answer ends where the model begins a second one. `goes_on`: the prompt is a text that the answer continues, so that
+    a space at its beginning counts, which a tokenizer may else put before every text. `ends`: ids of tokens that end it beside the
+    engine's own end tokens; like those, they add no text.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Choice:
         ends: frozenset[int] = frozenset(),
         token_ids: bool = False,
         one_call: bool = False,
+        goes_on: bool = False,
     ) -> None:
         self.index = index
         self.tokens = 0
@@ -49,7 +51,7 @@ class Choice:
         self._opened = Parsed()
         self._called = False
         self._one_call = one_call
-        self._strip = tokenizer.starts_with_space
+        self._strip = tokenizer.starts_with_space and not goes_on
         self._logprobs: list[TokenLogprob] = []
         self._ids: list[int] | None = [] if token_ids else None
 

@@ -118,6 +118,8 @@ class ApiService(GenerationService):
         job, parts = run.job, []
         for index in range(job.choices):
             body = engine_body(job, index, self._stops)
+            if "max_tokens" in body:  # some engines refuse more than the context, where xi's answers are cut to it
+                body["max_tokens"] = min(body["max_tokens"], self.model.context_length)
             request = ApiRequest(id=next(self._ids), route=_route(job), body=body, adapter=job.adapter)
             parts.append(_Part(request, run, index))
         self._slots.queue(parts)

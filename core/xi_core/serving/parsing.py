@@ -138,12 +138,11 @@ class Parsers:
             return self._skip(prompt) + forced, None
         if job.ignore_eos:
             raise InvalidRequest("ignore_eos and tool_choice: an answer that is a call must end", param="ignore_eos")
-        one = job.one_call or name is not None
         calls = Calls(form, tools, self.specials)
         thought = self._thought(job, prompt)
         if thought is None:
-            return self._skip(prompt) + forced, replace(calls.forced(forced, one=one), param="tool_choice")
-        return "", replace(after_thought(thought, "", calls.forced("", one=one), self.specials), param="tool_choice")
+            return self._skip(prompt) + forced, replace(calls.forced(forced, one=job.one_call), param="tool_choice")
+        return "", replace(after_thought(thought, "", calls.forced("", one=job.one_call), self.specials), param="tool_choice")
 
     def _beginning(self, name: str | None, prompt: str) -> tuple[str, CallForm | None]:
         """How a call begins, and the form in which it goes on; None where it is left free."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
+import re
 from typing import Any
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from xi_core.api.embeddings import RerankRequest
 from xi_core.engine.base import ApiEngine, ApiRequest, LoadedModel
 from xi_core.engine.pooling_batcher import Value
-from xi_core.errors import EngineError, XiError
+from xi_core.errors import EngineError, ErrorBody, XiError
 from xi_core.serving.engine_slots import Done, EngineSlots, Failed, Part
 from xi_core.serving.pooling import PoolingRun, PoolingService
 from xi_core.serving.pooling_request import EMBEDDINGS, RERANK, PoolingJob
@@ -26,6 +28,9 @@ MOST_INPUTS = 32
 """Inputs in one body to the engine: between two, other requests have their turn, and aborts take effect."""
 MOST_TEXT = 32 * 1024
 """Characters, or four times the token ids, in one body, where it has more than one input."""
+
+
+_PLACE = re.compile(r"(?:input|documents)\[(\d+)\]")
 
 
 class _Vector(Struct):
@@ -99,12 +104,21 @@ class ApiPoolingService(PoolingService):
 
     def _ended(self, part: _Part, item: Done | Failed) -> None:
         if isinstance(item, Failed):
-            raise XiError.from_body(item.error)
+            raise XiError.from_body(_blamed(part, item.error))
         if part.run.parts:
             return
         if part.run.left:
             raise EngineError("the engine ended without an answer")
         self._complete(part.run)
+
+
+def _blamed(part: _Part, error: ErrorBody) -> ErrorBody:
+    """`error`, with the input that it names by its place in the engine's body named by that in the request."""
+    found = _PLACE.fullmatch(error.param or "")
+    if found is None:
+        return error
+    place = part.run.job.place(part.first + int(found[1]))
+    return replace(error, message=error.message.replace(found[0], place, 1), param=place)
 
 
 def pieces(job: PoolingJob) -> list[tuple[int, int]]:

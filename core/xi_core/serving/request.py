@@ -28,6 +28,8 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 DEFAULT_COMPLETION_TOKENS = 16
 """`max_tokens` of a completion that names none, as in OpenAI's API."""
+MOST_TOP_K = 2**30
+"""More than any vocabulary has, and few enough for the 32 bits in which engines hold it."""
 LONGEST_NAME = 64
 LONGEST_TOKEN = 256
 """Characters. No vocabulary has tokens that are longer."""
@@ -74,8 +76,9 @@ class Job(Struct, kw_only=True):
 
     @property
     def one_call(self) -> bool:
-        """Whether an answer may hold one tool call only."""
-        return isinstance(self.request, ChatRequest) and self.request.parallel_tool_calls is False
+        """Whether an answer may hold one tool call only: a tool that the request names is called once."""
+        asked = self.request
+        return isinstance(asked, ChatRequest) and (asked.parallel_tool_calls is False or isinstance(asked.tool_choice, NamedTool))
 
     @property
     def chat(self) -> ChatRequest:
@@ -99,8 +102,11 @@ class Job(Struct, kw_only=True):
         return choice // self.n
 
     def seed_of(self, choice: int) -> int | None:
-        """Each choice of a prompt has a seed of its own, so that they differ but repeat; every prompt has the same, as if it came alone."""
-        return None if self.seed is None else self.seed + choice % self.n
+        """Each choice of a prompt has a seed of its own, so that they differ but repeat; every prompt has the same, as if it came alone.
+
+        Behind the last seed of 64 bits comes the first.
+        """
+        return None if self.seed is None else (self.seed + choice % self.n + 2**63) % 2**64 - 2**63
 
     def least_tokens(self) -> list[int]:
         """Tokens that each prompt has at the very least: an answer that is quick to give."""
@@ -261,7 +267,7 @@ def _sampling(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]
     }
     given = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
     merged = {**neutral, **{name: value for name, value in defaults.items() if name in neutral}, **given}
-    merged["top_k"] = max(0, merged["top_k"])
+    merged["top_k"] = min(max(0, merged["top_k"]), MOST_TOP_K)
     return merged
 
 

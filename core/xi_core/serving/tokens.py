@@ -68,7 +68,8 @@ class TokenService(GenerationService):
         if isinstance(prompt, str):
             return prompt
         check_ids("prompt", prompt, self._tokenizer.vocabulary_size)
-        return b"".join(map(self._tokenizer.token_bytes, prompt)).decode("utf-8", "replace")
+        data = b"".join(map(self._tokenizer.token_bytes, prompt))
+        return data.removeprefix(b" " if self._tokenizer.starts_with_space else b"").decode("utf-8", "replace")
 
     def _start(self, run: Running) -> None:
         if run.size <= LONG_BODY:
@@ -113,6 +114,7 @@ class TokenService(GenerationService):
             choice = Choice(
                 index, self._tokenizer, stops.strings, parser, self._parsers.specials,
                 ends=stops.ids, token_ids=job.token_ids, one_call=job.one_call,
+                goes_on=job.kind == "completions" and any(map(self._tokenizer.token_bytes, prompt.ids)),
             )  # fmt: skip
             choice.open(prompt.opening)
             self._parts[part] = (run, choice)

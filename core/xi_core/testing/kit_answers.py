@@ -40,6 +40,8 @@ class AnswerChecks(KitBase):
         assert answer.usage["completion_tokens"] == 4
         assert answer.usage["prompt_tokens"] > 0
         assert answer.usage["total_tokens"] == answer.usage["prompt_tokens"] + 4
+        beyond = self.ask(harness, self.prompts[-1], temperature=0, max_tokens=2 * harness.model.context_length)
+        assert beyond.status == 200, beyond.raw
 
     @proves("n")
     def test_n_choices(self, harness: Harness) -> None:

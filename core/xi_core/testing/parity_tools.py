@@ -58,6 +58,8 @@ class ToolParity(ParityBase):
         for case in expected["tools"][::16]:
             assert called(self.with_tools(harness, expected, case, **unending, parallel_tool_calls=False)) == case["calls"]
             assert len(self.with_tools(harness, expected, case, **unending).tool_calls) > 1, "it would call again"
+            named = {"type": "function", "function": {"name": case["calls"][0]["name"]}}
+            assert called(self.with_tools(harness, expected, case, **{**unending, "tool_choice": named})) == case["calls"]
 
 
 def called(answer: Answer) -> list[dict[str, Any]]:

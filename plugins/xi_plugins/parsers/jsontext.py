@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
+from typing import Any
 
 SPACE = " \t\r\n"
 NAME = r'"(?:[^"\\]|\\.){1,256}"'
@@ -15,6 +17,13 @@ NAME = r'"(?:[^"\\]|\\.){1,256}"'
 _MARK = re.compile(r'["\\{}\[\]<]')
 """Characters on which the end of a JSON object depends; `<` can't stand in one outside a string."""
 _decoder = json.JSONDecoder()
+
+
+def _no_json(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON, though Python reads it")
+
+
+_load = partial(json.loads, parse_constant=_no_json)
 
 
 class ObjectScan:
@@ -88,7 +97,7 @@ def read_call(body: str, keys: tuple[str, ...] = ("arguments",)) -> tuple[str, s
         arguments = next((members[key] for key in keys if key in members), "{}")
         if arguments.startswith('"'):  # some models write the object as a string
             arguments = json.loads(arguments)
-        if isinstance(name, str) and name and encodable(name + arguments) and isinstance(json.loads(arguments), dict):
+        if isinstance(name, str) and name and encodable(name + arguments) and isinstance(_load(arguments), dict):
             return name, arguments
     except (ValueError, RecursionError):
         return None
@@ -97,7 +106,7 @@ def read_call(body: str, keys: tuple[str, ...] = ("arguments",)) -> tuple[str, s
 
 def _members(text: str) -> dict[str, str]:
     """The members of a JSON object as pieces of its text. Raises ValueError if it is none."""
-    json.loads(text)  # the syntax as a whole
+    _load(text)  # the syntax as a whole
     if not text.lstrip(SPACE).startswith("{"):
         raise ValueError("not an object")
     members: dict[str, str] = {}

@@ -132,6 +132,14 @@ def test_completion_body_with_offsets() -> None:
     assert body.choices[0].logprobs.text_offset == [0, 1]
 
 
+def test_of_alternatives_with_the_same_text_the_likeliest_stands() -> None:
+    """Bytes of several characters are shown by the same mark."""
+    tops = [TopLogprob(token="\ufffd", logprob=value, bytes=[byte]) for value, byte in ((-0.1, 0xE4), (-2.0, 0xE5))]
+    one = answer(COMPLETIONS, logprobs=2)
+    one.add(Delta(text="", logprobs=[TokenLogprob(token="\ufffd", logprob=-0.1, bytes=[0xE4], top_logprobs=tops)], finish="length"))
+    assert msgspec.json.decode(one.end(USAGE))["choices"][0]["logprobs"]["top_logprobs"] == [{"\ufffd": -0.1}]
+
+
 def test_completion_stream_offsets_go_on() -> None:
     one = answer(COMPLETIONS, logprobs=1, stream=True)
     chunks = events(one.add(Delta(text="é", logprobs=[PROB])) + one.add(Delta(text="é", logprobs=[PROB], finish="stop")))

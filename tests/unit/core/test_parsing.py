@@ -306,6 +306,13 @@ def test_one_call_of_a_form_that_comes_whole(stream: bool) -> None:
         assert message(ask(harness, stream, parallel_tool_calls=False)) == ("", "", [("f", '{"a": 1}')], "tool_calls")
 
 
+@STREAMED
+def test_a_named_tool_is_called_once(stream: bool) -> None:
+    with speaking(REST + TWO) as harness:
+        named = ask(harness, stream, tool_choice=NAMED, parallel_tool_calls=True)
+        assert message(named) == ("", "", [("g", '{"a": 1}')], "tool_calls")
+
+
 def test_a_field_that_asks_for_one_call_must_be_honoured() -> None:
     fields = {"messages": [{"role": "user", "content": "Hi"}], "model": "m", "tools": TOOLS}
     manifest = counting_manifest()

@@ -389,6 +389,23 @@ async def test_bad_answers_of_an_api_engine(answer: Any, status: int, words: str
                 await asyncio.sleep(0)
 
 
+class PickyApi(LetterApi):
+    """Knows the letters only; says by the body's own numbers which input is none."""
+
+    def submit(self, request: ApiRequest, sink: ApiSink) -> None:
+        for index, ids in enumerate(request.body["input"]):
+            if max(ids) > 255:
+                raise InvalidRequest(f"input[{index}]: 999 is no token", param=f"input[{index}]")
+        super().submit(request, sink)
+
+
+async def test_an_api_engine_blames_the_input_as_the_request_numbers_it() -> None:
+    async with serving(PickyApi()) as service:
+        for given, place in (([65, 999], "input"), ([[65]] * 35 + [[999], [65]], "input[35]"), ([[65], [999]], "input[1]")):
+            error = (await Asked(service, EMBEDDINGS, input=given).answer()).body["error"]
+            assert (error["param"], error["message"]) == (place, f"{place}: 999 is no token")
+
+
 def test_pieces_are_bounded() -> None:
     assert pieces(job(EMBEDDINGS, input="a" * (MOST_TEXT * 2))) == [(0, 1)]
     assert pieces(job(EMBEDDINGS, input=["a" * (MOST_TEXT - 1), "b", "c", "d" * MOST_TEXT, "e"])) == [(0, 2), (2, 1), (3, 1), (4, 1)]

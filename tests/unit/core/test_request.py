@@ -61,6 +61,11 @@ def test_minus_one_and_zero_keep_all_tokens() -> None:
     assert job(chat(top_k=-1)).sampling["top_k"] == 0
 
 
+def test_a_top_k_beyond_every_vocabulary_keeps_all_tokens() -> None:
+    """Engines hold it in 32 bits, and some die of more."""
+    assert job(chat(top_k=2**30)).sampling["top_k"] == job(chat(top_k=3_000_000_000)).sampling["top_k"] == 2**30
+
+
 def test_newer_name_of_max_tokens_wins() -> None:
     assert job(chat(max_tokens=3, max_completion_tokens=5)).max_tokens == 5
 
@@ -72,6 +77,12 @@ def test_completions_default_to_sixteen_tokens() -> None:
 def test_choices_have_seeds_of_their_own() -> None:
     seeded = job(chat(seed=5, n=2))
     assert [seeded.seed_of(0), seeded.seed_of(1)] == [5, 6]
+
+
+def test_seeds_of_choices_stay_within_64_bits() -> None:
+    seeded = job(chat(seed=2**63 - 1, n=2))
+    assert [seeded.seed_of(0), seeded.seed_of(1)] == [2**63 - 1, -(2**63)]
+    assert job(chat(seed=-(2**63))).seed_of(0) == -(2**63)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +170,15 @@ def test_an_endpoint_that_is_not_served() -> None:
 def test_tool_choice_none_hides_the_tools() -> None:
     assert job(chat(tools=[WEATHER], tool_choice="none")).tools is None
     assert job(chat(tools=[WEATHER])).tools == [WEATHER]
+
+
+@pytest.mark.parametrize(("choice", "one"), [("required", False), ({"type": "function", "function": {"name": "get_weather"}}, True)])
+def test_a_named_tool_is_called_once(choice: Any, one: bool) -> None:
+    asked = job(
+        chat(tools=[WEATHER], tool_choice=choice, parallel_tool_calls=True), manifest=of_fields(chat={"tools": YES, "tool_choice": YES})
+    )
+    assert asked.one_call == one
+    assert engine_body(asked, 0).get("parallel_tool_calls") == (False if one else None)
 
 
 def test_a_body_nested_too_deeply() -> None:

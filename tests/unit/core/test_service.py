@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -19,7 +19,7 @@ from xi_core.serving.request import CHAT
 from xi_core.serving.service import Service
 from xi_core.serving.tokens import TokenService
 from xi_core.testing.fake_plugin import full_manifest
-from xi_core.testing.fakes import TEXT, ByteTokenizer, CountingEngine, ScriptedEngine
+from xi_core.testing.fakes import CONTEXT, TEXT, ByteTokenizer, CountingEngine, ScriptedEngine
 from xi_core.testing.harness import Answer, plan_for
 from xi_core.wire.frames import Data, End, Frame, Open, Submit
 from xi_core.wire.plan import LaunchPlan, ServingLimits
@@ -263,6 +263,20 @@ async def test_a_request_that_the_engine_does_not_take_leaks_no_slot() -> None:
             while service.load().running:
                 await asyncio.sleep(0)
         assert not service.busy
+
+
+async def test_an_api_engine_is_asked_for_no_more_tokens_than_the_context_holds() -> None:
+    class Keeper(Mute):
+        bodies: ClassVar[list[dict[str, Any]]] = []
+
+        def submit(self, request: ApiRequest, sink: ApiSink) -> None:
+            super().submit(request, sink)
+            self.bodies.append(request.body)
+
+    async with serving(Keeper(), slots=4) as service:
+        for number, most in enumerate((CONTEXT - 1, CONTEXT, 10 * CONTEXT), 1):
+            Client(service, number, max_tokens=most)
+        assert [body["max_tokens"] for body in Keeper.bodies] == [CONTEXT - 1, CONTEXT, CONTEXT]
 
 
 class BrokenParser(OutputParser):

@@ -359,6 +359,11 @@ def test_expressions_of_vllm_have_asciis_classes():
     assert engine(vllm).body(ApiRequest(id=1, route=COMPLETIONS, body={"prompt": "x"})) == {"prompt": "x"}
 
 
+def test_no_seed_means_random_to_vllm():
+    bodies = [engine(vllm).body(ApiRequest(id=1, route=COMPLETIONS, body={"prompt": "x", "seed": seed})) for seed in (-2, -1, 0)]
+    assert [body["seed"] for body in bodies] == [-2, 2**63 - 1, 0]
+
+
 # ---- what comes back --------------------------------------------------------------------------------
 
 

@@ -79,6 +79,8 @@ def test_what_is_made_of_a_text(text: str, expected: Outcome) -> None:
         '<tool_call>{"name": 1, "arguments": {}}</tool_call>',
         '<tool_call>{"name": "", "arguments": {}}</tool_call>',
         '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
+        '<tool_call>{"arguments": {"a": NaN}, "name": "f"}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": "{\\"a\\": -Infinity}"}</tool_call>',
         '<tool_call>{"name": "f", "arguments": "not an object"}</tool_call>',
         '<tool_call>{"name": "bad \\x escape", "arguments": {}}</tool_call>',
         '<tool_call>{"name": "f</tool_call>", "arguments": {',

@@ -139,6 +139,11 @@ def test_schemas_that_are_not_supported(schema: str, words: str) -> None:
     assert isinstance(caught.value, UnsupportedField) == ("no " not in words and words not in ("needs a group", "look-around"))
 
 
+def test_a_definition_that_nothing_refers_to_may_have_any_name() -> None:
+    schema = normalise({"type": "array", "items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"enum": [1]}, "b/c": {"enum": [2]}}}, "p")
+    assert 'd1 ::= "1"' in to_gbnf(Grammar(kind="json_schema", text=json.dumps(schema)))
+
+
 def test_white_space_is_bounded() -> None:
     text = to_gbnf(Grammar(kind="json_schema", text='{"type":"object"}'))
     assert r'ws ::= | " " | "\n" [ \t]{0,20}' in text

@@ -378,6 +378,41 @@ def test_held_text_comes_out_at_the_end(chat: bool) -> None:
     assert shown([event for event, _ in fed], chat) == ("3 = ", [1, 2])
 
 
+def thought(number: int, finish: str | None = None, **delta: str) -> str:
+    event = json.loads(piece("", True, number, finish))
+    event["choices"][0]["delta"] = delta
+    return json.dumps(event)
+
+
+def told(stream: StopStream, *pieces: str) -> tuple[str, str, list[int], bool]:
+    """Reasoning, content, numbers of the entries, and whether a stop string ended the answer."""
+    fed = [stream.feed(data) for data in pieces]
+    deltas = [json.loads(event)["choices"][0]["delta"] for event, _ in fed]
+    reasoning, content = ("".join(delta.get(name) or "" for delta in deltas) for name in ("reasoning_content", "content"))
+    return reasoning, content, shown([event for event, _ in fed], True)[1], fed[-1][1]
+
+
+def test_stop_string_in_the_reasoning() -> None:
+    first = [thought(1, reasoning_content="So "), thought(2, reasoning_content="sto")]
+    assert told(StopStream(["stop"], chat=True), *first, thought(3, reasoning_content="p it")) == ("So ", "", [1], True)
+    stream = StopStream(["stop"], chat=True)
+    assert told(stream, *first, thought(3, content="p it"), thought(4, content=" stop")) == ("So sto", "p it ", [1, 2, 3, 4], True)
+
+
+def test_stop_string_in_the_first_of_two_events_of_a_token() -> None:
+    first = json.loads(thought(1, reasoning_content="So stop"))
+    del first["timings"]
+    stream = StopStream(["stop"], chat=True)
+    assert stream.feed(json.dumps(first))[1] is False
+    assert told(stream, thought(1, content="Yes"))[1:] == ("", [], True)
+
+
+def test_entries_of_an_answer_that_ends_within_its_reasoning() -> None:
+    pieces = [thought(1), thought(2, reasoning_content="So st"), thought(2, "length")]
+    assert told(StopStream(["stop"], chat=True), *pieces) == ("So st", "", [1, 2], False)
+    assert told(StopStream([], chat=True), thought(1), thought(1, "length")) == ("", "", [1], False), "of a mark that has no text"
+
+
 def test_usage_event_passes_unread() -> None:
     event = '{"choices":[],"usage":{"completion_tokens":9}}'
     assert StopStream(["x"], chat=True).feed(event) == (event, False)

@@ -63,10 +63,9 @@ class _Rules:
     def text(self) -> str:
         root = {name: value for name, value in self._schema.items() if name not in _ROOTS}
         self._rules.append(f"root ::= {self._expression(root)}")
-        for target, rule in self._references.items():
-            if target != "#":
-                _, section, name = target.split("/")
-                self._rules.append(f"{rule} ::= {self._expression(self._schema[section][name])}")
+        for section in _ROOTS:
+            for name, definition in self._schema.get(section, {}).items():
+                self._rules.append(f"{self._references[f'#/{section}/{name}']} ::= {self._expression(definition)}")
         return "\n".join(self._rules) + _PRIMITIVES
 
     def _rule(self, expression: str) -> str:

@@ -59,6 +59,8 @@ _LONGEST_FOLDER = 100 - 37
 """Characters: vLLM's sockets have names of 36, and a Unix socket's address has room for 104 to 108."""
 _LIMIT = "VLLM_CPU_KVCACHE_SPACE"
 _GIB = 2**30
+_FOR_MINUS_ONE = 2**63 - 1
+"""The seed in place of -1, by which vLLM means none."""
 _SHARDS = re.compile(r"checkpoint shards:\s+(\d+)%")
 _STAGES = {
     "Starting to load model": "loading weights",
@@ -114,6 +116,8 @@ class VllmEngine(ChildServerEngine):
     def body(self, request: ApiRequest) -> dict[str, Any]:
         r"""Calls by a grammar of xi's. vLLM's `\d`, `\w` and `\s` are Unicode's; here, as in xi's other engines, they are ASCII's."""
         body, calls = server_calls(super().body(request), self._form, self._marks)
+        if body.get("seed") == -1:
+            body = {**body, "seed": _FOR_MINUS_ONE}
         if calls:
             return {**body, "structured_outputs": {"grammar": calls}}
         outputs = body.get("structured_outputs") or {}
