@@ -91,14 +91,15 @@ def measured(
     wanted = quantization or (spec.quantization if wanted_format == spec.format else None) or "none"
     as_stored = wanted_format == spec.format and wanted == (spec.quantization or "none")
     stored = spec.weight_bytes if as_stored else None
-    reckoned, own = memory.weight_bytes(figures, wanted_format, wanted), memory.parameters(figures).total / 1e9
+    own = memory.parameters(figures).total / 1e9
     billions = _billions(spec.size_in_billions) if stands_in and spec.size_in_billions else own
+    weights = stored if stored is not None else math.ceil(memory.weight_bytes(figures, wanted_format, wanted) * billions / own)
     given = {"-s": size_in_billions, "-f": model_format, "-q": quantization}
     chosen = [f"{flag} {value}" for flag, value in given.items() if value and (name or model_path)]
     return Measured(
         name=spec.name,
         figures=figures,
-        weights=math.ceil(reckoned * billions / own) if stored is None else stored,
+        weights=weights,
         format=wanted_format,
         quantization=wanted,
         context=context_length or spec.context_length or figures.context or 8192,

@@ -14,7 +14,7 @@ import pytest
 
 from xi_core.api.pulls import PullOrder
 from xi_core.errors import ArtifactError, Forbidden, InvalidRequest, NotFound, UnknownModel, WorkerNotFound
-from xi_core.models.cache import MANIFEST
+from xi_core.models.cache import MANIFEST, ModelCache
 from xi_core.testing.hub_standin import Fault, HubModel, HubStandIn
 from xi_core.testing.server import RunningServer
 from xi_core.testing.waiting import wait_until
@@ -78,10 +78,14 @@ def test_ctrl_c_ends_the_download_and_the_next_goes_on_with_it(hub: HubStandIn, 
         while "downloading 1/1 tiny-f16.gguf" not in (line := process.stderr.readline()):
             assert line, "it ended"
         assert hub.stalled.wait(30)
+        cache = ModelCache(Path(server.environment["XI_HOME"]))
+        partial = cache.root / "partial"
+        wait_until(lambda: any(one.stat().st_size for one in partial.rglob("*") if one.is_file()), 30)  # sent isn't written
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode != 0
-    hub.resume.set()
+    with cache.held("huggingface", ID, lambda: None):  # the download that was ended has heard of it
+        hub.resume.set()
     status = server.client.pull(ORDER)
     assert [one.state for one in status.workers] == ["DONE"]
     assert hub.gets(FILE)[-1].range, "it was gone on with"

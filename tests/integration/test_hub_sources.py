@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from xi_core.config import settings
-from xi_core.errors import ArtifactError, LaunchCancelled
+from xi_core.errors import ArtifactError, Conflict, LaunchCancelled
 from xi_core.models import cache as cache_module
 from xi_core.models.cache import MANIFEST, ModelCache
 from xi_core.models.family import SourceRef
@@ -264,6 +264,20 @@ def test_a_flipped_byte_in_the_cache_refuses_the_launch(hub: HubStandIn, source:
     whole(source.fetch(ref_of(source), tmp_path, quiet))
 
 
+def test_a_model_isnt_removed_while_a_launch_verifies_it(hub: HubStandIn, source: HubSource, tmp_path: Path) -> None:
+    source.fetch(ref_of(source), tmp_path, quiet)
+    refused: list[str] = []
+
+    def removing(stage: str, share: float | None, *_: object) -> None:
+        with pytest.raises(Conflict) as raised:
+            ModelCache(tmp_path).remove(source.name, ID)
+        refused.append(f"{stage}: {raised.value.message}")
+
+    whole(source.fetch(ref_of(source), tmp_path, removing))
+    assert all(one.startswith("verifying the files") and "is being verified" in one for one in refused), refused
+    assert refused
+
+
 @pytest.mark.parametrize(
     "name", ["../outside.safetensors", "/etc/outside.safetensors", "a/../../outside.safetensors", "..\\outside.safetensors"]
 )
@@ -367,20 +381,6 @@ def test_offline_a_pull_takes_what_is_there(hub: HubStandIn, source: HubSource, 
     (path / "config.json").unlink()
     with pytest.raises(ArtifactError, match=r"config\.json is damaged"):
         source.pull(ref_of(source), tmp_path, quiet)
-
-
-def test_one_file_of_many_is_chosen_by_its_quantization(hub: HubStandIn, source: HubSource, tmp_path: Path) -> None:
-    hub.models[ID].files = {"m-Q4_K_M.gguf": WEIGHTS, "m-Q8_0.gguf": b"other" * 500}
-    path = source.fetch(ref_of(source, files=("*q4_k_m*.gguf",)), tmp_path, quiet)
-    assert path.name == "m-Q4_K_M.gguf"
-    assert path.read_bytes() == WEIGHTS
-    assert not hub.gets("Q8_0")
-    with pytest.raises(ArtifactError, match="say which by its quantization") as raised:
-        source.fetch(ref_of(source, files=("*.gguf",)), tmp_path / "b", quiet)
-    assert raised.value.param == "quantization"
-    other = source.fetch(ref_of(source, files=("*q8_0*.gguf",)), tmp_path, quiet)
-    assert other.read_bytes() == b"other" * 500
-    assert path.read_bytes() == WEIGHTS, "the model that was there already still is"
 
 
 def test_the_stand_in_speaks_to_the_real_client(hub: HubStandIn, tmp_path: Path) -> None:

@@ -85,7 +85,11 @@ class Environments:
 
     def found(self) -> list[Environment]:
         """All environments, the last used first."""
-        found = [_described(path) for path in self._root.glob("*") if _NAME.fullmatch(path.name) and (path / "lock.txt").is_file()]
+        found = []
+        for path in self._root.glob("*"):
+            if _NAME.fullmatch(path.name):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it isn't whole, or is being removed
+                    found.append(_described(path))
         return sorted(found, key=lambda one: -one.used)
 
     def remove(self, name: str) -> None:
@@ -172,8 +176,12 @@ def _uv(environ: Mapping[str, str]) -> list[str]:
 
 
 def _folder(text: str) -> Path:
-    path = Path(text).expanduser()
-    if not path.is_absolute() or not path.is_dir():
+    path = Path(os.path.expanduser(text))  # unlike Path's own, it leaves a `~somebody` that isn't known
+    try:
+        found = path.is_absolute() and path.is_dir()
+    except OSError:  # too long a name, or a place that may not be looked at
+        found = False
+    if not found:
         raise InvalidRequest(
             f"virtual_env_find_links: '{text}' is no directory of the worker's machine; give its absolute path",
             param="virtual_env_find_links",
@@ -206,5 +214,9 @@ def _link(path: Path, packages: Iterable[str]) -> None:
 def _described(path: Path) -> Environment:
     lock = (path / "lock.txt").read_text()
     packages = [line.split()[0] for line in lock.splitlines() if line[:1].isalnum()]
-    size = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_symlink())
+    size = 0
+    for place, _, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(OSError):  # while a model of it starts, files come and go
+                size += os.lstat(os.path.join(place, name)).st_size
     return Environment(name=path.name, packages=packages, used=path.stat().st_mtime, size=size)

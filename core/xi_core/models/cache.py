@@ -4,7 +4,7 @@ blobs/SHA256                     each file once, whatever models share it
 SOURCE/ID/COMMIT/…               a model: links to its blobs, and `.xi-manifest.json` with sizes and hashes, written last
 SOURCE/ID/refs/REVISION          which commit a revision's name meant when it was last asked for
 partial/SOURCE/ID/COMMIT/…       what is being downloaded; it is gone on with after a break
-locks/…                          who downloads what
+locks/…                          who downloads what, and who verifies it (`+used`)
 
 A blob is in use while something else links to it: a model, or a download that has it already.
 """
@@ -163,12 +163,20 @@ class ModelCache:
                     time.sleep(POLL)
             yield
 
-    def _lock(self, source: str, id: str) -> IO[str]:
+    @contextlib.contextmanager
+    def used(self, source: str, id: str) -> Iterator[None]:
+        """Nobody removes a model meanwhile; any number may use it. A cache that can't be written is used as it is."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                fcntl.flock(stack.enter_context(self._lock(source, id, "+used")), fcntl.LOCK_SH)
+            yield
+
+    def _lock(self, source: str, id: str, suffix: str = "") -> IO[str]:
         """The file that who downloads a model locks. It is never deleted: somebody may wait for it."""
         name = self._place(source, id).name
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        return open(locks / f"{source}--{name}", "w")
+        return open(locks / f"{source}--{name}{suffix}", "w")
 
     def partial(self, source: str, id: str, commit: str) -> Path:
         """The folder for what is being downloaded of this commit; it outlives breaks."""
@@ -260,7 +268,7 @@ class ModelCache:
     def remove(self, source: str, id: str, revision: str | None = None) -> int:
         """Delete a model, or one commit of it, with what was downloaded of it in part. Answers the bytes that are free now.
 
-        Raises `NotFound`; `Conflict` while it is being downloaded; `ArtifactError` where the disk refuses.
+        Raises `NotFound`; `Conflict` while it is being downloaded or verified; `ArtifactError` where the disk refuses.
         """
         place, partials = self._place(source, id), self._partials(source, id)
         gone = [path for path in (*_below(place), *_below(partials)) if path.name != "refs" and revision in (None, path.name)]
@@ -270,7 +278,11 @@ class ModelCache:
         def refuse() -> None:
             raise Conflict(f"'{id}' is being downloaded; terminate the launch that does, or wait for its end", param="model_name")
 
-        with self.held(source, id, refuse), _room(self.root):
+        with self.held(source, id, refuse), _room(self.root), self._lock(source, id, "+used") as use:
+            try:
+                fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict(f"'{id}' is being verified for a launch; terminate that first", param="model_name") from None
             parts = [file for path in gone if path.parent == partials for file in path.glob("*") if file.is_file()]
             freed = sum(file.stat().st_size for file in parts)
             for path in (*gone, *place.glob(".new-*")):  # these were left by a `publish` that was killed

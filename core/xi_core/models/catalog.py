@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterable
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from xi_core.models.source_choice import from_source
 
 FORMAT_ALIASES = {"gguf": "ggufv2", "safetensors": "pytorch"}
 """Other words that users have for a format."""
+LARGEST_EXPONENT = 20
 
 
 def same_size(text: str) -> str:
@@ -26,9 +27,10 @@ def same_size(text: str) -> str:
     plain = text.strip().lower().removesuffix("b").replace("_", ".")
     try:
         number = Decimal(plain)
-    except InvalidOperation:
+    except ArithmeticError:
         return plain
-    return format(number.normalize(), "f") if number.is_finite() else plain
+    # What is far from any size, such as 9e999999, stays as short as it is.
+    return format(number.normalize(), "f") if number.is_finite() and abs(number.adjusted()) < LARGEST_EXPONENT else plain
 
 
 def normalised(spec: LaunchSpec) -> LaunchSpec:
@@ -128,6 +130,7 @@ def _at_path(family: ModelFamily, inspected: ModelSpec) -> ModelSpec:
         model_type=nearest.model_type if family.specs else inspected.model_type,
         format=inspected.format,
         source=inspected.source,
+        mirrors=(),  # what hubs have are other files than the user's own
         size_in_billions=size,
         quantization=inspected.quantization,
         context_length=inspected.context_length or nearest.context_length,

@@ -79,12 +79,16 @@ class HubSource(Source):
 
     def fetch(self, ref: SourceRef, home: Path, progress: Progress) -> Path:
         cache = ModelCache(home)
-        path = self._cached(cache, ref)
-        if path is None:
-            with cache.held(self.name, ref.id, lambda: progress(f"another launch downloads {ref.id}", None)):
+        while True:
+            with cache.used(self.name, ref.id):
                 path = self._cached(cache, ref)
-                if path is None:
+                if path is not None:
+                    return self._verified(cache, path, ref, progress)
+            with cache.held(self.name, ref.id, lambda: progress(f"another launch downloads {ref.id}", None)):
+                if self._cached(cache, ref) is None:
                     return _artifact(self._pull(cache, ref, progress), cache, ref)  # its files were hashed when they came
+
+    def _verified(self, cache: ModelCache, path: Path, ref: SourceRef, progress: Progress) -> Path:
         if settings().verify_models:
             names = [file.name for file in cache.manifest(path).files]
             cache.verify(path, progress, set(named(names, ref.files)) if ref.files else None)

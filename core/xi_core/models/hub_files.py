@@ -15,6 +15,8 @@ from xi_core.models.hashing import SHA1_DIGITS, SHA256_DIGITS, checked_hash, che
 from xi_core.models.inspect import OPT_IN, PICKLES, read_json
 
 _PART = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
+_QUANTIZATION = re.compile(r"\*([^*]+)\*\.gguf")
+"""The pattern of a quantization (`hub_id.py`)."""
 WEIGHTS = ("*.safetensors", "*.gguf")
 PICKLED = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
 """Pickled weights that torch's `weights_only` loading reads."""
@@ -78,8 +80,11 @@ def check_weights(names: Collection[str], ref: SourceRef) -> None:
 
 
 def check_cached(names: Collection[str], ref: SourceRef) -> None:
-    """Raises `ArtifactError` for a model in the cache that an earlier launch might have, and this one may not."""
+    """Raises `ArtifactError` for a model in the cache that an earlier launch might have, and this one may not, or of which it could mean
+    several files."""
     if ref.files:
+        for pattern in ref.files:
+            _check_one(pattern, named(names, (pattern,)), ref)
         _check_named(named(names, ref.files), ref)
     elif any(Path(name).suffix in PICKLES for name in names):
         check_weights(names, ref)
@@ -101,9 +106,17 @@ def _names_code(auto_map: object) -> bool:
 
 
 def named(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """Those of the names that a pattern (`*q4_k_m*.gguf`) has, in any case, in the patterns' order."""
+    """Those of the names that a pattern (`*q4_k_m*.gguf`, `*.gguf`) has, in any case, in the patterns' order."""
     listed = sorted(names)
-    return list(dict.fromkeys(name for one in patterns for name in listed if name == one or fnmatchcase(name.lower(), one.lower())))
+    return list(dict.fromkeys(name for one in patterns for name in listed if name == one or _matches(name.lower(), one.lower())))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """A quantization is a whole word of the name: `q6_k` is not `q6_k_l`, nor `f16` `bf16`."""
+    word = _QUANTIZATION.fullmatch(pattern)
+    if word is None:
+        return fnmatchcase(name, pattern)
+    return re.fullmatch(rf"(.*[-._/])?{re.escape(word[1])}([-./].*)?\.gguf", name) is not None
 
 
 def naming(error: ArtifactError, ref: SourceRef, file: HubFile) -> ArtifactError:
@@ -137,7 +150,13 @@ def _check_pattern(pattern: str, names: list[str], ref: SourceRef) -> None:
     found = named(names, (pattern,))
     kind = sorted(name for name in names if name.endswith(Path(pattern).suffix)) if Path(pattern).suffix else sorted(names)
     if not found:
-        raise ArtifactError(f"'{ref.id}' has no file {pattern}; it has {', '.join(kind[:30]) or 'none of this kind'}")
+        hint = " (a quantization is a whole word: q4_k_m, not q4)" if _QUANTIZATION.fullmatch(pattern) else ""
+        raise ArtifactError(f"'{ref.id}' has no file {pattern}{hint}; it has {', '.join(kind[:30]) or 'none of this kind'}")
+    _check_one(pattern, found, ref)
+
+
+def _check_one(pattern: str, found: list[str], ref: SourceRef) -> None:
+    """The files that a pattern has are one, or its parts."""
     if "*" in pattern and len({_PART.sub("", name) for name in found}) > 1:
         raise ArtifactError(
             f"'{ref.id}' has several files {pattern}: {', '.join(found[:30])}; say which by its quantization (-q)", param="quantization"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def spec_of_hub(
     """The spec of a hub's model by its id alone; format and quantization as they are given, else as the id has them."""
     name = hub_id.rpartition("/")[2]
     form = model_format or format_of(hub_id)
-    wanted = f"*{glob.escape(quantization)}*.gguf" if quantization else "*.gguf"
+    wanted = f"*{quantization}*.gguf" if quantization else "*.gguf"
     return ModelSpec(
         name=name,
         format=form,

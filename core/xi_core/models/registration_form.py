@@ -115,9 +115,7 @@ def read_form(text: str | bytes, model_type: str | None = None, place: str = "th
         raise syntax_error(error, text, place) from None
     if "model_name" not in given:
         if "model_type" not in given and model_type:
-            given["model_type"] = model_type
-            read_family(text, place)  # faults are told with the lines of the text itself
-            return Form(read_family(msgspec.json.encode(given), place), [])
+            text = _typed(text, model_type, bool(given))
         return Form(read_family(text, place), [])
     try:
         custom = _custom(text)
@@ -127,6 +125,13 @@ def read_form(text: str | bytes, model_type: str | None = None, place: str = "th
     notes += [f"the ability {word} is not served" for word in custom.model_ability if word not in get_args(Ability)]
     family = _converted(custom, model_type)
     return Form(_checked(family, text, place), notes)
+
+
+def _typed(text: str | bytes, model_type: str, more: bool) -> str:
+    """The object with its type as the first of its fields, and `more`; faults are told with its lines, which stay as they are."""
+    plain = text.decode() if isinstance(text, bytes) else text
+    kind = msgspec.json.encode(model_type).decode()
+    return plain.replace("{", f'{{"model_type": {kind}{", " if more else ""}', 1)
 
 
 def _checked(family: FamilyFile, text: str | bytes, place: str) -> FamilyFile:

@@ -83,6 +83,8 @@ def plan(question: Question) -> Answer:
 def objection_to_tensor(question: Question, size: int) -> str:
     """Why no layer can be split over so many devices; empty where it can."""
     a = question.architecture
+    if size == 1:
+        return ""
     if a.heads % size:
         return f"{a.heads} attention heads can't be shared by {size} devices"
     if not a.kv_lora_rank and a.kv_heads % size and size % a.kv_heads:
@@ -138,7 +140,7 @@ def _with_room(question: Question, layout: Layout) -> Layout:
     return msgspec.structs.replace(
         layout,
         batch=_most(lambda number: fits(question.tokens, number), MOST_SEQUENCES),
-        context=_most(lambda number: fits(number, 1), question.architecture.context or question.tokens),
+        context=_most(lambda number: fits(number, 1), max(question.architecture.context, question.tokens)),
     )
 
 

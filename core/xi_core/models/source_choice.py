@@ -23,7 +23,7 @@ def from_source(found: Iterable[ModelSpec], spec: LaunchSpec, default: str) -> l
     there = [(model, ref) for model in models if (ref := _ref(model, spec.source)) is not None]
     if there:
         return [_at(model, ref) for model, ref in there]
-    if is_hub_id(spec.model_name):  # an id and a source: there it is, or the source will say that it isn't
+    if is_hub_id(spec.model_name) and not spec.model_path:  # an id and a source: there it is, or the source will say that it isn't
         return [_at(model, SourceRef(source=spec.source, id=spec.model_name, files=model.source.files)) for model in models]
     known = sorted({ref.source for model in models for ref in _refs(model)})
     raise UnknownModel(f"model '{spec.model_name}' is not known at source '{spec.source}'; it is at: {', '.join(known)}", param="source")

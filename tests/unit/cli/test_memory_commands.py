@@ -70,6 +70,21 @@ def test_a_directory_without_its_weights(xi, directory):
     assert quantized["model_mem"] == pytest.approx(43.1e9, rel=0.01)
 
 
+def test_weights_that_are_there_need_no_quantization_that_is_known(xi, directory):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "compressed-tensors"}}))
+    missing = xi("cal-model-mem", str(directory))
+    assert missing.exit_code == 1
+    assert "isn't known" in missing.stderr
+    header = b'{"w": {"dtype": "I8", "shape": [4096], "data_offsets": [0, 4096]}}'
+    (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4096))
+    result = xi("cal-model-mem", str(directory), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert 4096 <= json.loads(result.stdout)["model_mem"] < 5000
+    assert "weights: the size of the files" in xi("cal-model-mem", str(directory)).stderr
+    assert xi("plan", str(directory), "--gpu-memory", "80").exit_code == 0
+
+
 def test_a_layout_with_its_reasons(xi, directory):
     result = xi("plan", str(directory), "--gpus-per-worker", "4", "--gpu-memory", "80")
     assert result.exit_code == 0

@@ -10,7 +10,8 @@ import pytest
 from xi_core.config import Settings
 from xi_core.errors import ArtifactError
 from xi_core.models.family import SourceRef
-from xi_core.models.hub_files import HubFile, check_cached, chosen, lacks_code, naming
+from xi_core.models.hub_files import HubFile, check_cached, chosen, lacks_code, named, naming
+from xi_core.models.hub_id import spec_of_hub
 
 SAFE = ("config.json", "model.safetensors", "modeling_own.py", "pytorch_model.bin", "README.md", "training_args.bin", "sub/code.py")
 PICKLED = ("config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "x.bin")
@@ -40,6 +41,45 @@ def test_code_comes_where_it_may() -> None:
 def test_pickled_weights_come_where_they_may_and_there_are_no_others() -> None:
     assert names(SAFE, ref(pickled=True)) == ["config.json", "model.safetensors"]
     assert names(PICKLED, ref(pickled=True)) == [name for name in PICKLED if name != "x.bin"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "quantization", "found"),
+    [
+        (("m-Q6_K.gguf", "m-Q6_K_L.gguf"), "q6_k", ["m-Q6_K.gguf"]),
+        (("m-Q6_K.gguf", "m-Q6_K_L.gguf"), "Q6_K_L", ["m-Q6_K_L.gguf"]),
+        (("m-bf16.gguf", "m.f16.gguf"), "f16", ["m.f16.gguf"]),
+        (("m-IQ4_XS.gguf", "m_q4_xs.gguf"), "q4_xs", ["m_q4_xs.gguf"]),
+        (
+            ("m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf"),
+            "q8_0",
+            ["m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf"],
+        ),
+        (("q4_0.gguf", "Q4_0_4_4.gguf"), "q4_0", ["q4_0.gguf"]),
+        (("Q4_0/m.gguf", "x/m-Q4_1.gguf"), "q4_0", ["Q4_0/m.gguf"]),
+        (("m-UD-Q4_K_XL.gguf",), "ud-q4_k_xl", ["m-UD-Q4_K_XL.gguf"]),
+        (("m-Q6_K_L.gguf", "m-Q6_K.txt"), "q6_k", []),
+        (("m-w[4].gguf", "m-w4.gguf"), "w[4]", ["m-w[4].gguf"]),
+    ],
+)
+def test_a_quantization_is_a_whole_word_of_a_file_s_name(listed: tuple[str, ...], quantization: str, found: list[str]) -> None:
+    wanted = spec_of_hub("a/b", "LLM", "ggufv2", quantization).source.files
+    assert named(listed, wanted) == found
+
+
+def test_a_part_of_a_quantization_is_refused_with_what_there_is() -> None:
+    with pytest.raises(ArtifactError, match=r"has no file \*q6\*\.gguf.*q4_k_m, not q4.*; it has m-Q6_K\.gguf"):
+        names(("m-Q6_K.gguf",), ref("*q6*.gguf"))
+    with pytest.raises(ArtifactError, match=r"'a/b' has no file other\.gguf; it has m-Q6_K\.gguf"):
+        names(("m-Q6_K.gguf",), ref("other.gguf"))
+
+
+def test_several_files_in_the_cache_are_refused_as_those_of_the_hub_are() -> None:
+    with pytest.raises(ArtifactError, match=r"several files \*\.gguf: m-Q4_0\.gguf, m-Q8_0\.gguf; say which") as raised:
+        check_cached(("m-Q4_0.gguf", "m-Q8_0.gguf"), ref("*.gguf"))
+    assert raised.value.param == "quantization"
+    check_cached(("m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf"), ref("*.gguf"))
+    check_cached(("m-Q4_0.gguf", "m-Q8_0.gguf"), ref("*q8_0*.gguf"))
 
 
 @pytest.mark.parametrize(

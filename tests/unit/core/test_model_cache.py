@@ -94,6 +94,25 @@ def test_a_model_that_is_being_downloaded_isnt_removed(tmp_path: Path) -> None:
     assert cache.find("hub", "a/b", None) is not None
 
 
+def test_a_model_that_is_being_verified_isnt_removed(tmp_path: Path) -> None:
+    cache = ModelCache(tmp_path)
+    path = stored(cache, "a/b", one=b"1")
+    with cache.used("hub", "a/b"), ModelCache(tmp_path).used("hub", "a/b"):
+        with pytest.raises(Conflict, match="'a/b' is being verified for a launch"):
+            ModelCache(tmp_path).remove("hub", "a/b")
+        with ModelCache(tmp_path).held("hub", "a/b", lambda: pytest.fail("a download waits for it")):
+            pass
+    assert path.is_dir()
+    assert cache.remove("hub", "a/b") == 1
+
+
+def test_a_cache_that_cant_be_written_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "locks").write_text("a file, where a folder should be")
+    with ModelCache(tmp_path).used("hub", "a/b"):
+        pass
+
+
 def test_what_was_downloaded_in_part_is_removed_too(tmp_path: Path) -> None:
     cache = ModelCache(tmp_path)
     folder = cache.partial("hub", "a/b", COMMIT)

@@ -107,6 +107,21 @@ def test_the_type_is_that_of_the_file(tmp_path: Path) -> None:
     assert registered.register(form(), "embedding", True).family.model_type == "embedding"
 
 
+@pytest.mark.parametrize(("model_type", "ability"), [("embedding", "embed"), ("rerank", "rerank")])
+def test_abilities_are_those_of_the_type_that_is_given(model_type: str, ability: str) -> None:
+    family = read_form(form(abilities=[ability]), model_type).family
+    assert (family.model_type, family.abilities) == (model_type, [ability])
+
+
+def test_faults_are_told_with_the_lines_of_the_text_whatever_type_is_given() -> None:
+    with pytest.raises(InvalidRequest, match="line 2: abilities: 'chat' is no ability of a model of type embedding"):
+        read_form('{"name": "mine", "path": "/models/mine",\n "abilities": ["chat"]}', "embedding")
+    with pytest.raises(InvalidRequest, match=r"line 2: abilities\[0\]: .*one of generate"):
+        read_form('{"name": "mine", "path": "/models/mine",\n "abilities": ["walk"]}', "embedding")
+    with pytest.raises(InvalidRequest, match=r"line 1: model_type: .*one of LLM, embedding, rerank"):
+        read_form('{"name": "mine",\n "path": "/models/mine"}', "audio")
+
+
 # ---- Xinference's form -------------------------------------------------------------------------------
 
 CUSTOM = {

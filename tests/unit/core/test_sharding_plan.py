@@ -83,6 +83,24 @@ def test_the_largest_batch_and_context_just_fit(case: tuple[str, str, int, int, 
     assert layout.context == asked.architecture.context or total(layout.context + 1, 1) > layout.room
 
 
+@pytest.mark.parametrize("memory", [H100, GIB])
+def test_one_device_splits_no_layer(memory: int) -> None:
+    """Whatever their width: 2880 is no multiple of an FP8 block."""
+    asked = question("gpt-oss-20b", "fp8", 1, 1, memory)
+    assert asked.architecture.expert_intermediate == 2880
+    assert plan(asked).layout.sharding == Sharding()
+    assert objection_to_tensor(asked, 1) == ""
+    assert "whole FP8 blocks" in objection_to_tensor(asked, 2)
+
+
+def test_a_context_that_fits_is_no_longer_than_the_longest() -> None:
+    """Though it is longer than the model's own."""
+    asked = question("llama-3.1-70b", "pytorch", 1, 4, H100, tokens=200_000)
+    assert asked.tokens > asked.architecture.context
+    layout = plan(asked).layout
+    assert (layout.fits, layout.context) == (True, asked.tokens)
+
+
 def test_nothing_fits() -> None:
     answer = plan(question("llama-3.1-405b", "pytorch", 1, 4, H100))
     assert not answer.layout.fits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from xi_core.api.control import LaunchSpec
 from xi_core.errors import UnknownModel
@@ -29,6 +30,19 @@ def test_the_launch_goes_before_the_setting_and_that_before_the_model() -> None:
     assert refs(model_name="both", source="ModelScope") == [THERE], "the other isn't there"
     assert refs("modelscope", model_name="both") == [THERE, HERE]
     assert refs("modelscope", model_name="both", source="huggingface") == [HERE, HERE]
+
+
+def test_a_path_goes_before_any_source() -> None:
+    at = SourceRef(source="local", id="/w")
+    inspected = ModelSpec(name="w", format="pytorch", source=at)
+    for name in ("both", "single", "Someone/Some-7B"):
+        asked = LaunchSpec(model_name=name, model_path="/w")
+        for default in ("huggingface", "modelscope"):
+            (found,) = candidates(normalised(asked), FAMILIES, inspected, default)
+            assert (found.source, found.mirrors) == (at, ())
+        asked = replace(asked, source="modelscope")
+        with pytest.raises(UnknownModel, match="not known at source 'modelscope'; it is at: local"):
+            candidates(normalised(asked), FAMILIES, inspected)
 
 
 def test_the_source_that_isnt_taken_becomes_a_mirror() -> None:
