@@ -11,8 +11,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from xi_core.cluster.messages import ANSWERS, OF_GATEWAYS, Done, GatewayKeys, Launch, Scale, Subscribe, Subscribed, TableUpdate, Terminate
-from xi_core.errors import ChannelClosed, DeadlineExceeded, Forbidden, InvalidRequest, ModelNotFound, TransportError, Unavailable, XiError
+from xi_core.cluster.messages import ANSWERS, OF_GATEWAYS, GatewayKeys, Launch, Scale, Subscribe, Subscribed, TableUpdate, Terminate
+from xi_core.errors import ChannelClosed, DeadlineExceeded, Forbidden, InvalidRequest, TransportError, Unavailable, XiError
 from xi_core.transport.base import Transport
 from xi_core.transport.rpc import Calls, Link, Vocabulary, dial
 from xi_core.transport.security import ClientSecurity, KeyPair
@@ -26,8 +26,11 @@ SUBSCRIBE_TIMEOUT = 5.0
 PATIENCE = 5.0
 """Longest wait, in seconds, for a supervisor that is starting."""
 CHANGES = (Launch, Scale, Terminate)
-"""What is worth waiting for, and may be asked for twice: the second time nothing happens."""
+"""What is worth waiting for."""
+REPEATED = (Launch, Scale)
+"""What may be asked for twice: the second time nothing happens. A second `Terminate` would end what was launched under the name since."""
 AWAY = "the supervisor is away; models that run go on serving, launching waits until it is back"
+UNSURE = "the supervisor is away; what was asked for may be done already, ask again in a moment"
 
 VOCABULARY = Vocabulary({command: ANSWERS[command] for command in OF_GATEWAYS}, [TableUpdate, GatewayKeys])
 
@@ -77,22 +80,17 @@ class SupervisorClient:
         """The supervisor's answer; without a `timeout`, however long it takes. Raises its error, `Unavailable` while it is away, and
         `InvalidRequest` for a number that no message can carry.
 
-        What changes something is asked for again where the link was lost before the answer: a launch of the same spec is the same launch.
+        What is `REPEATED` is asked for again where the link was lost before the answer: a launch of the same spec is the same launch.
         """
-        was_there = isinstance(command, Terminate) and command.uid in self._table.models
         try:
             return await self._ask(command, timeout)
         except ChannelClosed as error:
-            if not isinstance(command, CHANGES):
-                raise _away(error) from None
+            if not isinstance(command, REPEATED):
+                raise _away(error, command) from None
         try:
             return await self._ask(command, timeout)
         except ChannelClosed as error:
-            raise _away(error) from None
-        except ModelNotFound:
-            if was_there:  # the first word has come through, its answer hasn't
-                return Done()
-            raise
+            raise _away(error, command) from None
 
     async def _ask(self, command: Struct, timeout: float | None) -> Any:
         """As `call`, once. Raises `ChannelClosed` where the link is lost meanwhile."""
@@ -186,5 +184,5 @@ class SupervisorClient:
             self._stale.set()
 
 
-def _away(error: XiError) -> Unavailable:
-    return Unavailable(f"{AWAY} ({error})", retry_after=1.0)
+def _away(error: XiError, command: Struct) -> Unavailable:
+    return Unavailable(f"{UNSURE if isinstance(command, CHANGES) else AWAY} ({error})", retry_after=1.0)

@@ -33,6 +33,8 @@ class ServedModel:
 
     def __init__(self, route: ModelRoute, router: Router) -> None:
         self.route = route
+        self.told: ModelRoute | None = route
+        """What the present supervisor says of it, though `route` is kept as long as what it hasn't adopted serves; None: nothing yet."""
         self.router = router
         self.links: dict[str, ReplicaLink] = {}
         self.expected = Expected()
@@ -148,6 +150,8 @@ class RoutingTable:
             if self.epoch:
                 self._adopting_until = self._loop.time() + ADOPTION
                 self._unmentioned = {link.route.replica_id for link in self.links()}
+                for model in self.models.values():
+                    model.told = None
             self.epoch = update.epoch
         self.version = update.version
         for route in update.models:
@@ -190,6 +194,7 @@ class RoutingTable:
         model = self.models.get(route.uid)
         if model is None:
             model = self.models[route.uid] = ServedModel(route, self._make_router())
+        model.told = route
         wanted = {replica.replica_id: replica for replica in route.replicas}
         self._unmentioned -= wanted.keys()
         kept = [rid for rid in model.links if rid not in wanted and self._kept_replica(model.links[rid])]
@@ -243,8 +248,11 @@ class RoutingTable:
                     self._unmentioned.discard(replica_id)
                     self._take_out(model, replica_id)
                     model.refresh()
-                    if not model.links:
-                        self._remove(uid)
+            if not model.links:
+                if model.told is None:
+                    self._remove(uid)
+                else:
+                    model.route = model.told
         self._tell()
 
     def _changed_in(self, model: ServedModel) -> Callable[[], None]:

@@ -218,6 +218,21 @@ def test_a_worker_that_dies_while_it_prepares_gives_nothing_to_wait_for(cluster:
     assert len(cluster.replicas("m")) == 2
 
 
+def test_a_keeper_that_dies_while_it_prepares_ends_nothing(cluster: LocalCluster, held: Path) -> None:
+    """Its worker registers again, on the same link."""
+
+    def keepers() -> dict[str, int]:
+        return {p.name: p.pid for p in cluster.client.cluster().processes if p.role == "keeper"}
+
+    before = keepers()
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not set(before.values()) & set(keepers().values()), 10.0, "the keepers to be replaced")
+    held.unlink()
+    (replica,) = cluster.wait_ready("m").replicas
+    assert (replica.moves, replica.restarts, replica.error) == (0, 0, None)
+
+
 def test_a_supervisor_that_dies_while_it_prepares_leaves_no_rank_waiting(cluster: LocalCluster, held: Path) -> None:
     cluster.kill("supervisor")
     wait_until(lambda: not cluster.ports_held(), 10.0, "the ports to be free")

@@ -474,6 +474,27 @@ async def test_a_new_supervisor_adopts_the_same_process(stage: Stage) -> None:
     assert [r.pid for r in (await stage.status()).replicas] == before
 
 
+async def test_what_is_ended_or_scaled_just_after_a_restart_is_what_runs(stage: Stage) -> None:
+    """The new supervisor hears of it from the worker, a moment later."""
+    await stage.launch(replica=2)
+    await stage.launch(model_uid="other")
+    before = [r.pid for r in (await stage.until("READY")).replicas]
+    (other,) = [r.pid for r in (await stage.until("READY", "other")).replicas]
+    await stage.supervisor.close()
+    stage.supervise(settle=2.0)
+    stage.client()
+    await asyncio.gather(stage.link.call(m.Scale("toy", 1)), stage.link.call(m.Terminate("other")))
+    assert other is not None
+    assert not alive(other)
+    await until(lambda: len([pid for pid in before if pid and alive(pid)]) == 1, 5.0)
+    end = time.monotonic() + 5.0
+    while len((await stage.status()).replicas) > 1:  # the word that a process is gone comes after that
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+    (kept,) = (await stage.until("READY")).replicas
+    assert kept.pid in before
+
+
 async def until_known(stage: Stage, seconds: float = 5.0) -> None:
     end = time.monotonic() + seconds
     while True:
@@ -524,6 +545,21 @@ async def test_terminate_while_it_is_resolved(workerless: Stage) -> None:
     await workerless.link.call(m.Terminate("toy"))
     with pytest.raises(LaunchCancelled):
         await launching
+
+
+async def test_terminate_while_another_spec_is_resolved(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends what runs too, not only what would have been refused."""
+    await stage.launch()
+    pid = (await stage.until("READY")).replicas[0].pid
+    monkeypatch.setattr(stage.supervisor._executor.resolver, "resolve", lambda spec: asyncio.Event().wait())
+    doomed = asyncio.create_task(stage.launch(replica=2))
+    await until(lambda: "toy" in stage.supervisor._resolving)
+    await stage.link.call(m.Terminate("toy"))
+    with pytest.raises(LaunchCancelled):
+        await doomed
+    assert (await stage.link.call(m.ListModels())).models == []
+    assert pid is not None
+    assert not alive(pid)
 
 
 async def test_terminate_while_it_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,16 @@ def adopt(state: ClusterState, now: float, member: Member, record: ReplicaRecord
     found, launch = state.by_life(plan.incarnation), state.launches.get(plan.uid)
     if found is None and state.ledger.is_over(plan.incarnation):
         return state.refuse(member.name, record)
-    if launch is None and record.status.state != "STOPPING":
+    if found is None and record.status.state == "STOPPING":  # a former supervisor told it to end, and within which time
+        if launch is not None:
+            launch.avoid(plan.replica_id)
+        return state.refuse(member.name, record, state.grace)
+    if launch is None and (plan.uid, record.created) in state.over:
+        return state.refuse(member.name, record, state.grace)
+    if launch is None:
         launch = _launch_of(now + state.launch_timeout, record)
         state.enter(launch)
-    if launch is None or not launch.takes(record.spec):
+    if not launch.takes(record.spec):
         return state.refuse(member.name, record)
     replica = found[1] if found is not None else launch.vacancy(plan.replica_id) or _being_replaced(state, launch, member, record)
     if replica is None:

@@ -15,6 +15,7 @@ from functools import partial
 
 import msgspec
 
+from xi_core.cluster.deadlines import KEPT
 from xi_core.cluster.launches import Wanted
 from xi_core.cluster.store import Store
 from xi_core.cluster.threads import in_thread
@@ -43,6 +44,9 @@ class Desired:
         since = time.monotonic() - time.time()
         self._wanted = self._kept = _State(drains={worker: until + since for worker, until in store.drains().items()})
         """What is desired, and what of it the store has."""
+        self.ended = store.ended(time.time() - KEPT)
+        """To be read only: the launches that ended before this start, each by its uid and when it was created. Workers that were away may
+        still run them."""
         self._keeping: asyncio.Future[None] | None = None
         for worker in self.drains:
             log.warning("worker %s is drained, since before this start; `xi drain %s --undo` lets it take replicas again", worker, worker)
@@ -67,7 +71,10 @@ class Desired:
 
     def forget_all(self) -> None:
         """Begin without any launch. Workers that are drained stay so: that is said of machines, not of what runs."""
-        self._store.keep_launches([], [wanted.uid for wanted in self.restore()])
+        forgotten = self.restore()
+        self.ended |= _ids(forgotten)
+        self._store.keep_ended(_ids(forgotten), (), time.time() - KEPT)
+        self._store.keep_launches([], [wanted.uid for wanted in forgotten])
         self._kept = self._wanted = replace(self._kept, launches={})
 
     def keep(self, wanted: Iterable[Wanted], drains: Mapping[str, float]) -> None:
@@ -96,8 +103,16 @@ class Desired:
 
     def _write(self, before: _State, target: _State) -> None:
         """On a thread. Each drain's end by the clock on the wall, for the steady one begins anew with the machine."""
+        was, now = _ids(before.launches.values()), _ids(target.launches.values())
+        if was != now:
+            self._store.keep_ended(was - now, now - was, time.time() - KEPT)
         put = [(uid, _encode(one)) for uid, one in target.launches.items() if before.launches.get(uid) is not one]
         self._store.keep_launches(put, before.launches.keys() - target.launches.keys())
         if target.drains != before.drains:
             since = time.time() - time.monotonic()
             self._store.keep_drains({worker: by + since for worker, by in target.drains.items()})
+
+
+def _ids(launches: Iterable[Wanted]) -> set[tuple[str, int]]:
+    """What tells launches from others of the same uid."""
+    return {(one.uid, one.created) for one in launches}

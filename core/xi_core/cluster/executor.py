@@ -35,8 +35,10 @@ JOIN_TIMEOUT = 5.0
 class Executor:
     """The links to workers and gateways, and the timer of the lifecycle."""
 
-    def __init__(self, hub: PluginHub, config: Settings, lifecycle: Lifecycle, table: RoutingTable, replica_transport: str) -> None:
-        """`replica_transport` is the `module:Class` that replicas listen with."""
+    def __init__(
+        self, hub: PluginHub, config: Settings, lifecycle: Lifecycle, table: RoutingTable, replica_transport: str, settled_at: float
+    ) -> None:
+        """`replica_transport` is the `module:Class` that replicas listen with; at `settled_at` workers have reported what runs."""
         self.workers: dict[str, WorkerLink] = {}
         self.gateways: dict[Link, ProcessInfo] = {}
         self.table = table
@@ -46,6 +48,7 @@ class Executor:
         """The public key of gateways, for replicas that listen off their machine; empty where none does."""
         self._hub, self._settings, self._lifecycle, self._replica_transport = hub, config, lifecycle, replica_transport
         self.resolver = Resolver(hub, config, self.any_workers)
+        self._settled_at = settled_at
         self._moved = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,6 +71,10 @@ class Executor:
         wake = self._lifecycle.next_wake()
         if wake is not None:
             self._timer = asyncio.get_running_loop().call_later(max(0.01, wake - time.monotonic()), self._tick)
+
+    async def settled(self) -> None:
+        """Wait until workers have reported what runs: before that nobody can say what is to begin or to end."""
+        await asyncio.sleep(max(0.0, self._settled_at - time.monotonic()))
 
     async def kept(self) -> None:
         """Wait until what is wanted is written down."""

@@ -145,6 +145,12 @@ class LaunchEntry:
             free.replica_id = replica_id
         return named or free
 
+    def avoid(self, replica_id: str) -> None:
+        """A process of this name is on its way out: a replica that isn't live takes another name, for a worker runs one of each only."""
+        for replica in self.replicas:
+            if replica.replica_id == replica_id and not replica.live and not self.end:
+                replica.replica_id = self.free_id()
+
     def free_ids(self, count: int) -> list[str]:
         """Names for so many more replicas."""
         taken = {replica.replica_id for replica in self.replicas}

@@ -9,7 +9,7 @@ replica is live from its `Start` until its workers say that every rank is gone, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from functools import partial
 
 import msgspec
@@ -42,14 +42,15 @@ class Lifecycle:
         settled_at: float = 0.0,
         schedulers: Mapping[str, Scheduler] | None = None,
         drains: Mapping[str, float] | None = None,
+        ended: Set[tuple[str, int]] = frozenset(),
     ) -> None:
         """`epoch` makes incarnations unique over supervisors; before `settled_at` nothing is placed: workers may report it yet.
 
         `scheduler` places launches that don't name one of `schedulers`. `drains`: workers that were drained in a former life of this
-        supervisor, as in `self.drains`.
+        supervisor, as in `self.drains`. `ended`: launches that aren't taken over from workers, each by its uid and when it was created.
         """
         self._state = ClusterState(
-            {**(schedulers or {}), "": scheduler}, epoch, launch_timeout=launch_timeout, grace=grace, settled_at=settled_at
+            {**(schedulers or {}), "": scheduler}, epoch, launch_timeout=launch_timeout, grace=grace, settled_at=settled_at, ended=ended
         )
         self.drains = self._state.ledger.drains
         """To be read only: the workers that are drained, here or away, and when what is left on each ends."""
@@ -190,9 +191,11 @@ class Lifecycle:
         return self._state.move_all(worker) + self._state.start_due(now)
 
     def undrain(self, now: float, worker: str) -> list[Action]:
-        """Let a worker take replicas again. What has begun to move moves on. Raises `WorkerNotFound`."""
+        """Let a worker take replicas again. What has begun to move moves on, however long that takes. Raises `WorkerNotFound`."""
         _require(worker, self.members.keys() | self.drains.keys())
         self.drains.pop(worker, None)
+        for _, launch, replica, _ in self._state.ledger.on(worker):
+            self._state.stay(launch, replica)
         return self._state.start_due(now)
 
     # ---- what workers tell ----------------------------------------------------------------------

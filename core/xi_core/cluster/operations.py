@@ -50,6 +50,7 @@ class Operations:
         return m.Explained([report(decision) for decision in self._lifecycle.explain(wanted)])
 
     async def _scale(self, command: m.Scale) -> m.Done:
+        await self._executor.settled()
         self._executor.do(self._lifecycle.scale(time.monotonic(), command.uid, command.replica))
         await self._executor.kept()
         log.info("launch %s: %d replica(s) from now on", command.uid, command.replica)

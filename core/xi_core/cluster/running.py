@@ -96,6 +96,8 @@ class RunningReplica:
         self.final = False
         self._home, self._fetch, self._guard, self._on_change, self._command = home, fetch, guard, on_change, command
         self._start, self._build = start, build
+        self.artifact: Path | None = None
+        """What was fetched for it, from then on."""
         self.python: Path | None = None
         """The interpreter of its own environment, once that is built."""
         self._secret = secret
@@ -109,6 +111,8 @@ class RunningReplica:
         self._failure: XiError | None = None
         self._grace: float | None = None
         self._stopping = asyncio.Event()
+        self.ended = asyncio.Event()
+        """Set when nothing of it is left."""
         self._loop = asyncio.get_running_loop()
         self.prepared: asyncio.Future[None] | None = self._loop.create_future() if shared else None
         """Of one rank of several: settled when its artifact is there, or with the reason why not."""
@@ -123,6 +127,11 @@ class RunningReplica:
     def waits(self) -> bool:
         """Whether it is one rank of several, and not yet begun."""
         return self.prepared is not None and not self._begun.is_set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to end."""
+        return self._stopping.is_set()
 
     @property
     def _log_file(self) -> Path:
@@ -171,6 +180,7 @@ class RunningReplica:
             self.prepared.exception()  # whoever waited for it may be gone
         if self._grace is not None:
             self.error, self.code, self.final = None, None, False
+        self.ended.set()
 
     # ---- fetching and starting ------------------------------------------------------------------
 
@@ -180,7 +190,8 @@ class RunningReplica:
             read_adapter(module)
         self.python = self._build(self._start, self._progress)
         try:
-            return self._fetch(self.record.model.source, self._progress)
+            self.artifact = self._fetch(self.record.model.source, self._progress)
+            return self.artifact
         except OSError as error:
             raise ArtifactError(f"{self.record.model.source.id}: {error.strerror or error}") from error
 

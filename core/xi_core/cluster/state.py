@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 from xi_core.cluster import members as placing
 from xi_core.cluster.launches import LaunchEntry, Launches
@@ -22,13 +22,22 @@ class ClusterState:
     """Members and launches. Times are in seconds of any steady clock."""
 
     def __init__(
-        self, schedulers: Mapping[str, Scheduler], epoch: str, *, launch_timeout: float, grace: float, settled_at: float = 0.0
+        self,
+        schedulers: Mapping[str, Scheduler],
+        epoch: str,
+        *,
+        launch_timeout: float,
+        grace: float,
+        settled_at: float = 0.0,
+        ended: Set[tuple[str, int]] = frozenset(),
     ) -> None:
-        """`schedulers` by name; the one named "" places launches that name none."""
+        """`schedulers` by name; the one named "" places launches that name none. `ended`: as in `Desired.ended`."""
         self.ledger = Ledger()
         self.touched = Touched()
         self.launches = Launches()
         self.launch_timeout, self.grace, self.settled_at = launch_timeout, grace, settled_at
+        self.over = ended
+        """Launches that aren't taken over from workers."""
         self._schedulers = schedulers
         self._epoch, self._lives = epoch, 0
         self._numbers = itertools.count(1)
@@ -241,6 +250,14 @@ class ClusterState:
         replica.move_by = by
         if launch.heir(replica) is None:
             launch.replicas.append(Replica(replica_id=launch.free_id(), replaces=replica.replica_id, start_at=0.0))
+        self.touched.touch(launch)
+
+    def stay(self, launch: LaunchEntry, replica: Replica) -> None:
+        """A worker of this replica is no longer drained: unless another one is, it ends only once something has taken its place."""
+        replica.move_by = min((self.ledger.drains[r.worker] for r in replica.ranks if r.worker in self.ledger.drains), default=None)
+        heir = launch.heir(replica)
+        if replica.move_by is None and heir is not None and not heir.live:
+            launch.replicas.remove(heir)
         self.touched.touch(launch)
 
     def moved(self, now: float, launch: LaunchEntry) -> list[Action]:

@@ -1,5 +1,5 @@
-"""What a supervisor must not forget: which launches are wanted, which workers are drained, its keys, who may join, tokens that are out,
-and how often it was started.
+"""What a supervisor must not forget: which launches are wanted or have just ended, which workers are drained, its keys, who may join,
+tokens that are out, and how often it was started.
 SQLite at `XI_HOME/cluster/state.db`, readable by its owner only, and of one supervisor at a time.
 
 What runs is never stored: workers tell it.
@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS struck (key TEXT PRIMARY KEY, role TEXT NOT NULL, nam
 CREATE TABLE IF NOT EXISTS tokens (hash TEXT PRIMARY KEY, role TEXT NOT NULL, expires REAL NOT NULL, used_by TEXT);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS launches (uid TEXT PRIMARY KEY, wanted BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS ended (uid TEXT NOT NULL, created INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (uid, created));
 CREATE TABLE IF NOT EXISTS drains (worker TEXT PRIMARY KEY, until REAL NOT NULL);
 """
 """A database of an older xi gets the tables that it lacks; a newer one's that are unknown here are left as they are."""
@@ -97,6 +98,18 @@ class Store:
         with self._transaction():
             self._db.executemany("DELETE FROM launches WHERE uid = ?", ((uid,) for uid in dropped))
             self._db.executemany(update, put)
+
+    def ended(self, since: float) -> set[tuple[str, int]]:
+        """The launches that have ended since then, in seconds since 1970: each by its uid and when it was created."""
+        with self._turn:
+            return set(self._db.execute("SELECT uid, created FROM ended WHERE at >= ?", (since,)))
+
+    def keep_ended(self, ended: Iterable[tuple[str, int]], wanted: Iterable[tuple[str, int]], since: float) -> None:
+        """Remember that these launches end now, and that others are wanted; forget what ended before `since`. Raises `sqlite3.Error`."""
+        with self._transaction():
+            self._db.execute("DELETE FROM ended WHERE at < ?", (since,))
+            self._db.executemany("DELETE FROM ended WHERE uid = ? AND created = ?", wanted)
+            self._db.executemany("INSERT OR REPLACE INTO ended VALUES (?, ?, ?)", ((*one, time.time()) for one in ended))
 
     def drains(self) -> dict[str, float]:
         """By name, the workers that are drained, each with the time by which it is to be empty, in seconds since 1970."""

@@ -34,7 +34,7 @@ from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_
 from xi_core.cluster.store import Entry, Store
 from xi_core.cluster.table import RoutingTable
 from xi_core.config import CLUSTER_PORT, Settings, settings
-from xi_core.errors import ChannelClosed, ConfigError, Conflict, LaunchCancelled, ModelNotFound, ProtocolMismatch, XiError
+from xi_core.errors import ChannelClosed, ConfigError, Conflict, LaunchCancelled, ProtocolMismatch, XiError
 from xi_core.models.catalog import normalised
 from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Calls, Link, LinkServer
@@ -83,20 +83,21 @@ class Supervisor:
         for plugin in hub.records:
             if plugin.state == "quarantined":
                 log.warning("xi runs without the plugin %s: %s; `xi plugins -v` says more", plugin.name, plugin.error)
-        self._settled_at = time.monotonic() + settle
+        settled_at = time.monotonic() + settle
         self._lifecycle = Lifecycle(
             default,
             epoch,
             launch_timeout=config.launch_timeout,
             grace=config.grace,
-            settled_at=self._settled_at,
+            settled_at=settled_at,
             schedulers=schedulers,
             drains=desired.drains if desired is not None else None,
+            ended=desired.ended if desired is not None else frozenset(),
         )
         scheme = "tcp" if cluster is not None else scheme_of(endpoint)
         replica_transport = next((t.transport for t in hub.transports if scheme in t.schemes), "")
         self._grace = config.grace
-        self._executor = Executor(hub, config, self._lifecycle, RoutingTable(epoch), replica_transport)
+        self._executor = Executor(hub, config, self._lifecycle, RoutingTable(epoch), replica_transport, settled_at)
         self._executor.resolver.exposed = exposed or (cluster is not None and not is_loopback(cluster[0]))
         self.stop_asked = asyncio.Event()
         """Set when somebody has asked to stop the cluster."""
@@ -259,7 +260,7 @@ class Supervisor:
     async def _launch(self, command: m.Launch) -> m.Launched:
         spec = normalised(command.spec)
         uid = spec.model_uid or ""
-        await asyncio.sleep(max(0.0, self._settled_at - time.monotonic()))
+        await self._executor.settled()
         found = self._lifecycle.find(uid)
         if found is not None and not found.end and found.wanted.spec == spec:
             return m.Launched(uid)
@@ -291,8 +292,9 @@ class Supervisor:
 
     async def _terminate(self, command: m.Terminate) -> m.Done:
         uid = command.uid
-        if uid in self._resolving and self._resolving[uid][1].cancel():
-            return m.Done()
+        await self._executor.settled()
+        if uid in self._resolving and self._resolving[uid][1].cancel() and self._lifecycle.find(uid) is None:
+            return m.Done()  # else there is one that it was to follow, or that would have been in its way
         self._executor.do(self._lifecycle.terminate(time.monotonic(), uid))
         await self._executor.kept()
         gone = f"'{uid}' is stopping, but its replicas aren't gone yet"
@@ -303,11 +305,7 @@ class Supervisor:
         return m.Models([launch.status() for launch in self._lifecycle.listed()])
 
     async def _get_model(self, command: m.GetModel) -> ModelStatus:
-        found = self._lifecycle.find(command.uid)
-        if found is None:
-            known = ", ".join(launch.uid for launch in self._lifecycle.listed()) or "none"
-            raise ModelNotFound(f"no model '{command.uid}' is launched; launched: {known}", param="model_uid")
-        return found.status()
+        return self._lifecycle.known(command.uid).status()
 
     async def _list_engines(self, command: m.ListEngines) -> m.Engines:
         return m.Engines(await self._executor.resolver.matching.report(command.model, command.model_type))

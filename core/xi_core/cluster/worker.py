@@ -22,6 +22,7 @@ import msgspec
 from xi_core import __version__
 from xi_core.api.control import EnvironmentStatus, LogPart, has_environment
 from xi_core.cluster import addresses, host, joining, logs
+from xi_core.cluster import messages as m
 from xi_core.cluster.cached_models import CachedModels
 from xi_core.cluster.data_plane import placed
 from xi_core.cluster.device_watch import DeviceWatch
@@ -31,28 +32,6 @@ from xi_core.cluster.fetching import fetcher
 from xi_core.cluster.guard import Guard
 from xi_core.cluster.linking import SupervisorLink
 from xi_core.cluster.membership import Identity, enter, token_of
-from xi_core.cluster.messages import (
-    Done,
-    FetchLog,
-    FoundEnvironments,
-    Inspect,
-    Inspected,
-    Leaving,
-    ListEnvironments,
-    MatchEngines,
-    Matches,
-    Prepare,
-    Prepared,
-    Register,
-    RemoveEnvironment,
-    ReplicaGone,
-    ReplicaRecord,
-    ReplicaUpdate,
-    Shutdown,
-    StartReplica,
-    StopReplica,
-    WorkerBeat,
-)
 from xi_core.cluster.ports import PortBlock, PortRange, interface_of
 from xi_core.cluster.process import REPLICA_COMMAND
 from xi_core.cluster.remote_code import check_remote_code, granted
@@ -76,6 +55,8 @@ log = logging.getLogger(__name__)
 
 LEAVE_TIMEOUT = 1.0
 KEEPER_POLL = 0.5
+FORMER = 20.0
+"""Seconds for which a replica waits for a former life of it to be gone, which was told to end."""
 STOP_MARGIN = 2.0
 """Seconds beyond the grace in which replicas must be gone when the worker stops."""
 
@@ -110,27 +91,29 @@ class Worker:
         self._guard = Guard()
         live = self._running = dict[str, RunningReplica]()
         calls: Calls = {
-            Inspect: self._inspect,
-            MatchEngines: self._match,
-            Prepare: self._prepare,
-            StartReplica: self._start,
-            StopReplica: self._stop,
-            FetchLog: self._fetch_log,
-            ListEnvironments: self._list_environments,
-            RemoveEnvironment: self._remove_environment,
-            Shutdown: self._shutdown,
+            m.Inspect: self._inspect,
+            m.MatchEngines: self._match,
+            m.Prepare: self._prepare,
+            m.StartReplica: self._start,
+            m.StopReplica: self._stop,
+            m.FetchLog: self._fetch_log,
+            m.ListEnvironments: self._list_environments,
+            m.RemoveEnvironment: self._remove_environment,
+            m.Shutdown: self._shutdown,
             **ReplicaSleep(live).calls(),
-            **CachedModels(name, hub.sources, config, lambda: {r.plan.replica_id: r.plan.artifact.path for r in live.values()}).calls(),
+            **CachedModels(name, hub.sources, config, lambda: {id: str(r.artifact or "") for id, r in live.items()}).calls(),
         }
         self._secure, self._local = security is not None, supervisor.startswith("ipc:")
         self._link = SupervisorLink(by_scheme(hub.transports, supervisor), supervisor, security, calls, self._introduce, self._drop_waiting)
         self._stopping = False
+        self._losses = 0
+        """How often the link to the supervisor was lost."""
         self._environments = Environments(self._home, os.environ)
         self._ports = PortRange.parse(config.port_range)
         self._blocks: dict[str, PortBlock] = {}
         """Ports kept for ranks that wait for others, by incarnation."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unreported: list[ReplicaRecord] = []
+        self._unreported: list[m.ReplicaRecord] = []
         """Replicas that ended while the supervisor was away."""
 
     @property
@@ -163,14 +146,15 @@ class Worker:
 
     def _drop_waiting(self) -> None:
         """Ranks that wait for others wait for the supervisor's word, which won't come: it will start all anew."""
+        self._losses += 1
         for replica in self._running.values():
             if replica.waits:
                 replica.stop(0.0)
 
-    def _introduce(self) -> tuple[Register, Callable[[], None]]:
+    def _introduce(self) -> tuple[m.Register, Callable[[], None]]:
         """Who this is and what it runs; and what forgets the ended replicas that are told of."""
         told = list(self._unreported)
-        command = Register(
+        command = m.Register(
             worker=self.name,
             incarnation=self._incarnation,
             pid=os.getpid(),
@@ -184,7 +168,7 @@ class Worker:
             cpus=self._host.cpus,
             memory=self._host.memory,
             host=self._host,
-            replicas=[*(r.record for r in self._running.values() if not r.waits), *told],
+            replicas=[*(r.record for r in self._running.values() if not (r.waits and r.stopping)), *told],
         )
 
         def known() -> None:
@@ -201,27 +185,27 @@ class Worker:
 
     def _beat(self, devices: list[Device]) -> bool:
         self._devices = devices
-        return self._link.notify(WorkerBeat(worker=self.name, devices=devices))
+        return self._link.notify(m.WorkerBeat(worker=self.name, devices=devices))
 
     # ---- what the supervisor asks ---------------------------------------------------------------
 
-    async def _inspect(self, command: Inspect) -> Inspected:
+    async def _inspect(self, command: m.Inspect) -> m.Inspected:
         pickled = self._settings.allow_pickled_weights
-        return Inspected(await in_thread(lambda: host.inspect_path(self._hub.engines, command.path, pickled=pickled)))
+        return m.Inspected(await in_thread(lambda: host.inspect_path(self._hub.engines, command.path, pickled=pickled)))
 
-    async def _fetch_log(self, command: FetchLog) -> LogPart:
+    async def _fetch_log(self, command: m.FetchLog) -> LogPart:
         path = logs.log_file(self._home, command.replica_id, command.rank)
         text, start, following = await in_thread(lambda: logs.part(path, command.start))
         return LogPart(replica_id=command.replica_id, rank=command.rank, worker=self.name, text=text, start=start, next=following)
 
-    async def _shutdown(self, command: Shutdown) -> Done:
+    async def _shutdown(self, command: m.Shutdown) -> m.Done:
         self.stop_asked.set()
-        return Done()
+        return m.Done()
 
-    async def _match(self, command: MatchEngines) -> Matches:
-        return Matches(await in_thread(lambda: [host.match_engines(self._hub.engines, model, self._host) for model in command.models]))
+    async def _match(self, command: m.MatchEngines) -> m.Matches:
+        return m.Matches(await in_thread(lambda: [host.match_engines(self._hub.engines, model, self._host) for model in command.models]))
 
-    async def _prepare(self, command: Prepare) -> Prepared:
+    async def _prepare(self, command: m.Prepare) -> m.Prepared:
         """Get one rank of several ready, and keep ports for it until it starts."""
         block = self._ports.take(self._address)
         try:
@@ -234,30 +218,36 @@ class Worker:
                 interface=interface_of(self._address),
             )
             plan = msgspec.structs.replace(command.plan, rendezvous=Rendezvous(rank=command.rank, world=()))
-            replica = self._run(command.start(plan), shared=True)
-        except XiError:
+            replica = await self._run(command.start(plan), shared=True)
+        except BaseException:
             block.release()
             raise
         self._blocks[plan.incarnation] = block
         assert replica.prepared is not None
         await asyncio.shield(replica.prepared)
-        return Prepared(own)
+        return m.Prepared(own)
 
-    async def _start(self, command: StartReplica) -> Done:
+    async def _start(self, command: m.StartReplica) -> m.Done:
         plan = command.plan
         if plan.rendezvous is None:
-            self._run(command, shared=False)
-            return Done()
+            await self._run(command, shared=False)
+            return m.Done()
         prepared = self._running.get(plan.replica_id)
         if prepared is None or prepared.plan.incarnation != plan.incarnation or not prepared.waits:
             raise Conflict(f"rank {plan.rendezvous.rank} of {plan.replica_id} is not prepared on worker {self.name}")
         self._blocks.pop(plan.incarnation).release()
         kept = {name: getattr(prepared.plan, name) for name in ("endpoint", "security", "pickled_weights", "trust_remote_code")}
         prepared.begin(msgspec.structs.replace(plan, **kept))
-        return Done()
+        return m.Done()
 
-    def _run(self, command: StartReplica, *, shared: bool) -> RunningReplica:
+    async def _run(self, command: m.StartReplica, *, shared: bool) -> RunningReplica:
         plan = granted(command.plan, self._settings)
+        former, losses = self._running.get(plan.replica_id), self._losses
+        if former is not None and former.stopping:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(former.ended.wait(), FORMER)
+        if losses != self._losses:  # what it doesn't hear of when this worker registers it takes for lost
+            raise Unavailable(f"the supervisor was away while {plan.replica_id} waited for its former life to be gone")
         if self._stopping:
             raise Unavailable(f"worker {self.name} is being stopped")
         if plan.replica_id in self._running:
@@ -282,14 +272,14 @@ class Worker:
         task.add_done_callback(self._tasks.discard)
         return replica
 
-    async def _stop(self, command: StopReplica) -> Done:
+    async def _stop(self, command: m.StopReplica) -> m.Done:
         replica = self._running.get(command.replica_id)
         if replica is not None and command.incarnation in ("", replica.plan.incarnation):
             replica.stop(command.grace)
         else:  # the supervisor thinks that it lives
-            gone = ReplicaGone(replica_id=command.replica_id, uid="", incarnation=command.incarnation, rank=command.rank)
+            gone = m.ReplicaGone(replica_id=command.replica_id, uid="", incarnation=command.incarnation, rank=command.rank)
             self._link.notify(gone, introduced=False)
-        return Done()
+        return m.Done()
 
     # ---- replicas -------------------------------------------------------------------------------
 
@@ -301,7 +291,7 @@ class Worker:
             block.release()
         if replica.error:
             log.warning("%s", replica.error)
-        gone = ReplicaGone(
+        gone = m.ReplicaGone(
             replica_id=plan.replica_id,
             uid=plan.uid,
             error=replica.error,
@@ -315,9 +305,9 @@ class Worker:
             self._unreported.append(msgspec.structs.replace(replica.record, status=status))
 
     def _changed(self, replica: RunningReplica) -> None:
-        self._link.notify(ReplicaUpdate(replica.record))
+        self._link.notify(m.ReplicaUpdate(replica.record))
 
-    def _build(self, start: StartReplica, progress: Progress) -> Path | None:
+    def _build(self, start: m.StartReplica, progress: Progress) -> Path | None:
         """In a thread: the interpreter of the replica's own environment, where it is to have one."""
         spec = start.spec
         check_remote_code(spec, self._settings.allow_remote_code)
@@ -329,23 +319,23 @@ class Worker:
         overlay = [path.partition(":")[0].partition(".")[0] for path in (start.plan.engine.path, *start.plan.parsers.values())]
         return self._environments.build(packages, spec.virtual_env_find_links, overlay, progress)
 
-    async def _list_environments(self, command: ListEnvironments) -> FoundEnvironments:
+    async def _list_environments(self, command: m.ListEnvironments) -> m.FoundEnvironments:
         found = await in_thread(self._environments.found)
-        return FoundEnvironments(
+        return m.FoundEnvironments(
             [EnvironmentStatus(worker=self.name, name=one.name, packages=one.packages, used=one.used, size=one.size) for one in found]
         )
 
-    async def _remove_environment(self, command: RemoveEnvironment) -> Done:
+    async def _remove_environment(self, command: m.RemoveEnvironment) -> m.Done:
         users = [r.plan.replica_id for r in self._running.values() if r.python is not None and command.name in r.python.parts]
         if users:
             raise Conflict(f"environment {command.name} is used by {', '.join(users)}; terminate what uses it first", param="name")
         await in_thread(lambda: self._environments.remove(command.name))
-        return Done()
+        return m.Done()
 
     async def _stop_all(self) -> None:
         self._stopping = True
         with contextlib.suppress(XiError):  # it will notice
-            await self._link.call(Leaving(self.name), timeout=LEAVE_TIMEOUT)
+            await self._link.call(m.Leaving(self.name), timeout=LEAVE_TIMEOUT)
         for replica in self._running.values():
             replica.stop(self._settings.grace)
         if self._tasks:

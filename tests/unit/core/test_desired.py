@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from xi_core.api.control import LaunchSpec
@@ -73,6 +74,24 @@ async def test_what_is_wanted_no_more_is_forgotten_and_what_failed_is_written_la
     assert [w.uid for w in Desired(store).restore()] == ["b"]
     desired.forget_all()
     assert Desired(store).restore() == []
+
+
+async def test_what_has_ended_is_known_to_the_next_supervisor(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    desired = Desired(store)
+    desired.keep([wanted("a"), wanted("b"), wanted("c")], {})
+    await desired.kept()
+    desired.keep([wanted("b", 3), msgspec.structs.replace(wanted("c"), created=2)], {})  # scaled, and launched anew
+    await desired.kept()
+    assert Desired(store).ended == {("a", 1), ("c", 1)}
+    desired.keep([wanted("a"), wanted("b", 3)], {})  # launched anew within the same second, or taken over from a worker after all
+    await desired.kept()
+    again = Desired(store)
+    assert again.ended == {("c", 1), ("c", 2)}
+    known = again.ended
+    again.forget_all()
+    assert known == Desired(store).ended == {("a", 1), ("b", 1), ("c", 1), ("c", 2)}
+    monkeypatch.setattr("xi_core.cluster.desired.KEPT", -1.0)
+    assert Desired(store).ended == set(), "a worker that comes back later than that is believed"
 
 
 def test_threads_take_turns_at_the_store(store: Store) -> None:

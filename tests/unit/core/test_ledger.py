@@ -87,7 +87,7 @@ def test_what_waits_takes_the_place_of_such_a_copy_when_it_is_gone() -> None:
     core, what = cluster(settled_at=3.0), wanted("other", n_gpu=1, exclusive=True)
     stray = record(starts(cluster(member("w1", 1)).accept(0.0, wanted(n_gpu=1)))[0], wanted(n_gpu=1), "STOPPING")
     core.restore(0.0, what)
-    assert stops(core.worker_joined(1.0, member("w1", 1), [stray])) == [("m-0", 0.0)]
+    assert stops(core.worker_joined(1.0, member("w1", 1), [stray])) == [("m-0", 5.0)]
     assert core.tick(3.0) == []
     assert len(starts(core.replica_gone(4.0, stray.plan.incarnation))) == 1
 

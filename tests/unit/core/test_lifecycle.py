@@ -292,6 +292,14 @@ def test_a_new_supervisor_adopts_what_workers_report_and_waits_before_it_places(
     assert state(core) == "READY"
 
 
+def test_a_launch_that_was_ended_does_not_come_back_with_a_worker_that_was_cut_off() -> None:
+    core = Lifecycle(FirstFit(), "e2", launch_timeout=TIMEOUT, grace=5.0, ended={("m", 1), ("n", 2)})
+    lives = [record(Start(uid, f"{uid}-0", f"e1-{uid}", (Assignment("w1"),), 1.0), wanted(uid)) for uid in ("m", "n")]
+    actions = core.worker_joined(1.0, member(), lives)
+    assert [(stop.replica_id, stop.grace) for stop in stopped(actions)] == [("m-0", 5.0)]
+    assert [launch.uid for launch in core.listed()] == ["n"], "which was launched anew, with the old name"
+
+
 def test_a_replica_that_failed_while_no_supervisor_was_there_is_started_again() -> None:
     core = Lifecycle(FirstFit(), "e2", launch_timeout=TIMEOUT, grace=5.0, settled_at=3.0)
     dead = record(Start("m", "m-0", "e1-1", (Assignment("w1"),), 1.0), wanted(), "FAILED", "boom")

@@ -88,6 +88,8 @@ class World(RuleBasedStateMachine):
             key = action.incarnation, action.rank
             if action.worker in self.up and key in self.processes:
                 self.doomed.add(key)
+                process = self.processes[key]
+                self.processes[key] = msgspec.structs.replace(process, status=msgspec.structs.replace(process.status, state="STOPPING"))
             elif action.worker in self.up:
                 self.carry_out(self.core.replica_gone(self.now, action.incarnation, rank=action.rank))
 
@@ -171,7 +173,9 @@ class World(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.processes)))
         before, manifest = self.processes[key], of_fields(chat={}) if new == "READY" else None
         status = msgspec.structs.replace(before.status, state=new)
-        process = self.processes[key] = msgspec.structs.replace(before, status=status, manifest=manifest)
+        process = msgspec.structs.replace(before, status=status, manifest=manifest)
+        if key not in self.doomed:  # else it said so before it was told to end
+            self.processes[key] = process
         if process.status.worker in self.up:
             self.carry_out(self.core.replica_updated(self.now, process.status.worker, process))
 

@@ -6,19 +6,23 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from xi_core.api.control import LaunchSpec
-from xi_core.cluster import running
+from xi_core.cluster import running, worker
 from xi_core.cluster.guard import Guard
-from xi_core.cluster.messages import StartReplica
+from xi_core.cluster.messages import Prepare, StartReplica, StopReplica
 from xi_core.cluster.running import RunningReplica
+from xi_core.cluster.worker import Worker
+from xi_core.config import Settings
+from xi_core.errors import Conflict, LaunchCancelled, Unavailable
 from xi_core.models.family import ModelSpec, SourceRef
 from xi_core.models.source import Progress
+from xi_core.plugins import PluginHub
 from xi_core.testing.harness import plan_for
 from xi_core.testing.waiting import until
 from xi_core.wire.plan import RankAddress, Rendezvous
@@ -107,6 +111,25 @@ async def test_a_rank_that_has_failed_waits_for_the_word_of_another_that_died(
     assert replica.error is None
 
 
+async def test_a_rank_that_waits_for_the_others_tells_what_it_has_fetched(tmp_path: Path) -> None:
+    """Else its model could be removed from the cache meanwhile."""
+    model = ModelSpec(name="toy", format="toy", source=SourceRef(source="local", id="x"))
+    start = StartReplica(spec=LaunchSpec(model_name="toy"), model=model, plan=plan_for("x:X", "", "fake"), created=1, deadline=10.0)
+    guard = Guard()
+    try:
+        replica = RunningReplica(
+            start, worker="w1", home=tmp_path, fetch=lambda ref, progress: tmp_path, guard=guard, on_change=lambda one: None, shared=True
+        )
+        assert replica.artifact is None
+        life = asyncio.ensure_future(replica.run())
+        await until(lambda: replica.record.status.stage == "waiting for the other ranks", 5.0)
+        assert (replica.artifact, replica.waits) == (tmp_path, True)
+        replica.stop(0.0)
+        await asyncio.wait_for(life, 5)
+    finally:
+        guard.close()
+
+
 async def test_where_no_other_tells_of_its_end_the_rank_s_own_error_is_told(
     rank: Callable[[str], RunningReplica], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,3 +144,95 @@ async def test_what_can_t_be_launched_is_told_at_once(rank: Callable[[str], Runn
     replica = rank("LaunchFailed('it has no such layer')")
     await asyncio.wait_for(replica.run(), 20)
     assert (replica.error, replica.final) == ("it has no such layer", True)
+
+
+# ---- on its worker ------------------------------------------------------------------------------
+
+STUBBORN = "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); pathlib.Path({!r}).touch(); time.sleep(60)"
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Worker]:
+    """A worker that has no supervisor. Its replicas don't end before their grace is over."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "w").touch()
+    config = Settings(home=str(tmp_path / "home"), plugins="")
+    made = Worker(
+        PluginHub.load(),
+        config,
+        name="w1",
+        runtime=tmp_path,
+        supervisor=f"ipc://{tmp_path}/s.sock",
+        command=(sys.executable, "-c", STUBBORN.format(str(tmp_path / "deaf"))),
+    )
+    yield made
+    for replica in made._running.values():
+        replica.stop(0.0)
+    await until(lambda: not made._running, 10.0)
+    made._guard.close()
+
+
+def life(tmp_path: Path, incarnation: str) -> StartReplica:
+    model = ModelSpec(name="toy", format="toy", source=SourceRef(source="local", id=str(tmp_path / "weights")))
+    plan = replace(plan_for("x:X", "", "toy"), incarnation=incarnation)
+    return StartReplica(spec=LaunchSpec(model_name="toy"), model=model, plan=plan, created=1, deadline=10.0)
+
+
+async def serve_first(host: Worker, tmp_path: Path) -> RunningReplica:
+    await host._start(life(tmp_path, "first"))
+    replica = host._running["under-test-0"]
+    await until((tmp_path / "deaf").exists, 10.0)
+    return replica
+
+
+async def test_the_next_life_waits_until_the_former_one_that_was_told_to_end_is_gone(host: Worker, tmp_path: Path) -> None:
+    first = await serve_first(host, tmp_path)
+    await host._stop(StopReplica("under-test-0", 0.5, "first"))
+    await asyncio.wait_for(host._start(life(tmp_path, "second")), 10)
+    assert first.ended.is_set()
+    assert host._running["under-test-0"].plan.incarnation == "second"
+    with pytest.raises(Conflict, match="replica under-test-0 runs on worker w1 already"):  # nobody told this one to end
+        await host._start(life(tmp_path, "third"))
+
+
+async def test_a_former_life_that_does_not_end_is_not_waited_for_for_ever(
+    host: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await serve_first(host, tmp_path)
+    monkeypatch.setattr(worker, "FORMER", 0.05)
+    await host._stop(StopReplica("under-test-0", 60.0, "first"))
+    with pytest.raises(Conflict, match="runs on worker w1 already"):
+        await host._start(life(tmp_path, "second"))
+
+
+async def test_what_waited_while_the_supervisor_went_away_is_not_begun(host: Worker, tmp_path: Path) -> None:
+    """It will be asked for anew, and a rank that waits for the word of one that is gone would wait for ever."""
+    await serve_first(host, tmp_path)
+    await host._stop(StopReplica("under-test-0", 0.5, "first"))
+    one = life(tmp_path, "second")
+    asked = [
+        asyncio.ensure_future(host._start(life(tmp_path, "second"))),
+        asyncio.ensure_future(
+            host._prepare(Prepare(spec=one.spec, model=one.model, plan=one.plan, created=1, rank=0, deadline=10.0)),
+        ),
+    ]
+    await asyncio.sleep(0.1)
+    host._drop_waiting()
+    for each in asked:
+        with pytest.raises(Unavailable, match="the supervisor was away"):
+            await asyncio.wait_for(each, 10)
+    assert not host._running
+
+
+async def test_a_rank_that_waits_for_others_is_told_of_until_it_is_told_to_end(host: Worker, tmp_path: Path) -> None:
+    """The worker may register again on the same link, where its keeper has died."""
+    one = life(tmp_path, "first")
+    command = Prepare(spec=one.spec, model=one.model, plan=one.plan, created=1, rank=0, deadline=10.0)
+    prepared = asyncio.ensure_future(host._prepare(command))
+    await until(lambda: bool(host._running), 10.0)
+    assert [record.plan.incarnation for record in host._introduce()[0].replicas] == ["first"]
+    host._drop_waiting()
+    assert host._introduce()[0].replicas == []
+    await asyncio.wait({prepared}, timeout=10)
+    assert prepared.done()
+    assert prepared.exception() is None or isinstance(prepared.exception(), LaunchCancelled)

@@ -156,6 +156,54 @@ def test_a_launch_that_was_scaled_takes_back_replicas_that_were_started_before()
     assert "m-0" not in stops(actions)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_after_a_restart_the_replica_that_was_leaving_leaves_and_the_other_serves_on(first: int) -> None:
+    core = cluster(member("w1"), member("w2"))
+    lives = starts(core.accept(0.0, wanted(replica=2)))
+    ready(core, *lives)
+    found = core.find("m")
+    assert found is not None
+    told = [(life.assignments[0].worker, r.head) for life, r in zip(lives, found.replicas, strict=True) if r.head is not None]
+    assert stops(core.scale(1.0, "m", 1)) == ["m-0"]
+    told[0][1].status.state = "STOPPING"
+    again = Lifecycle(IdleFirst(), "f", launch_timeout=100.0, grace=5.0, settled_at=5.0)
+    again.restore(2.0, found.wanted)
+    actions: list[Action] = []
+    for worker, record in (told[first], told[1 - first]):
+        actions += again.worker_joined(3.0, member(worker), [record])
+    assert [(stop.replica_id, stop.grace) for stop in actions if isinstance(stop, Stop)] == [("m-0", 5.0)]
+    assert starts(again.tick(5.0)) == []
+    assert serving(again) == ["m-1"]
+
+
+def test_after_a_restart_a_replica_of_a_terminated_launch_keeps_its_grace() -> None:
+    core = cluster(member("w1"))
+    ready(core, *starts(core.accept(0.0, wanted())))
+    found = core.find("m")
+    assert found is not None
+    head = found.replicas[0].head
+    assert head is not None
+    head.status.state = "STOPPING"
+    again = Lifecycle(IdleFirst(), "f", launch_timeout=100.0, grace=5.0, settled_at=5.0)
+    assert [stop.grace for stop in again.worker_joined(3.0, member("w1"), [head]) if isinstance(stop, Stop)] == [5.0]
+    assert again.listed() == []
+
+
+def test_the_name_of_a_replica_that_is_still_leaving_is_not_used() -> None:
+    """Its worker would refuse a second one of that name."""
+    core = cluster(member("w1"))
+    ready(core, *starts(core.accept(0.0, wanted())))
+    found = core.find("m")
+    assert found is not None
+    head = found.replicas[0].head
+    assert head is not None
+    head.status.state = "STOPPING"
+    again = Lifecycle(IdleFirst(), "f", launch_timeout=100.0, grace=5.0, settled_at=5.0)
+    again.restore(2.0, found.wanted)
+    again.worker_joined(3.0, member("w1"), [head])
+    assert [start.replica_id for start in starts(again.tick(5.0))] == ["m-1"]
+
+
 # ---- draining -----------------------------------------------------------------------------------
 
 
@@ -194,6 +242,40 @@ def test_without_a_place_elsewhere_it_serves_until_the_time_is_over() -> None:
     found = core.find("m")
     assert found is not None
     assert len(found.replicas) == found.wanted.spec.replica == 1
+
+
+def test_a_drain_that_is_undone_ends_nothing() -> None:
+    core = cluster(member("w1", 1))
+    ready(core, *starts(core.accept(0.0, wanted(n_gpu=1, exclusive=True))))
+    assert core.drain(1.0, "w1", 50.0) == []
+    assert core.undrain(10.0, "w1") == []
+    assert core.next_wake() is None
+    assert core.tick(100.0) == []
+    found = core.find("m")
+    assert found is not None
+    assert [r.replica_id for r in found.replicas] == serving(core) == ["m-0"]
+    core.drain(101.0, "w1", 50.0)
+    assert stops(core.tick(151.0)) == ["m-0"], "a second drain is as the first"
+
+
+def test_what_has_begun_to_move_when_a_drain_is_undone_moves_on_for_as_long_as_it_takes() -> None:
+    core = cluster(member("w1"), member("w2"))
+    ready(core, *starts(core.accept(0.0, wanted())))
+    (heir,) = starts(core.drain(1.0, "w1", 50.0))
+    core.undrain(10.0, "w1")
+    assert core.tick(60.0) == []
+    assert serving(core) == ["m-0"]
+    assert stops(ready(core, heir, now=61.0)) == ["m-0"]
+    assert serving(core) == ["m-1"]
+
+
+def test_a_replica_on_two_drained_workers_still_moves_when_one_drain_is_undone() -> None:
+    core = cluster(member("w1"), member("w2"))
+    ready(core, *starts(core.accept(0.0, wanted(n_worker=2))))
+    core.drain(1.0, "w1", 50.0)
+    core.drain(1.0, "w2", 60.0)
+    core.undrain(10.0, "w1")
+    assert core.next_wake() == 61.0, "by when w2 is to be empty"
 
 
 def test_a_replica_that_dies_while_it_moves_leaves_its_place_to_its_heir() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from xi_core.cluster.messages import ModelRoute, TableUpdate
 from xi_server import table as table_module
 
@@ -95,6 +97,23 @@ async def test_what_died_meanwhile_goes(stage: Any, replica: Any, kit: Any) -> N
     await restarted(stage, kit)
     await one.close()
     await kit.until(lambda: "a" not in stage.gateway.table.models)
+
+
+@pytest.mark.parametrize("dies", [True, False])
+async def test_what_the_new_supervisor_lists_stays_as_it_says(stage: Any, replica: Any, kit: Any, monkeypatch: Any, dies: bool) -> None:
+    """It can't reach the replica's worker, which this gateway can, until the replica dies or the time to adopt it is over."""
+    monkeypatch.setattr(table_module, "ADOPTION", 10.0 if dies else 0.4)
+    one = replica("r1", script=kit.answering())
+    await stage.serve("a", one)
+    supervisor = await restarted(stage, kit)
+    supervisor.serve("a", state="PENDING", detail="waiting: no worker")
+    await kit.until(lambda: stage.gateway.table.version == supervisor.version)
+    assert (await stage.ask(kit.chat("a"))).status == 200
+    if dies:
+        await one.close()
+    await kit.until(lambda: "a" not in stage.gateway.table.models or not stage.gateway.table.models["a"].links)
+    call = await stage.ask(kit.chat("a"))
+    assert (call.status, call.error["message"]) == (503, "model 'a' is PENDING: waiting: no worker")
 
 
 async def test_a_new_life_of_a_replica_gets_a_new_link(stage: Any, replica: Any, kit: Any) -> None:

@@ -8,6 +8,7 @@ from xi_core.cluster.deadlines import LEASE, wake_of
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.placement import Rejection
 from xi_core.cluster.replicas import Start
+from xi_core.cluster.state import WINDOW
 from xi_core.testing.simulation.processes import Process
 from xi_core.testing.simulation.supervisors import SimSupervisor
 from xi_core.testing.simulation.workers import SimWorker
@@ -135,7 +136,8 @@ def converged(now: float, supervisor: SimSupervisor, workers: Sequence[SimWorker
             require(not replica.leaving, f"{where} should be gone")
             if launch.end:
                 continue
-            if not replica.live:
+            paused = replica.error is not None and replica.start_at is not None and now < replica.start_at <= now + WINDOW
+            if not replica.live and not paused:  # what died again and again is tried once in a while
                 require(isinstance(core._state.place(launch, replica), Rejection), f"{where} waits though there is a place")
             young = now < supervisor.began.get(replica.incarnation, -LOADING) + LOADING  # another launch gave its room up late
             for number, _ in enumerate(replica.ranks):
