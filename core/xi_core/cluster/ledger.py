@@ -18,8 +18,8 @@ from xi_core.cluster.replicas import Rank, Replica, rank_of
 Key = tuple[str, int]
 """An incarnation and the number of a rank."""
 Held = tuple[LaunchEntry, Replica, Rank]
-REMEMBERED = 4096
-"""Lives that are known to be over."""
+REMEMBERED = 1024
+"""Lives that are known to be over. Their launches are known for `KEPT` anyway; more lives would only be memory that fills slowly."""
 
 
 class Promise(Protocol):
