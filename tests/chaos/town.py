@@ -169,7 +169,7 @@ class Town:
 
         def so() -> bool:
             told = sorted(self.pids("replica").values())
-            if len(told) != len(places):  # one that ends is told of until it is gone
+            if len(self.status()["replicas"]) != len(places):  # one that ends is told of until it is gone
                 return False
             return self.places() == sorted(places) and self.usable() == len(places) and self.replicas() == told
 
