@@ -176,7 +176,8 @@ def test_after_a_restart_the_replica_that_was_leaving_leaves_and_the_other_serve
     assert serving(again) == ["m-1"]
 
 
-def test_after_a_restart_a_replica_of_a_terminated_launch_keeps_its_grace() -> None:
+def restarted_beside_one_that_leaves() -> tuple[Lifecycle, Wanted, ReplicaRecord]:
+    """A new supervisor's core; the only launch of the former one, and what its worker tells of its replica, which was told to end."""
     core = cluster(member("w1"))
     ready(core, *starts(core.accept(0.0, wanted())))
     found = core.find("m")
@@ -185,21 +186,19 @@ def test_after_a_restart_a_replica_of_a_terminated_launch_keeps_its_grace() -> N
     assert head is not None
     head.status.state = "STOPPING"
     again = Lifecycle(IdleFirst(), "f", launch_timeout=100.0, grace=5.0, settled_at=5.0)
+    return again, found.wanted, head
+
+
+def test_after_a_restart_a_replica_of_a_terminated_launch_keeps_its_grace() -> None:
+    again, _, head = restarted_beside_one_that_leaves()
     assert [stop.grace for stop in again.worker_joined(3.0, member("w1"), [head]) if isinstance(stop, Stop)] == [5.0]
     assert again.listed() == []
 
 
 def test_the_name_of_a_replica_that_is_still_leaving_is_not_used() -> None:
     """Its worker would refuse a second one of that name."""
-    core = cluster(member("w1"))
-    ready(core, *starts(core.accept(0.0, wanted())))
-    found = core.find("m")
-    assert found is not None
-    head = found.replicas[0].head
-    assert head is not None
-    head.status.state = "STOPPING"
-    again = Lifecycle(IdleFirst(), "f", launch_timeout=100.0, grace=5.0, settled_at=5.0)
-    again.restore(2.0, found.wanted)
+    again, wanted_before, head = restarted_beside_one_that_leaves()
+    again.restore(2.0, wanted_before)
     again.worker_joined(3.0, member("w1"), [head])
     assert [start.replica_id for start in starts(again.tick(5.0))] == ["m-1"]
 
