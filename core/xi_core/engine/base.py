@@ -244,7 +244,7 @@ class ApiRequest(Struct, kw_only=True):
 
     `body` holds plain JSON values with xi's defaults filled in for every sampling field, so that no default of the engine's own counts.
     `stop` has the model's own strings beside the request's, and `stop_token_ids` is there where the model's family names such tokens:
-    they end the answer, and their text is not part of it.
+    they end the answer, and their text is not part of it. `max_tokens`, where it is given, is the context's length at most.
 
     To an engine whose manifest serves `/v1/embeddings` or `/v1/rerank`, a request is a few inputs of one request of a client: `input`, a
     list of texts or of lists of token ids, and `encoding_format` base64; or `query` and `documents`, a list of texts. The answer goes to

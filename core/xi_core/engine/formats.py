@@ -23,8 +23,10 @@ PATTERNS = {
 }
 """By name; each matches the whole text. Written in what all dialects of regular expressions have in common."""
 
-_OF_NAMES = ("properties", "$defs", "definitions")
-_OF_SCHEMAS = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf")
+OF_NAMES = ("properties", "$defs", "definitions")
+"""Keywords whose values are schemas by name."""
+OF_SCHEMAS = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf")
+"""Keywords whose values are schemas, or lists of them."""
 
 
 def spelled(schema: Any) -> Any:
@@ -35,5 +37,5 @@ def spelled(schema: Any) -> Any:
         return schema
     if "format" in schema:
         return {"type": "string", "pattern": PATTERNS[schema["format"]]}
-    named = {of: {name: spelled(part) for name, part in schema[of].items()} for of in _OF_NAMES if of in schema}
-    return schema | named | {of: spelled(schema[of]) for of in _OF_SCHEMAS if of in schema}
+    named = {of: {name: spelled(part) for name, part in schema[of].items()} for of in OF_NAMES if of in schema}
+    return schema | named | {of: spelled(schema[of]) for of in OF_SCHEMAS if of in schema}

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct, field
 
 from xi_core.engine.base import ApiRequest
-from xi_core.engine.formats import spelled
+from xi_core.engine.formats import OF_NAMES, OF_SCHEMAS, spelled
 from xi_core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
 from xi_core.serving.schema import normalise
 from xi_core.serving.structured import grammar_in
@@ -20,8 +20,6 @@ COMPLETIONS = "/v1/completions"
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _DROPPED = ("oneOf", "pattern", *_BOUNDS)
 """Keywords that llama.cpp's converter of tools' schemas doesn't keep, the bounds only for the type `number`."""
-_OF_NAMES = ("properties", "$defs", "definitions")
-_OF_SCHEMAS = ("items", "prefixItems", "additionalProperties", "anyOf")
 _ORDER = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 """xi's order of samplers; llama.cpp applies `logit_bias` before all of them."""
 _SPREAD = 0x9E3779B1
@@ -51,7 +49,7 @@ def to_llama(request: ApiRequest, limits: Limits, *, cache_prompt: bool = True) 
         "timings_per_token": False,
         "post_sampling_probs": False,
         "cache_prompt": cache_prompt and body.get("seed") is None,
-        "max_tokens": min(body.get("max_tokens") or limits.context_length, limits.context_length),
+        "max_tokens": body.get("max_tokens") or limits.context_length,
         "stop": body.get("stop") or [],
         "ignore_eos": bool(body.get("ignore_eos")),
         **_sampling(body, limits),
@@ -157,8 +155,8 @@ def _lost(schema: Any) -> str | None:
     if "enum" in schema:
         return None
     own = next((name for name in _DROPPED if name in schema and (name not in _BOUNDS or schema.get("type") == "number")), None)
-    inner = [part for name in _OF_NAMES for part in schema.get(name, {}).values()]
-    return own or _lost([*inner, *(schema[name] for name in _OF_SCHEMAS if name in schema)])
+    inner = [part for name in OF_NAMES for part in schema.get(name, {}).values()]
+    return own or _lost([*inner, *(schema[name] for name in OF_SCHEMAS if name in schema)])
 
 
 def _completion(body: dict[str, Any], limits: Limits) -> dict[str, Any]:
