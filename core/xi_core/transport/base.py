@@ -28,7 +28,8 @@ class Channel(ABC):
 
     @abstractmethod
     def send(self, message: bytes) -> None:
-        """Queue a message, without waiting. Raises `ChannelFull` when the other side doesn't read, `ChannelClosed` when it is gone."""
+        """Queue a message, without waiting. Raises `ChannelFull` when the other side doesn't read, and `ChannelClosed` when it is gone:
+        `on_lost` comes as soon as what it had sent before has been handed over."""
 
     def missed_beats(self) -> int:
         """Ask the process at the other end for a sign of life that it gives also while its Python is busy, if only it runs.

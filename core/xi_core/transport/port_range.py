@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import re
+import socket
 from collections.abc import Callable
 
 from xi_core.errors import TransportError
@@ -26,5 +28,19 @@ def listen(
         try:
             return transport.listen(f"{found[1]}:{port}", on_message, security)
         except TransportError as error:
+            if last is None and _is_foreign(found[1].removeprefix("tcp://").strip("[]")):
+                host = found[1].removeprefix("tcp://")
+                why = f"{host} is no address of this machine, so nothing can listen there"
+                raise TransportError(f"{why}; start its worker with one of the machine's own: --host") from None
             last = error
     raise TransportError(f"no port of {endpoint} could be had; the last that was tried: {last}; widen XI_PORT_RANGE, or free some")
+
+
+def _is_foreign(host: str) -> bool:
+    """Whether `host` is an address that this machine hasn't (any more)."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        return error.errno == errno.EADDRNOTAVAIL
+    return False

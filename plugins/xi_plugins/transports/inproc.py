@@ -122,7 +122,7 @@ class InprocChannel(Channel):
         self.outbox.release()
 
     def send(self, message: bytes) -> None:
-        if self._closed:
+        if self._closed or (self._listener is not None and self._listener.closed):
             raise ChannelClosed(f"the channel to inproc://{self._name} is closed")
         self.outbox.put(message)
 
@@ -166,11 +166,11 @@ class InprocListener(Listener):
         self.loop = asyncio.get_running_loop()
         self.channels: dict[Peer, InprocChannel] = {}
         self._name = name
-        self._closed = False
+        self.closed = False
 
     def send(self, peer: Peer, message: bytes) -> None:
         channel = self.channels.get(peer)
-        if channel is None or self._closed:
+        if channel is None or self.closed:
             raise ChannelClosed(f"{self.endpoint} has no channel {peer!r}")
         channel.inbox.put(message)
 
@@ -182,9 +182,9 @@ class InprocListener(Listener):
 
     def _shut(self, *, drop: bool = False) -> list[InprocChannel]:
         """End every channel, when what is queued was delivered or was dropped, and listen no more; the channels that were open."""
-        if self._closed:
+        if self.closed:
             return []
-        self._closed = True
+        self.closed = True
         del _listeners[self._name]
         channels = list(self.channels.values())
         self.channels.clear()

@@ -119,6 +119,8 @@ class ZmqChannel(Channel):
         if not self._open:
             self._keep(message)
             return
+        if self._has_ended():
+            raise ChannelClosed(f"{self._endpoint}: the connection has ended")
         try:
             self._sock.send(message, _NOBLOCK)
         except zmq.Again:
@@ -153,6 +155,14 @@ class ZmqChannel(Channel):
         if len(self._outbox) >= self._high_water:
             raise ChannelFull(f"{self._endpoint} isn't connected yet and {self._high_water} messages wait for it; nothing was sent")
         self._outbox.append(message)
+
+    def _has_ended(self) -> bool:
+        """Whether ZeroMQ has news of the open connection, which can only be its end: what is sent goes nowhere then, unsaid."""
+        monitor = self._monitor
+        if monitor is None or not int(monitor.getsockopt(_STATE)) & _READABLE:
+            return False
+        self._readers[0].look_soon()  # this look may have swallowed the edge
+        return True
 
     def _take(self, limit: int) -> bool:
         recv, getsockopt, on_message = self._sock.recv, self._sock.getsockopt, self._on_message
