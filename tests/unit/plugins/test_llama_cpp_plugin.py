@@ -335,6 +335,8 @@ def test_refusals() -> None:
     assert (arguments.status, arguments.param) == (400, "messages")
     grammar = refusal('{"error":{"code":400,"message":"Failed to initialize samplers: failed to parse grammar"}}', CHAT)
     assert (grammar.status, grammar.param) == (400, "tools")
+    left = refusal('{"error":{"code":500,"message":"Unexpected empty grammar stack after accepting piece: x"}}', CHAT, "response_format")
+    assert (left.status, left.param, "logit_bias" in left.message) == (400, "response_format", True)
     assert refusal_of(RecursionError("maximum recursion depth exceeded"), CHAT).status == 400
     assert refusal_of(RuntimeError("bad alloc"), CHAT).status == 500
 

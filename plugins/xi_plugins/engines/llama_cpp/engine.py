@@ -6,6 +6,7 @@ A call to the server blocks its thread until the answer has ended and gives each
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ from xi_plugins.engines.llama_cpp.translate import (
     to_llama,
     wants_logprobs,
 )
+from xi_plugins.engines.llama_cpp.unparsed import Again, Shown, is_of_the_parser, unparsed
 
 log = logging.getLogger(__name__)
 
@@ -169,19 +171,37 @@ class LlamaCppEngine(ApiEngine):
         if run.aborted:
             return
         request = run.request
-        body = to_llama(request, self._limits, cache_prompt=self._cache_prompt)
+        body = asked = to_llama(request, self._limits, cache_prompt=self._cache_prompt)
+        if request.route == CHAT:
+            body.setdefault("seed", secrets.randbits(31))  # to ask for the same text again
         take = run.take
         if wants_logprobs(request.body):
             stops = StopStream(body["stop"], chat=request.route == CHAT)
-            body |= {"stop": [], "timings_per_token": True}
+            asked = body | {"stop": [], "timings_per_token": True}
             take = partial(run.take_matched, stops)
-        call(msgspec.json.encode(body).decode(), take)
+        call(msgspec.json.encode(asked).decode(), take)
+        if run.unparsed and not run.aborted:
+            self._end_unparsed(run, call, body)
+
+    def _end_unparsed(self, run: Run, call: Callable[[str, Callable[[str], bool]], None], body: dict[str, Any]) -> None:
+        """The end of an answer whose text llama.cpp's parser could not read."""
+        if run.shown.calls():
+            events = run.shown.last()
+        else:
+            again = Again(run.shown)
+            run.started = False
+            call(msgspec.json.encode(unparsed(body)).decode(), partial(run.take_again, again))
+            if run.aborted or run.refusal is not None:
+                return
+            events = again.events()
+        for event in events:
+            run.sink.event(run.request.id, event)
 
 
 class Run:
     """One request while it runs. Only its own thread writes its counters."""
 
-    __slots__ = ("aborted", "refusal", "request", "sink", "started", "steps", "tokens")
+    __slots__ = ("aborted", "refusal", "request", "shown", "sink", "started", "steps", "tokens", "unparsed")
 
     def __init__(self, request: ApiRequest, sink: ApiSink) -> None:
         self.request = request
@@ -191,11 +211,15 @@ class Run:
         self.steps = 0
         self.tokens = 0
         self.refusal: Refusal | None = None
+        self.shown = Shown()
+        """Of a chat."""
+        self.unparsed = False
+        """Whether llama.cpp's parser could not read the text."""
 
     def take(self, data: str) -> bool:
         """llama.cpp's callback: pass an event on. True ends the request."""
         if self._passes(data):
-            self.sink.event(self.request.id, data)
+            self._show(data)
         return self.aborted
 
     def take_matched(self, stops: StopStream, data: str) -> bool:
@@ -203,8 +227,19 @@ class Run:
         if not self._passes(data):
             return self.aborted
         data, ended = stops.feed(data)
-        self.sink.event(self.request.id, data)
+        self._show(data)
         return ended or self.aborted
+
+    def take_again(self, again: Again, data: str) -> bool:
+        """As `take`, of the second answer in place of one that could not be read."""
+        if self._passes(data):
+            again.take(data)
+        return self.aborted
+
+    def _show(self, data: str) -> None:
+        if self.request.route == CHAT:
+            self.shown.note(data)
+        self.sink.event(self.request.id, data)
 
     def _passes(self, data: str) -> bool:
         """Count the event; False for progress of the prompt, for an error and once aborted."""
@@ -216,6 +251,9 @@ class Run:
                 return False
             self.started = True
         if data.startswith(_ERROR):
+            if self.request.route == CHAT and self.steps > 1 and not self.unparsed and is_of_the_parser(data):
+                self.unparsed = True
+                return False
             self.refusal = refusal(data, self.request.route, constraint_of(self.request.body))
             return False
         self.tokens += 1

@@ -13,7 +13,7 @@ import msgspec
 from xi_core.engine.formats import PATTERNS
 from xi_core.engine.grammar import Grammar
 from xi_core.errors import InvalidRequest, UnsupportedField
-from xi_plugins.engines.llama_cpp.apart import are_apart
+from xi_plugins.engines.llama_cpp.disjoint import are_disjoint
 from xi_plugins.engines.llama_cpp.numbers import FAR, decimals, integers
 from xi_plugins.engines.llama_cpp.regex import literal, pattern_to_gbnf, regex_to_gbnf
 
@@ -80,7 +80,7 @@ class _Rules:
     def _expression(self, schema: dict[str, Any]) -> str:
         if "$ref" in schema:
             return self._references[schema["$ref"]]
-        if "oneOf" in schema and not are_apart(schema["oneOf"], self._schema):
+        if "oneOf" in schema and not are_disjoint(schema["oneOf"], self._schema):
             raise self._refuse("'oneOf' of schemas that may have a value in common; write 'anyOf'")
         if "anyOf" in schema or "oneOf" in schema:
             return " | ".join(self._rule(self._expression(part)) for part in schema.get("anyOf") or schema["oneOf"])

@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from xi_core.errors import InvalidRequest
-from xi_plugins.engines.llama_cpp.ways import Chars, Often, Ranges, Row, Shape, TooLarge, either, most_ways
+from xi_plugins.engines.llama_cpp.ambiguity import Chars, Often, Ranges, Row, Shape, TooLarge, either, most_ways
 
 MOST_REPEATS = 2000
 _DEEPEST = 64

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from xi_core.serving.stops import StopMatcher
+from xi_plugins.engines.llama_cpp.unparsed import usage_of
 
 
 class StopStream:
@@ -37,7 +38,7 @@ class StopStream:
         ended = self._matcher.found is not None and "timings" in event  # of several events that one token makes, the last tells them
         if ended:
             choice["finish_reason"] = "stop"
-            event["usage"] = _usage(event["timings"])
+            event["usage"] = usage_of(event["timings"])
         tells = self._entries and (text or choice["finish_reason"] == "length")  # the rest is of the end token, or of a stop string
         choice["logprobs"] = {"content": self._entries} if tells else None
         if tells:
@@ -58,8 +59,3 @@ class StopStream:
             shown[self._field] += self._matcher.finish()
         said.update((name, text) for name, text in shown.items() if text or name in said)
         return any(shown.values())
-
-
-def _usage(timings: dict[str, Any]) -> dict[str, int]:
-    prompt, answer = timings["cache_n"] + timings["prompt_n"], timings["predicted_n"]
-    return {"completion_tokens": answer, "prompt_tokens": prompt, "total_tokens": prompt + answer}

@@ -128,7 +128,12 @@ def _tools(body: dict[str, Any]) -> dict[str, Any]:
         name = choice["function"]["name"]
         tools, choice = [tool for tool in tools if tool["function"]["name"] == name], "required"
     asked = [_tool(tool, place) for place, tool in enumerate(body["tools"]) if tool in tools]
-    return {"tools": asked, "tool_choice": choice or "auto", "parallel_tool_calls": body.get("parallel_tool_calls", True)}
+    return {
+        "tools": asked,
+        "tool_choice": choice or "auto",
+        "parallel_tool_calls": body.get("parallel_tool_calls", True),
+        "timings_per_token": True,  # an answer whose calls can't be read to their end tells its usage by them
+    }
 
 
 def _tool(tool: dict[str, Any], place: int) -> dict[str, Any]:
@@ -196,6 +201,7 @@ class Refusal(Struct, kw_only=True):
 
 
 _NO_GRAMMAR = "{} can't be compiled to a grammar: {}"
+_LEFT_GRAMMAR = "the answer could not be kept to {}; a logit_bias for tokens that it doesn't allow may be why: {}"
 _decode = msgspec.json.Decoder(_Failure).decode
 
 
@@ -219,6 +225,8 @@ def refusal(data: str, route: str, constraint: str = "tools") -> Refusal:
         )
     if "invalid tokens" in error.message:
         return Refusal(status=400, message="the prompt holds ids that are no tokens of this model", param=prompt)
+    if "empty grammar stack" in error.message:
+        return Refusal(status=400, message=_LEFT_GRAMMAR.format(constraint, error.message), param=constraint)
     if "grammar" in error.message:
         return Refusal(status=400, message=_NO_GRAMMAR.format(constraint, error.message), param=constraint)
     if 400 <= error.code < 500:

@@ -9,10 +9,10 @@ from typing import Any
 _OF_PYTHON = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
 
 
-def are_apart(parts: list[dict[str, Any]], root: dict[str, Any]) -> bool:
+def are_disjoint(parts: list[dict[str, Any]], root: dict[str, Any]) -> bool:
     """Whether no value fits two of `parts`, as far as types, values of enums and required properties tell. `root` has the definitions."""
     return all(
-        _apart(one, other, root)
+        _disjoint(one, other, root)
         for first, second in combinations(parts, 2)
         for one in _alternatives(first, root)
         for other in _alternatives(second, root)
@@ -43,7 +43,7 @@ def _kind(schema: dict[str, Any]) -> str:
     return "number" if schema.get("type") == "integer" else str(schema.get("type", "any"))
 
 
-def _apart(one: dict[str, Any], other: dict[str, Any], root: dict[str, Any]) -> bool:
+def _disjoint(one: dict[str, Any], other: dict[str, Any], root: dict[str, Any]) -> bool:
     if "enum" in one and "enum" in other:
         return not any(type(a) is type(b) and a == b for a in one["enum"] for b in other["enum"])
     if "enum" in one or "enum" in other:
@@ -53,7 +53,7 @@ def _apart(one: dict[str, Any], other: dict[str, Any], root: dict[str, Any]) -> 
     if len(kinds) == 2:
         return "any" not in kinds
     return kinds == {"object"} and any(
-        are_apart([one["properties"][name], other["properties"][name]], root)
+        are_disjoint([one["properties"][name], other["properties"][name]], root)
         for name in set(one.get("required", ())) & set(other.get("required", ()))
         if "enum" in one["properties"][name] and "enum" in other["properties"][name]
     )
