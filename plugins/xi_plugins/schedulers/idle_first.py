@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xi_core.cluster.choosing import Rank, RankedScheduler
 from xi_core.cluster.placement import DeviceView, PlacementRequest, WorkerView
+from xi_core.natural import natural
 
 
 class IdleFirst(RankedScheduler):
@@ -14,7 +15,7 @@ class IdleFirst(RankedScheduler):
     """
 
     def rank_device(self, request: PlacementRequest, worker: WorkerView, device: DeviceView) -> Rank:
-        return (device.replicas, -device.memory_free, device.utilisation, device.device)
+        return (device.replicas, -device.memory_free, device.utilisation, natural(device.device))
 
     def rank_worker(self, request: PlacementRequest, worker: WorkerView) -> Rank:
         return (worker.replicas, worker.worker)

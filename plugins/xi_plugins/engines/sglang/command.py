@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xi_core.engine.child_options import count, flags, parallelism
-from xi_core.engine.child_sharding import devices_of, network
+from xi_core.engine.child_options import count, flags
+from xi_core.engine.child_sharding import network, spread
 from xi_core.wire.plan import LaunchPlan
 from xi_plugins.engines.sglang import sleeping
 from xi_plugins.engines.sglang.plugin import NAME
@@ -47,7 +47,7 @@ def options_of(plan: LaunchPlan, *, port: int, template: str | None = None, embe
         **sleeping.options(plan),
         **({"trust_remote_code": True} if plan.trust_remote_code else {}),
         **plan.options,
-        **parallelism(NAME, plan.options, devices_of(plan), _spread_by(plan.options)),
+        **spread(NAME, plan, _spread_by(plan.options)),
         **_rank(plan),
         **fixed,
     }

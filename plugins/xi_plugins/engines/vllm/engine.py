@@ -12,9 +12,9 @@ from typing import Any
 from xi_core import machine
 from xi_core.engine.base import ApiRequest, LoadedModel
 from xi_core.engine.child_address import Address
-from xi_core.engine.child_options import cause, complaint, count, flags, parallelism, too_long
+from xi_core.engine.child_options import cause, complaint, count, flags, too_long
 from xi_core.engine.child_server import ChildServerEngine, ServerCall, ServerCommand
-from xi_core.engine.child_sharding import devices_of
+from xi_core.engine.child_sharding import spread
 from xi_core.errors import EngineError, EngineNotInstalled, UnknownOption, XiError
 from xi_core.models.adapter import read_adapter
 from xi_core.models.inspect import has_chat_template
@@ -108,7 +108,7 @@ class VllmEngine(ChildServerEngine):
         options = {**_DEFAULTS, **lora_options(plan), **rank_defaults(plan), "max_num_seqs": slots(plan), **plan.options}
         if plan.trust_remote_code:
             options["trust_remote_code"] = True
-        options |= parallelism(NAME, plan.options, devices_of(plan), _PARALLEL) | rank_options(plan)
+        options |= spread(NAME, plan, _PARALLEL) | rank_options(plan)
         if plan.chat_template is not None:
             options.setdefault("chat_template", address.write("chat_template.jinja", plan.chat_template))
         return options
