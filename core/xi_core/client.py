@@ -27,7 +27,7 @@ from xi_core.api.openai import ChatCompletion, Completion, Model, ModelList
 from xi_core.api.sleep import SleepAnswer, SleepOrder
 from xi_core.cluster_client import ClusterClient
 from xi_core.deltas import Delta, Deltas, Event, deltas
-from xi_core.errors import ChannelClosed, ConfigError, LaunchCancelled, ModelNotFound, Unavailable
+from xi_core.errors import ChannelClosed, ConfigError, LaunchCancelled, ModelNotFound, ProtocolMismatch, Unavailable
 
 __all__ = ["Client", "Delta", "Deltas", "Progress"]
 
@@ -51,7 +51,7 @@ class Client(ClusterClient):
     # ---- launches ---------------------------------------------------------------------------------
 
     def launch(self, spec: LaunchSpec | str, *, wait: bool = True, on_progress: Progress | None = None, **fields: Any) -> ModelStatus:
-        """Launch a model; with `wait`, until it is READY.
+        """Launch a model; with `wait`, until it is READY. One that is launched already is as `wait_ready` has it.
 
         `spec` is a whole `LaunchSpec`, or the model's name, directory or `.gguf` file with `fields` of `LaunchSpec` beside it; other fields
         are the engine's options. Raises `LaunchError` as the server says, `LaunchFailed` or `LaunchCancelled` while it waits.
@@ -61,11 +61,20 @@ class Client(ClusterClient):
 
     def start(self, spec: LaunchSpec) -> str:
         """Ask for a launch and return its uid as soon as it is accepted."""
-        return self._call(LaunchAnswer, "POST", "/v1/models?wait_ready=false", _launch_body(spec)).model_uid
+        return self.begin(spec).model_uid
+
+    def begin(self, spec: LaunchSpec) -> LaunchAnswer:
+        """As `start`, and whether the same launch existed before, or was begun by another request."""
+        return self._call(LaunchAnswer, "POST", "/v1/models?wait_ready=false", _launch_body(spec))
 
     def wait_ready(self, uid: str, on_progress: Progress | None = None) -> ModelStatus:
-        """Wait until the launch is READY. Raises `LaunchFailed` with the reason, or `LaunchCancelled`. The server bounds the wait."""
-        answered = time.monotonic()
+        """Wait until the launch is READY. Raises `LaunchFailed` with the reason, or `LaunchCancelled`.
+
+        The server bounds the time of a first launch. One that was READY before may be `stuck`: a worker is away, there is no room, or a
+        replica has ended again and again. Where a part of it serves, it is waited for no longer, and isn't READY; where none does, that is
+        soon `Unavailable`.
+        """
+        answered = moved = time.monotonic()
         while True:
             try:
                 status = self.model(uid)
@@ -76,9 +85,10 @@ class Client(ClusterClient):
                     raise
             else:
                 answered = time.monotonic()
+                moved = moved if status.stuck else answered
                 if on_progress is not None:
                     on_progress(status)
-                if status.is_ready():
+                if status.is_settled(answered - moved):
                     self._settle(uid)
                     return status
             time.sleep(POLL_INTERVAL)
@@ -121,10 +131,17 @@ class Client(ClusterClient):
         """Have a model that sleeps serve again; returns when it does. Raises `ModelNotFound`, `Conflict` unless it is READY."""
         self._server.call(SleepAnswer, "POST", f"/v1/models/{quote(uid, safe='')}/wake", None, self.timeout)
 
-    def log(self, uid: str, *, replica: int | None = None, rank: int = 0, start: int = -65536) -> LogPart:
-        """A part of a replica's log from byte `start` on; below 0: so many before the end. Raises `ModelNotFound`, `InvalidRequest`."""
-        query = urlencode({"rank": rank, "start": start} | ({} if replica is None else {"replica": replica}))
-        return self._call(LogPart, "GET", f"/v1/models/{quote(uid, safe='')}/logs?{query}")
+    def log(self, uid: str, *, replica: int | None = None, rank: int = 0, start: int = -65536, previous: bool = False) -> LogPart:
+        """A part of a replica's log from byte `start` on; below 0: so many before the end. With `previous`, of the log before.
+
+        Raises `ModelNotFound`, `InvalidRequest`, and `ProtocolMismatch` where an older xi took no notice of `previous`.
+        """
+        query = {"rank": rank, "start": start, "replica": replica, "previous": "true" if previous else None}
+        given = urlencode({name: value for name, value in query.items() if value is not None})
+        part = self._call(LogPart, "GET", f"/v1/models/{quote(uid, safe='')}/logs?{given}")
+        if previous and not part.previous:
+            raise ProtocolMismatch(f"{self.endpoint} or worker {part.worker} is an older xi, which shows no earlier logs; see `xi cluster`")
+        return part
 
     def explain(self, spec: LaunchSpec) -> list[PlacementReport]:
         """Where each replica of a launch would go, and why; they end with the first that finds no place. Nothing is started."""
@@ -162,7 +179,7 @@ class Client(ClusterClient):
 
 
 def _spec(name: str, fields: dict[str, Any]) -> LaunchSpec:
-    known = {f.name for f in msgspec.structs.fields(LaunchSpec)}
+    known = set(LaunchSpec.__struct_fields__)
     options = {**fields.pop("options", {}), **{key: value for key, value in fields.items() if key not in known}}
     return LaunchSpec(model_name=name, options=options, **{key: value for key, value in fields.items() if key in known})
 

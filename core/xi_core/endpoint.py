@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
+from xi_core.api.body import encode_body
 from xi_core.errors import ChannelClosed, ConfigError, DeadlineExceeded, ErrorBody, ProtocolMismatch, Unavailable, XiError
 
 CONNECT_TIMEOUT = 5.0
@@ -37,7 +38,8 @@ class Endpoint:
     """The xi server at `url` (`http://host:port`, with or without `/v1`). Raises `ConfigError` if the URL or the key can't be one.
 
     Its methods raise the server's own error by its class, `Unavailable` if nobody answers, `ProtocolMismatch` if something answers that
-    isn't xi, `ChannelClosed` if an answer breaks off, and `DeadlineExceeded` after `timeout` seconds of silence.
+    isn't xi, `ChannelClosed` if an answer breaks off, `DeadlineExceeded` after `timeout` seconds of silence, and `InvalidRequest` for text
+    and numbers that no JSON can carry.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
@@ -112,13 +114,14 @@ class Endpoint:
             raise _refusal(self.url, answer.response)
 
     def _send(self, method: str, path: str, body: Any, timeout: float) -> _Answer:
+        data = None if body is None else encode_body(body)
         connection = self._connection()
         try:
             self._connect(connection)
             connection.sock.settimeout(timeout)
-            headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
+            headers = self._headers if data is None else {**self._headers, "Content-Type": "application/json"}
             with suppress(BrokenPipeError, ConnectionResetError):  # it may have refused what it hadn't read yet: its answer says why
-                connection.request(method, self._prefix + path, None if body is None else msgspec.json.encode(body), headers)
+                connection.request(method, self._prefix + path, data, headers)
             return _Answer(connection, connection.getresponse())
         except (OSError, HTTPException) as error:
             connection.close()

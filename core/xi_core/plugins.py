@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 import pluggy
 
 from xi_core import API_VERSION, __version__, hookspecs
-from xi_core.errors import ConfigError, PluginError, XiError
+from xi_core.errors import ConfigError, InvalidRequest, PluginError, XiError
 
 if TYPE_CHECKING:
     from xi_core.cluster.devices import DeviceProbeInfo
@@ -89,6 +89,13 @@ class Registry(Generic[D]):
             known = ", ".join(d.name for d in self._by_name.values()) or "none, for no plugin that is loaded offers one; see `xi plugins`"
             raise self._error(f"unknown {self._noun} '{name}'; {self._hint(name)}known: {known}", param=param)
         return found
+
+    def asked(self, name: str, param: str) -> D:
+        """`get` for a name out of a request, not a setting: where `get` raises `ConfigError`, this raises `InvalidRequest`."""
+        try:
+            return self.get(name, param)
+        except ConfigError as error:
+            raise InvalidRequest(error.message, param=param) from None
 
     def _hint(self, name: str) -> str:
         """The name that was meant, perhaps."""

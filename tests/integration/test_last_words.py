@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -13,7 +14,7 @@ from xi_core.testing.harness import plan_for
 from xi_core.testing.replica_process import replica
 from xi_core.wire import frames
 from xi_core.wire.frames import Data, End, Frame, Pong, Submit
-from xi_core.wire.plan import ServingLimits
+from xi_core.wire.plan import LaunchPlan, ServingLimits
 from xi_plugins.transports.zmq import ZmqTransport
 
 VECTORS = """
@@ -45,11 +46,17 @@ class Vectors(EmbeddingEngine):
 MANY = 1024
 
 
-async def test_a_large_answer_is_sent_to_its_end_though_the_replica_is_told_to_stop(tmp_path: Path) -> None:
-    (tmp_path / "vectors.py").write_text(VECTORS)
+def vectors(folder: Path) -> LaunchPlan:
+    """The plan of a replica of the engine above."""
+    (folder / "vectors.py").write_text(VECTORS)
     plan = plan_for("vectors:Vectors", "nowhere", "fake")
-    plan.endpoint = f"ipc://{tmp_path}/r.sock"
+    plan.endpoint = f"ipc://{folder}/r.sock"
     plan.limits = ServingLimits(grace=20.0)
+    return plan
+
+
+async def test_a_large_answer_is_sent_to_its_end_though_the_replica_is_told_to_stop(tmp_path: Path) -> None:
+    plan = vectors(tmp_path)
     got: list[Frame] = []
 
     def receive(message: bytes) -> None:
@@ -71,3 +78,22 @@ async def test_a_large_answer_is_sent_to_its_end_though_the_replica_is_told_to_s
     sizes = [len(frame.data) for frame in got if isinstance(frame, Data)]
     assert len(sizes) > 8, "in pieces, of which only some fit between the two processes"
     assert isinstance(got[-1], End)
+
+
+async def test_one_that_is_told_to_stop_says_so_before_its_channel_ends(tmp_path: Path) -> None:
+    """Else a request that comes too late would count as one that may have killed it."""
+    plan = vectors(tmp_path)
+    got: list[Any] = []
+    lost = asyncio.Event()
+    with replica(plan, tmp_path) as process:
+        process.until("ready")
+        channel = ZmqTransport().connect(plan.endpoint, lambda message: got.append(frames.decode_from_replica(message)), lost.set)
+        channel.send(frames.encode(frames.Ping(1)))
+        while not got:
+            await asyncio.sleep(0.01)
+        process.child.terminate()
+        async with asyncio.timeout(30):
+            await lost.wait()
+    last = got[-1]
+    assert isinstance(last, Pong)
+    assert last.load.draining

@@ -183,6 +183,13 @@ def test_the_first_refused_prompt_ends_all_and_is_named(llm: LLM) -> None:
     assert llm.chat(user("Hi"), GREEDY)[0].outputs[0].text
 
 
+def test_what_no_json_can_carry_is_refused(llm: LLM) -> None:
+    with pytest.raises(e.InvalidRequest, match="temperature: nan is no finite number"):
+        llm.generate("Hello", SamplingParams(temperature=float("nan")))
+    with pytest.raises(e.InvalidRequest, match="the text is not UTF-8"):
+        llm.generate("caf\udce9")
+
+
 def test_threads_share_it(llm: LLM) -> None:
     texts: list[str] = []
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from xi_core.api.control import LaunchSpec
@@ -41,6 +43,49 @@ def test_what_a_lost_worker_ran_is_placed_again_in_under_5_s() -> None:
 def test_a_new_supervisor_adopts_everything() -> None:
     for seed in range(60):
         restarted_supervisor(seed, IdleFirst(), make=Lifecycle)
+
+
+class ForgetsReadiness(Lifecycle):
+    """A supervisor that starts again doesn't know which launches served."""
+
+    def restore(self, now: float, wanted: Wanted) -> None:
+        super().restore(now, msgspec.structs.replace(wanted, was_ready=False))
+
+
+def ended_as_the_supervisor_starts_again(seed: int, make: Callable[..., Lifecycle]) -> set[str]:
+    """A worker and the supervisor are lost; only the supervisor comes back. Lives on other workers that ended; there was no room for more."""
+    cluster = SimCluster(seed, IdleFirst(), workers=4, make=make)
+    cluster.run(3.0)
+    count = sum(len(worker.devices) for worker in cluster.workers)
+    if not count:
+        return set()
+    spec = LaunchSpec(model_name="toy", model_uid="m", replica=count, n_gpu=1)
+    wanted = Wanted(uid="m", spec=spec, model=MODEL, engine=ENGINE, n_gpu=1, created=1, exclusive=True)
+    cluster.ask(lambda core: core.accept(cluster.clock.now, wanted))
+    cluster.run(6.0)
+    cluster.converged()
+    lost = cluster.random.choice([worker for worker in cluster.workers if worker.devices])
+    before = {process.life for worker in cluster.workers if worker is not lost for process in worker.running.values()}
+    lost.crash()
+    cluster.crash()
+    cluster.run(cluster.random.uniform(0.3, 4.0))
+    cluster.boot()
+    cluster.run(2 * LAUNCH_TIMEOUT)
+    return before - {process.life for worker in cluster.workers for process in worker.running.values()}
+
+
+def test_a_new_supervisor_ends_nothing_that_serves_while_a_worker_is_away() -> None:
+    for seed in range(30):
+        assert ended_as_the_supervisor_starts_again(seed, Lifecycle) == set()
+
+
+def test_a_supervisor_that_forgets_what_served_is_found() -> None:
+    def restart_all() -> None:
+        for seed in range(30):
+            ended_as_the_supervisor_starts_again(seed, ForgetsReadiness)
+
+    with pytest.raises(Broken, match=r"has FAILED .* along, which serves"):
+        restart_all()
 
 
 def launched_where_files_take(fate: Fate, n_worker: int) -> tuple[SimCluster, LaunchEntry]:

@@ -1,1 +1,1 @@
-"""The public HTTP APIs as msgspec structs: `openai` (chat, completions, models) and `control` (launching)."""
+"""The public HTTP APIs as msgspec structs: `openai` (chat, completions, models), `embeddings` and `control` (launching)."""

@@ -1,10 +1,14 @@
-"""Decoding a request's body, and saying in words what is wrong with it. Called by the gateway's routes and by the replica."""
+"""Encoding a request's body and decoding it, and saying in words what is wrong with it.
+
+Encoding is for the client and for offline use, decoding for the gateway's routes and the replica.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +19,31 @@ T = TypeVar("T")
 _UNKNOWN = re.compile(r"Object contains unknown field `([^`]+)`")
 """How msgspec names one of the body itself; within it the place would follow."""
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def encode_body(body: Any) -> bytes:
+    """`body` as JSON. Raises `InvalidRequest` for text that is not UTF-8, and for nan or an infinity, with its field."""
+    try:
+        data = msgspec.json.encode(body)
+    except UnicodeEncodeError:  # Python reads other bytes as surrogates, which no encoding has
+        raise InvalidRequest("the text is not UTF-8: write it, or convert its file, in that encoding") from None
+    if b"null" in data:  # so they would be written, and taken for a field that asks for nothing
+        _check_numbers(msgspec.to_builtins(body))
+    return data
+
+
+def _check_numbers(body: Any) -> None:
+    left: list[tuple[str, Any]] = [("", body)]
+    while left:
+        field, value = left.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidRequest(
+                f"{field}: {value} is no finite number, and JSON has no other; give one, or leave the field out", param=field
+            )
+        if isinstance(value, dict):
+            left += [(f"{field}.{name}" if field else str(name), item) for name, item in value.items()]
+        elif isinstance(value, list | tuple):
+            left += [(f"{field}[{number}]", item) for number, item in enumerate(value)]
 
 
 def decode_body(decode: Callable[[bytes], T], body: bytes) -> T:

@@ -21,10 +21,12 @@ Text = Annotated[str, Meta(min_length=1)]
 
 
 class EmbeddingRequest(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Body of `POST /v1/embeddings`. `input` is a text, a list of texts, a list of token ids, or a list of such lists."""
+    """Body of `POST /v1/embeddings`."""
 
     model: str
+    """The uid of a launch."""
     input: Text | Annotated[list[Text | TokenId | Annotated[list[TokenId], Meta(min_length=1)]], Meta(min_length=1)]
+    """A text, a list of texts, a list of token ids, or a list of such lists."""
     encoding_format: Literal["float", "base64"] | None = None
     """`base64`: the vector's numbers as 32-bit floats, little endian. Default: `float`."""
     dimensions: Positive | None = None
@@ -37,44 +39,59 @@ class PoolingUsage(Struct, kw_only=True):
     """Tokens that the model read. There are no others: nothing is generated."""
 
     prompt_tokens: int
+    """Those of all inputs."""
     total_tokens: int
+    """The same."""
 
 
 class Embedding(Struct, kw_only=True):
     """The vector of one input, of length 1."""
 
     object: Literal["embedding"] = "embedding"
+    """What this is."""
     index: int
+    """The input's number, from 0."""
     embedding: list[float] | str
+    """Its numbers; as text with `base64`."""
 
 
 class EmbeddingList(Struct, kw_only=True):
     """Answer to `POST /v1/embeddings`: one entry per input, in order."""
 
     object: Literal["list"] = "list"
+    """What this is."""
     data: list[Embedding]
+    """The vectors."""
     model: str
+    """As asked for."""
     usage: PoolingUsage
+    """Tokens, of all inputs."""
 
 
 class Document(Struct, kw_only=True):
     """A document written as an object."""
 
     text: str
+    """Its text."""
 
 
 class RerankRequest(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Body of `POST /v1/rerank`. `documents` are texts, or objects with a `text`."""
+    """Body of `POST /v1/rerank`."""
 
     model: str
+    """The uid of a launch."""
     query: Text
+    """What the documents are to be relevant to."""
     documents: Annotated[list[str | Document], Meta(min_length=1, max_length=MAX_INPUTS)]
+    """Texts, or objects with a `text`."""
     top_n: Positive | None = None
     """Answer only the so many most relevant documents. Default: all."""
     return_documents: bool | None = None
     """Put each document's text into its result."""
     max_chunks_per_doc: Positive | None = None
+    """Refused: documents are not split. Send the parts as documents of their own."""
     return_len: bool | None = None
+    """Refused where it is true: `usage` counts the tokens."""
     user: str | None = None
     """Who asks, for the caller's own books; it does not change the answer."""
     kwargs: Literal["{}"] | None = None
@@ -85,14 +102,21 @@ class RerankResult(Struct, kw_only=True):
     """One document: its place in the request and how relevant it is to the query."""
 
     index: int
+    """Its place in the request, from 0."""
     relevance_score: float
+    """How relevant it is: the higher, the more."""
     document: Document | msgspec.UnsetType = msgspec.UNSET
+    """Only with `return_documents`."""
 
 
 class RerankAnswer(Struct, kw_only=True):
     """Answer to `POST /v1/rerank`: the most relevant document first."""
 
     id: str
+    """Of this answer alone."""
     model: str
+    """As asked for."""
     results: list[RerankResult]
+    """The documents, the most relevant first."""
     usage: PoolingUsage
+    """Tokens, of the query with each document."""

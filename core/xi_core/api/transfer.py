@@ -40,7 +40,9 @@ class ModelTransfer(Transfer, kw_only=True):
     files: list[FileTransfer] = field(default_factory=list)
     """Those that are coming now."""
     files_done: int = 0
+    """How many files are there."""
     files_total: int = 0
+    """How many files the model has."""
 
 
 def _time(seconds: float) -> str:

@@ -52,7 +52,7 @@ def of_member(given: str, supervisor: str) -> str:
     head = split(supervisor)
     address = resolved(given) if given else own_address(*head)
     if address in EVERYWHERE:
-        raise ConfigError(f"host '{given}' is no address that others can dial; name this machine's own with --host", param="host")
+        raise _everywhere(given)
     if is_loopback(address) and not is_loopback(head[0]):
         raise ConfigError(
             f"host '{given or address}' leads to this machine itself ({address}), while the supervisor is at {head[0]}: gateways could not "
@@ -60,6 +60,25 @@ def of_member(given: str, supervisor: str) -> str:
             param="host",
         )
     return address
+
+
+def check_own(host: str) -> None:
+    """Raises `ConfigError`, naming `host`, unless replicas of this machine can listen there and others can dial it."""
+    address = resolved(host)
+    if address in EVERYWHERE:
+        raise _everywhere(host)
+    try:
+        _bound(address, 0).close()
+    except OSError as error:
+        foreign = error.errno == errno.EADDRNOTAVAIL
+        why = "is no address of this machine" if foreign else f"can't be listened at ({error.strerror or error})"
+        raise ConfigError(
+            f"host '{host}' {why}, and the models here would listen there; name one of its own with --host", param="host"
+        ) from None
+
+
+def _everywhere(host: str) -> ConfigError:
+    return ConfigError(f"host '{host}' is no address that others can dial; name this machine's own with --host", param="host")
 
 
 def own_address(toward: str = "", port: int = 9) -> str:

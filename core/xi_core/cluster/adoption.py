@@ -43,17 +43,19 @@ def adopt(state: ClusterState, now: float, member: Member, record: ReplicaRecord
         if launch.end or replica.live or replica.leaving:
             return state.refuse(member.name, record)
         _take_life(now, replica, member.name, record)
-        state.ledger.begin(launch, replica)
+        state.ledger.begin(launch, replica, plan)
     rank = replica.ranks[number] if number < len(replica.ranks) else Rank("", gone=True)
     if rank.gone or rank.worker != member.name:
         return state.refuse(member.name, record)
     if record.status.state == "FAILED":
         return state.ended(now, launch, replica, number, record.status.error)
     if replica.ending is not None:
-        rank.lost_at = None
+        rank.lost_at, rank.away = None, False
         state.touched.touch(launch)
         return state.refuse(member.name, record)
     actions = took(state, now, launch, replica, record)
+    if launch.wanted.was_ready is None and replica.state == "READY":
+        launch.served()
     if found is None:
         actions += state.lose_absent(now, launch, replica, member)
     if launch.end or replica.leaving:  # the word to end may have been lost

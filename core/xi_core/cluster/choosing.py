@@ -43,7 +43,7 @@ class RankedScheduler(Scheduler):
             return Placement(assignments=tuple(chosen))
         verdicts = tuple(v for w in cluster.workers for v in self._verdicts(request, w, chosen, offers))
         if not enough:
-            return Rejection(reason=_why_not(request, len(offers)), verdicts=verdicts)
+            return Rejection(reason=_why_not(request, len(offers), ready=not cluster.unready), verdicts=verdicts)
         return Placement(assignments=tuple(chosen), verdicts=verdicts)
 
     def _offer(self, request: PlacementRequest, worker: WorkerView) -> list[DeviceView] | None:
@@ -72,29 +72,29 @@ class RankedScheduler(Scheduler):
     ) -> list[Verdict]:
         taken = next((a for a in chosen if a.worker == worker.worker), None)
         if request.n_gpu == 0 or not worker.devices:
-            return [Verdict(worker=worker.worker, taken=taken is not None, reason=_worker_reason(request, worker, taken))]
+            return [Verdict(worker=worker.worker, taken=taken is not None, reason=_worker_reason(request, worker, taken, bool(chosen)))]
         return [
             Verdict(
                 worker=worker.worker,
                 device=device.device,
                 taken=taken is not None and device.device in taken.devices,
-                reason=_device_reason(request, worker, place, taken, worker.worker in offers),
+                reason=_device_reason(request, worker, place, taken, worker.worker in offers, bool(chosen)),
             )
             for place, device in enumerate(worker.devices)
         ]
 
 
-def _worker_reason(request: PlacementRequest, worker: WorkerView, taken: Assignment | None) -> str:
+def _worker_reason(request: PlacementRequest, worker: WorkerView, taken: Assignment | None, chosen: bool) -> str:
     if taken is not None:
         return f"runs on CPU; {replicas(worker.replicas)} so far"
     if objection := request.objection_to_worker(worker):
         return objection
     if request.n_gpu:
         return "has no devices, only CPU"
-    return f"{replicas(worker.replicas)}; another worker ranks before it"
+    return f"{replicas(worker.replicas)}; {'another worker ranks before it' if chosen else 'it would do'}"
 
 
-def _device_reason(request: PlacementRequest, worker: WorkerView, place: int, taken: Assignment | None, offered: bool) -> str:
+def _device_reason(request: PlacementRequest, worker: WorkerView, place: int, taken: Assignment | None, offered: bool, chosen: bool) -> str:
     device = worker.devices[place]
     state = f"{replicas(device.replicas)}, {device.memory_free / 2**30:.1f} GiB free, {device.utilisation:.0%} busy"
     if taken is not None and device.device in taken.devices:
@@ -105,19 +105,22 @@ def _device_reason(request: PlacementRequest, worker: WorkerView, place: int, ta
     if not offered:
         fitting = sum(not request.objection(worker, d, at) for at, d in enumerate(worker.devices))
         return f"its worker has {fitting} device(s) that would do, and {request.n_gpu} are needed on one worker"
-    return f"{state}; others rank before it"
+    return f"{state}; {'others rank before it' if chosen else 'it would do'}"
 
 
-def _why_not(request: PlacementRequest, able: int) -> str:
+def _why_not(request: PlacementRequest, able: int, ready: bool) -> str:
+    """`ready`: whether all workers are that the request may mean."""
     what = (
         f"{request.n_gpu} device(s) to give"
         if request.n_gpu
         else f"the engine {request.engine}{' and room for the weights' if request.main_memory else ''}"
     )
-    advice = "; ask for fewer, or for none to run on CPU" if request.n_gpu else ""
+    advice = "; ask for fewer, or for none to run on CPU" if request.n_gpu and ready else ""
+    which = " that was asked for" if request.workers is not None else ""
+    which += "" if ready else " and is ready" if which else " that is ready"
     if request.n_worker > 1:
         return f"{request.n_worker} workers with {what} are needed, and {able} can take a rank of {request.uid}{advice}"
-    return f"no worker has {what}{advice}"
+    return f"no worker{which} has {what}{advice}"
 
 
 def replicas(count: int) -> str:

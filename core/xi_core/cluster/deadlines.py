@@ -43,16 +43,25 @@ def tick(state: ClusterState, now: float) -> list[Action]:
             if now >= launch.ended_at + KEPT and not launch.live:
                 state.forget(launch)
         elif launch.deadline is not None and now >= launch.deadline:
-            if launch.serves:
+            if launch.serves or launch.waits:
                 actions += state.begin_rest_anew(now, launch)
             else:
                 actions += state.fail(now, launch, f"not ready within its time; {launch.hindrance()}")
-    for launch, replica in [(one, replica) for one in due for replica in one.replicas]:
-        if replica.lost_at is not None and now >= replica.lost_at + 2 * LEASE:
+    replicas = [(launch, replica) for launch in due for replica in launch.replicas]
+    for _, replica in replicas:  # of all, before a place is looked for: the room that they had in their launch's pool is for others now
+        if _stays_away(replica, now):
+            replica.call_away()
+    for launch, replica in replicas:
+        if _stays_away(replica, now):
             actions += _expire(state, now, launch, replica)
         if replica.move_by is not None and now >= replica.move_by and replica.live and not replica.leaving and not launch.end:
             actions += state.overdue(now, launch, replica)
     return actions + state.start_due(now)
+
+
+def _stays_away(replica: Replica, now: float) -> bool:
+    """Whether a worker of it has been away for two leases, anew or again."""
+    return replica.lost_at is not None and now >= replica.lost_at + 2 * LEASE
 
 
 def _expire(state: ClusterState, now: float, launch: LaunchEntry, replica: Replica) -> list[Action]:
@@ -64,4 +73,5 @@ def _expire(state: ClusterState, now: float, launch: LaunchEntry, replica: Repli
     for rank in lost:
         rank.lost_at, rank.stage = now, f"worker {rank.worker} is away"
     replica.stage = f"worker {where} is away"
+    launch.look(now + state.launch_timeout)
     return []

@@ -52,6 +52,8 @@ class Executor:
         self._moved = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: dict[str, float] = {}
+        """By uid, the launches that are logged as FAILED, by when they ended."""
 
     def do(self, actions: list[Action]) -> None:
         """Carry out what the lifecycle decided, and tell everybody what changed."""
@@ -61,6 +63,7 @@ class Executor:
             else:
                 self._spawn(self._stop_replica(action))
         changes = self._lifecycle.changes()
+        self._log_failures(changes)
         if self.desired is not None and (changes or self._lifecycle.drains != self.desired.drains):
             self.desired.keep(self._lifecycle.wanted(), self._lifecycle.drains)
         self._publish(changes)
@@ -84,6 +87,15 @@ class Executor:
     def _tick(self) -> None:
         self.do(self._lifecycle.tick(time.monotonic()))
 
+    def _log_failures(self, changes: Mapping[str, LaunchEntry | None]) -> None:
+        """Each once, whatever it failed of."""
+        for uid, launch in changes.items():
+            if launch is None or launch.end != "FAILED":
+                self._failed.pop(uid, None)
+            elif self._failed.get(uid) != launch.ended_at:
+                self._failed[uid] = launch.ended_at
+                log.error("launch %s FAILED: %s", uid, launch.error)
+
     def _publish(self, changes: Mapping[str, LaunchEntry | None]) -> None:
         update = self.table.change({uid: launch.route() if launch is not None else None for uid, launch in changes.items()})
         if update is not None:
@@ -103,7 +115,7 @@ class Executor:
             self._gone(action, 0, Unavailable(f"'{action.uid}' is not wanted any more"))
             return
         try:
-            commands = [self._command(action, launch.wanted, rank) for rank in range(len(action.assignments))]
+            commands = [self._command(action, launch.wanted_of(action.replica_id), rank) for rank in range(len(action.assignments))]
         except XiError as error:  # a plugin is gone that a worker still has
             self._gone(action, 0, error)
             return

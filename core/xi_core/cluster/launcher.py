@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from xi_core.access import allowed_origins, check_access, is_loopback
 from xi_core.cluster import addresses
 from xi_core.cluster.runtime import RuntimeFolder, sweep
-from xi_core.cluster.siblings import Sibling
+from xi_core.cluster.sibling import Sibling
 from xi_core.config import settings
 from xi_core.errors import ConfigError, XiError
 
@@ -187,6 +187,15 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
+def check_ports(port: int, cluster_port: int) -> None:
+    """Raises `ConfigError` where HTTP is to have a port of the cluster; 0 is any port."""
+    if cluster_port and port in (cluster_port, cluster_port + 1):
+        use = " for workers and gateways" if port == cluster_port else ", whose next one is where machines join"
+        raise ConfigError(
+            f"port {port} is asked for twice: by --port for HTTP, and by --cluster-port {cluster_port}{use}; choose another for one of them"
+        )
+
+
 def _free_port() -> int:
     """A port of loopback for the supervisor, whose address the others must know before it listens."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -252,9 +261,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_access(host, config.api_key, given.no_auth)
         allowed_origins(config.allow_origins, config.api_key)
         cluster = None
+        port = config.port if given.port is None else given.port
         if given.cluster_port is not None:
+            check_ports(port, given.cluster_port)
             cluster = host, addresses.neighbours(addresses.resolved(host), given.cluster_port)
-        listening = listen(host, config.port if given.port is None else given.port)
+        listening = listen(host, port)
         sweep()
         runtime = RuntimeFolder()
     except XiError as error:

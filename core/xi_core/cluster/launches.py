@@ -24,7 +24,20 @@ MASK = "***"
 
 def differences(one: LaunchSpec, other: LaunchSpec) -> str:
     """The names of the fields in which two launch specs differ."""
-    return ", ".join(f.name for f in msgspec.structs.fields(LaunchSpec) if getattr(one, f.name) != getattr(other, f.name))
+    return ", ".join(name for name in LaunchSpec.__struct_fields__ if getattr(one, name) != getattr(other, name))
+
+
+def named(names: str | None) -> tuple[str, ...] | None:
+    """The workers of a list with commas, each by a name or an address; None where there is no list."""
+    return tuple(name.strip() for name in names.split(",") if name.strip()) if names else None
+
+
+class Share(Struct, frozen=True, gc=False):
+    """What one replica takes of each of its workers, as in `Wanted`."""
+
+    n_gpu: int
+    memory: int = 0
+    memory_share: float = 0.0
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -45,24 +58,39 @@ class Wanted(Struct, frozen=True, kw_only=True):
     """Bytes of weights that each worker holds in main memory, without devices; 0 where nobody knows."""
     exclusive: bool = False
     """It shares no device with another replica."""
+    shares: list[Share] = []
+    """With a `replica_config`: what each replica takes, instead of `n_gpu`, `memory` and `memory_share`."""
+    was_ready: bool | None = None
+    """Whether all of it has served at once. It is written down with what is wanted, for what runs doesn't tell it: where a worker is away
+    when the supervisor starts again, a part is all that there is to see. None: nobody knows, of a launch that an older xi wrote down or
+    that workers alone remember; one of which anything is adopted READY is believed to have been, rather than ended."""
+
+    def of(self, number: int) -> Wanted:
+        """This, with what its replica of this number takes."""
+        configs = self.spec.replica_config or []
+        if number < min(len(self.shares), len(configs)):
+            share = self.shares[number]
+            return msgspec.structs.replace(self, n_gpu=share.n_gpu, memory=share.memory, memory_share=share.memory_share)
+        own = configs[number].n_gpu if number < len(configs) else None  # a worker has told of it, or an older xi has written it down
+        return self if own is None else msgspec.structs.replace(self, n_gpu=own)
 
     def request(self, number: int, others: list[Replica], *, explain: bool = True) -> PlacementRequest:
         """What to ask a scheduler for its replica of this number, beside `others` of the launch."""
-        spec, configs = self.spec, self.spec.replica_config or []
+        spec, configs, takes = self.spec, self.spec.replica_config or [], self.of(number)
         own = configs[number] if number < len(configs) else None
         pool = own.gpu_idx if own is not None and own.gpu_idx is not None else spec.gpu_idx
         names = own.worker if own is not None and own.worker else spec.worker_ip
         return PlacementRequest(
             uid=self.uid,
             engine=self.engine,
-            n_gpu=own.n_gpu if own is not None and own.n_gpu is not None else self.n_gpu,
+            n_gpu=takes.n_gpu,
             gpu_idx=None if pool is None else tuple(pool),
             n_worker=spec.n_worker,
-            workers=tuple(name.strip() for name in names.split(",") if name.strip()) if names else None,
-            memory=self.memory,
-            memory_share=self.memory_share,
+            workers=named(names),
+            memory=takes.memory,
+            memory_share=takes.memory_share,
             main_memory=self.main_memory,
-            held=tuple(Assignment(r.worker, r.devices) for other in others for r in other.ranks if not r.gone),
+            held=tuple(Assignment(r.worker, r.devices) for other in others if not other.displaced for r in other.ranks if not r.gone),
             gpu_pool=spec.gpu_pool,
             exclusive=self.exclusive,
             brings_engine=has_environment(spec),
@@ -82,7 +110,6 @@ class LaunchEntry:
     ended_at: float = 0.0
     error: str | None = None
     error_code: str | None = None
-    was_ready: bool = False
     number: int = 0
     """Which launch of its supervisor it is."""
 
@@ -102,9 +129,33 @@ class LaunchEntry:
         return self.end != "STOPPED" or bool(self.live)
 
     @property
+    def was_ready(self) -> bool:
+        """Whether it has been READY, under this supervisor or a former one."""
+        return bool(self.wanted.was_ready)
+
+    @property
     def serves(self) -> bool:
-        """Whether it has been READY and a replica of it still is, on a worker that is here."""
-        return self.was_ready and any(r.route is not None and r.lost_at is None for r in self.replicas)
+        """Whether it has been READY and a replica of it still is. One whose worker is away may well serve on, and isn't given up either."""
+        return self.was_ready and any(r.route is not None for r in self.replicas)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has been READY, and only misses workers or room: nothing of it runs on a worker that is here, or is tried again after
+        it ended by its own fault.
+
+        So it is, for one, where the supervisor starts again before any worker comes. What is tried then has the whole time of a launch.
+        """
+        return self.was_ready and all(r.waits for r in self.replicas if not r.leaving)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it has been READY, and nothing that is missing of it is likely to be there soon.
+
+        It waits for a worker or for room, or has used up its restarts.
+        """
+        missing = [r for r in self.replicas if not r.leaving and r.told != "READY"]
+        hopeless = all(r.spent or (r.away if r.live else r.start_at is None) for r in missing)
+        return self.was_ready and not self.end and self.state != "READY" and hopeless
 
     @property
     def state(self) -> LaunchState:
@@ -113,7 +164,7 @@ class LaunchEntry:
             return "STOPPING"
         if self.end in ("FAILED", "CANCELLED"):
             return self.end
-        states: list[LaunchState] = [r.state if r.state in ORDER else "PENDING" for r in self.replicas if r.wanted]
+        states: list[LaunchState] = [r.told if r.told in ORDER else "PENDING" for r in self.replicas if r.wanted]
         return min(states, key=ORDER.index, default="PENDING")
 
     def open_until(self, deadline: float) -> None:
@@ -124,6 +175,15 @@ class LaunchEntry:
     def takes(self, spec: LaunchSpec) -> bool:
         """Whether a replica that was started for `spec` may serve it: all but the number of replicas must be the same."""
         return msgspec.structs.replace(spec, replica=self.wanted.spec.replica) == self.wanted.spec
+
+    def number_of(self, replica: Replica) -> int:
+        """Which of the launch's replicas it is, or whose place it is to take."""
+        return self.replicas.index(next((r for r in self.replicas if r.replica_id == replica.replaces), replica))
+
+    def wanted_of(self, replica_id: str) -> Wanted:
+        """What is wanted, with what this replica takes, which may have a configuration of its own."""
+        replica = next((r for r in self.replicas if r.replica_id == replica_id), None) if self.wanted.spec.replica_config else None
+        return self.wanted if replica is None else self.wanted.of(self.number_of(replica))
 
     def heir(self, replica: Replica) -> Replica | None:
         """What is to take the place of a replica."""
@@ -176,9 +236,15 @@ class LaunchEntry:
         if self.end:
             return
         if self.state == "READY":
-            self.was_ready, self.deadline = True, None
+            self.served()
+            self.deadline = None
         else:
             self.open_until(deadline)
+
+    def served(self) -> None:
+        """It is, or was, READY: remember that."""
+        if not self.was_ready:
+            self.wanted = msgspec.structs.replace(self.wanted, was_ready=True)
 
     def stops(self, grace: float) -> list[Action]:
         """It is not wanted any more: what ends its live replicas, which serve no new requests from now on."""
@@ -193,10 +259,14 @@ class LaunchEntry:
         return "; ".join(f"{r.replica_id}: {r.error or r.stage or r.state}" for r in late)
 
     def status(self) -> ModelStatus:
-        """As the control API shows it."""
+        """As the control API shows it.
+
+        A replica whose worker is away counts as READY for two leases: until then it may be a link that was down for a moment, and nothing
+        moves. Then, where it can't be moved, it is counted no more, though gateways that still reach it use it.
+        """
         wanted = self.wanted
         known = [r.context_length for r in self.replicas if r.context_length]
-        routed = [r for r in self.replicas if r.route is not None] if not self.end else []
+        routed = [r for r in self.replicas if r.route is not None and not r.away] if not self.end else []
         return ModelStatus(
             model_uid=self.uid,
             spec=msgspec.structs.replace(wanted.spec, env=dict.fromkeys(wanted.spec.env, MASK)),
@@ -210,6 +280,7 @@ class LaunchEntry:
             replicas=[r.status() for r in self.replicas],
             ready_replicas=sum(not r.asleep for r in routed),
             asleep_replicas=sum(bool(r.asleep) for r in routed),
+            stuck=self.stuck,
             error=self.error,
             error_code=self.error_code,
         )
@@ -221,17 +292,19 @@ class LaunchEntry:
         return ModelRoute(
             uid=self.uid,
             state=self.state,
-            detail="" if ready else self._detail(),
+            detail="" if any(not r.away for r in ready) else _detail(self),
             replicas=[r.route for r in ready if r.route is not None],
             context_length=min((r.context_length for r in ready), default=None),
             endpoints=sorted(common),
             adapters=[] if self.end else sorted(self.wanted.spec.lora_modules),
         )
 
-    def _detail(self) -> str:
-        if self.error:
-            return self.error
-        return next((r.error or r.stage for r in self.replicas if r.error or r.stage), "")
+
+def _detail(launch: LaunchEntry) -> str:
+    """Why it doesn't serve, for gateways."""
+    if launch.error:
+        return launch.error
+    return next((r.error or r.stage for r in launch.replicas if r.error or r.stage), "")
 
 
 class Launches(dict[str, LaunchEntry]):

@@ -4,31 +4,94 @@ from __future__ import annotations
 
 from typing import Any
 
-from xi_core.api.control import LaunchSpec
+from msgspec import Struct
+
+from xi_core.api.control import LaunchSpec, ReplicaConfig
+from xi_core.engine.child_options import parallelism
 from xi_core.engine.info import EngineInfo, ShardRequest
 from xi_core.errors import InvalidRequest, LaunchError, UnknownOption
 from xi_core.models.family import ModelSpec
 
+SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""Options of engines whose own parser knows them: their product is the devices of a replica on one worker."""
+
+
+class _Part(Struct, frozen=True):
+    """What one replica, or each of them, is to have of each of its workers, and the names of the fields that say so."""
+
+    n_gpu: int
+    gpu_idx: list[int] | None
+    n_gpu_field: str = "n_gpu"
+    gpu_idx_field: str = "gpu_idx"
+
+
+def counts(spec: LaunchSpec, n_gpu: int) -> list[int]:
+    """Devices of each rank, by the entries of `replica_config`; `n_gpu` is the launch's own. Who names devices wants one at least."""
+    return [
+        own.n_gpu if own.n_gpu is not None else max(1, n_gpu) if own.gpu_idx is not None and spec.n_gpu == "auto" else n_gpu
+        for own in spec.replica_config or ()
+    ]
+
+
+def _parts(spec: LaunchSpec, n_gpu: int) -> list[_Part]:
+    if spec.replica_config is None:
+        return [_Part(n_gpu, spec.gpu_idx)]
+    return [_part(spec, n, *found) for n, found in enumerate(zip(spec.replica_config, counts(spec, n_gpu), strict=True))]
+
+
+def _part(spec: LaunchSpec, number: int, own: ReplicaConfig, n_gpu: int) -> _Part:
+    place = f"replica_config[{number}]."
+    n_gpu_field = f"{place}n_gpu" if own.n_gpu is not None else "n_gpu"
+    if own.gpu_idx is not None:
+        return _Part(n_gpu, own.gpu_idx, n_gpu_field, f"{place}gpu_idx")
+    return _Part(n_gpu, spec.gpu_idx if n_gpu else None, n_gpu_field)
+
 
 def check(spec: LaunchSpec, model: ModelSpec, engine: EngineInfo, n_gpu: int) -> None:
     """Raises `InvalidRequest` or `LaunchError`, naming the field and the numbers."""
-    needed = n_gpu * spec.n_worker
     if spec.replica_config is not None and len(spec.replica_config) != spec.replica:
         raise InvalidRequest(
             f"replica_config describes {len(spec.replica_config)} replica(s), and replica is {spec.replica}; give one entry for each",
             param="replica_config",
         )
-    if spec.gpu_pool is not None and n_gpu == 0:
+    parts = _parts(spec, n_gpu)
+    if spec.gpu_pool is not None and not any(part.n_gpu for part in parts):
         raise InvalidRequest("gpu_pool limits devices, but the replicas run on CPU (n_gpu none); leave one of them out", param="gpu_pool")
+    for part in parts:
+        _check_part(spec, model, engine, part)
+
+
+def _check_part(spec: LaunchSpec, model: ModelSpec, engine: EngineInfo, part: _Part) -> None:
+    n_gpu, needed = part.n_gpu, part.n_gpu * spec.n_worker
+    own = part.n_gpu_field != "n_gpu"
     if spec.gpu_pool is not None and spec.gpu_pool < needed:
+        by = f" by {part.n_gpu_field}" if own else ""
         raise InvalidRequest(
-            f"gpu_pool is {spec.gpu_pool}, and one replica alone takes {needed} device(s) ({spec.n_worker} worker(s) x {n_gpu})",
+            f"gpu_pool is {spec.gpu_pool}, and one replica alone takes {needed} device(s){by} ({spec.n_worker} worker(s) x {n_gpu})",
             param="gpu_pool",
         )
-    if spec.gpu_idx is not None and len(spec.gpu_idx) < n_gpu:
-        raise InvalidRequest(f"gpu_idx names {len(spec.gpu_idx)} device(s), and n_gpu asks for {n_gpu}", param="gpu_idx")
+    names = part.gpu_idx_field
+    if part.gpu_idx is not None and not n_gpu:
+        raise InvalidRequest(f"{names} names devices, but {part.n_gpu_field} asks for none; leave one of them out", param=names)
+    if part.gpu_idx is not None and len(part.gpu_idx) < n_gpu:
+        raise InvalidRequest(
+            f"{names} names {len(part.gpu_idx)} device(s), and {part.n_gpu_field} asks for {n_gpu}",
+            param=part.n_gpu_field if own and names == "gpu_idx" else names,
+        )
+    try:
+        _check_sizes(spec, model, engine, n_gpu)
+    except LaunchError as error:
+        if not own:
+            raise
+        raise type(error)(f"{part.n_gpu_field} is {n_gpu}: {error.message}", param=part.n_gpu_field) from None
+
+
+def _check_sizes(spec: LaunchSpec, model: ModelSpec, engine: EngineInfo, n_gpu: int) -> None:
     if spec.n_worker > 1:
         _check_shard(spec, model, engine, n_gpu)
+    elif n_gpu and engine.options is None and any(name in spec.options for name in SIZES):
+        # With attention in data parallel (SGLang), the tensor parallel devices do both.
+        parallelism(engine.name, spec.options, n_gpu, SIZES[:2] if spec.options.get("enable_dp_attention") else SIZES)
 
 
 def _check_shard(spec: LaunchSpec, model: ModelSpec, engine: EngineInfo, n_gpu: int) -> None:

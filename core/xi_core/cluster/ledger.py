@@ -12,7 +12,7 @@ from xi_core.cluster.devices import Device
 from xi_core.cluster.launches import LaunchEntry
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
-from xi_core.cluster.placement import ClusterView, DeviceView, WorkerView
+from xi_core.cluster.placement import ClusterView, DeviceView, UnreadyWorker, WorkerView
 from xi_core.cluster.replicas import Rank, Replica, rank_of
 
 Key = tuple[str, int]
@@ -41,7 +41,11 @@ class Ledger:
         self.drains: dict[str, float] = {}
         """Workers that are drained, here or away: nothing new is placed there, and what they run moves elsewhere. By name: when what is
         left ends though nothing has taken its place."""
+        self.expected: set[str] = set()
+        """Workers on the list of those who may join, which haven't come since this supervisor started."""
         self._lives: dict[str, tuple[LaunchEntry, Replica]] = {}
+        self._promises: dict[str, Promise] = {}
+        """By life, of launches whose replicas have configurations of their own: a replica's place may be another's later."""
         self._ranks: dict[str, dict[Key, Held]] = {}
         self._strays: dict[str, dict[Key, ReplicaRecord]] = {}
         """Processes on a worker that no launch wants, and that have been told to end: until then they hold their devices."""
@@ -56,6 +60,7 @@ class Ledger:
         if member.name not in self.members:
             self._names = sorted([*self._names, member.name])
         self.members[member.name] = member
+        self.expected.discard(member.name)
         self._strays.pop(member.name, None)
         self._views.pop(member.name, None)
 
@@ -71,9 +76,11 @@ class Ledger:
         member.devices = devices
         self._views[member.name] = self._worker_view(member, None)
 
-    def begin(self, launch: LaunchEntry, replica: Replica) -> None:
-        """A life begins, or is adopted."""
+    def begin(self, launch: LaunchEntry, replica: Replica, promise: Promise | None = None) -> None:
+        """A life begins, or is adopted: then `promise` is what was promised to it."""
         self._lives[replica.incarnation] = launch, replica
+        if launch.wanted.spec.replica_config:
+            self._promises[replica.incarnation] = promise or launch.wanted_of(replica.replica_id)
         for number, rank in enumerate(replica.ranks):
             self._ranks.setdefault(rank.worker, {})[replica.incarnation, number] = launch, replica, rank
             self._views.pop(rank.worker, None)
@@ -88,6 +95,7 @@ class Ledger:
         """Nothing is left of a life. To be called before the replica forgets it."""
         for rank in replica.ranks:
             self.drop(replica, rank)
+        self._promises.pop(replica.incarnation, None)
         if self._lives.pop(replica.incarnation, None) is not None:
             self._over[replica.incarnation] = None
             if len(self._over) > REMEMBERED:
@@ -133,8 +141,21 @@ class Ledger:
                 self._worker_view(member, without) if name in apart else self._cached(member)
                 for name in self._names
                 if (member := self.members[name]).present and name not in self.drains
-            )
+            ),
+            unready=self._unready(),
         )
+
+    def view_of(self, name: str) -> WorkerView | None:
+        """A worker and its devices as placement sees them, or would if it might take replicas."""
+        member = self.members.get(name)
+        return self._cached(member) if member is not None else None
+
+    def _unready(self) -> tuple[UnreadyWorker, ...]:
+        """The workers of the cluster that may take no replicas now: drained, away, or listed and not back yet."""
+        here = self.members
+        absent = [name for name in {*self.drains, *self.expected} if name not in here] if self.drains or self.expected else []
+        names = sorted([*(name for name in self._names if not here[name].present or name in self.drains), *absent])
+        return tuple(_unready_worker(name, here.get(name), name in self.drains) for name in names)
 
     def _cached(self, member: Member) -> WorkerView:
         found = self._views.get(member.name)
@@ -162,9 +183,22 @@ class Ledger:
         """What each process on a worker holds, what was promised to it, and whether it has loaded."""
         for launch, replica, rank in self._ranks.get(worker, {}).values():
             if replica is not without:
-                yield rank.devices, launch.wanted, replica.state == "READY"
+                yield rank.devices, self._promises.get(replica.incarnation, launch.wanted), replica.state == "READY"
         for record in self._strays.get(worker, {}).values():
             yield tuple(record.plan.devices), record.plan, record.status.state in ("READY", "STOPPING")
+
+
+def _unready_worker(name: str, member: Member | None, drained: bool) -> UnreadyWorker:
+    away = member is None or not member.present
+    if drained:
+        reason = f"is drained{' and away' if away else ''}, and takes nothing new until `xi drain {name} --undo`"
+    elif member is None:
+        reason = "is away: it may join, and hasn't come since the supervisor started"
+    else:
+        reason = "was stopped, and may be started again" if member.leaving else "is away, and may come back"
+    if member is None:
+        return UnreadyWorker(worker=name, reason=reason)
+    return UnreadyWorker(worker=name, reason=reason, address=member.address, devices=tuple(device.id for device in member.devices))
 
 
 def _device_view(worker: str, device: Device, held: list[tuple[Promise, bool]]) -> DeviceView:

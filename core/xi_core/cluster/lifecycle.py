@@ -21,9 +21,9 @@ from xi_core.cluster.launches import LaunchEntry, Wanted, differences
 from xi_core.cluster.lora_choice import check_taken
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
-from xi_core.cluster.placement import Placement, Rejection, Scheduler
-from xi_core.cluster.replicas import Action, Ending, Rank, Replica, rank_of
-from xi_core.cluster.state import BACKOFF, RESTARTS, WINDOW, ClusterState
+from xi_core.cluster.placement import Placement, Rejection, Scheduler, WorkerView
+from xi_core.cluster.replicas import BACKOFF, RESTARTS, WINDOW, Action, Ending, Rank, Replica, rank_of
+from xi_core.cluster.state import ClusterState
 from xi_core.errors import Conflict, InvalidRequest, NoPlacement, WorkerNotFound
 
 __all__ = ["BACKOFF", "KEPT", "LEASE", "RESTARTS", "WINDOW", "Lifecycle"]
@@ -43,25 +43,32 @@ class Lifecycle:
         schedulers: Mapping[str, Scheduler] | None = None,
         drains: Mapping[str, float] | None = None,
         ended: Set[tuple[str, int]] = frozenset(),
+        expected: Iterable[str] = (),
     ) -> None:
         """`epoch` makes incarnations unique over supervisors; before `settled_at` nothing is placed: workers may report it yet.
 
         `scheduler` places launches that don't name one of `schedulers`. `drains`: workers that were drained in a former life of this
         supervisor, as in `self.drains`. `ended`: launches that aren't taken over from workers, each by its uid and when it was created.
+        `expected`: workers that may join.
         """
         self._state = ClusterState(
-            {**(schedulers or {}), "": scheduler}, epoch, launch_timeout=launch_timeout, grace=grace, settled_at=settled_at, ended=ended
+            {**(schedulers or {}), "": scheduler},
+            epoch,
+            launch_timeout=launch_timeout,
+            grace=grace,
+            settled_at=settled_at,
+            ended=ended,
+            expected=expected,
         )
+        self.members = self._state.ledger.members
+        """To be read only: the workers that have joined, by name."""
         self.drains = self._state.ledger.drains
         """To be read only: the workers that are drained, here or away, and when what is left on each ends."""
         self.drains.update(drains or {})
+        self.expected = self._state.ledger.expected
+        """To be read only: the workers that may join, and haven't come since this supervisor started."""
 
     # ---- reading --------------------------------------------------------------------------------
-
-    @property
-    def members(self) -> dict[str, Member]:
-        """The workers that have joined, by name."""
-        return self._state.ledger.members
 
     def find(self, uid: str) -> LaunchEntry | None:
         """The launch of this uid that users can see."""
@@ -92,12 +99,19 @@ class Lifecycle:
         """The ranks of which a process may exist on this worker, each with its replica."""
         return [(replica, rank) for _, _, replica, rank in self._state.ledger.on(worker)]
 
+    def view_of(self, worker: str) -> WorkerView | None:
+        """A worker that has joined and its devices, as placement sees them."""
+        return self._state.ledger.view_of(worker)
+
     def next_wake(self) -> float | None:
         """When `tick` has something to do next."""
         return self._state.touched.next_wake(partial(deadlines.wake_of, self._state))
 
     def explain(self, wanted: Wanted) -> list[Placement | Rejection]:
-        """Where each replica of a launch would go now, and why not elsewhere. Nothing is reserved; it ends at the first rejection."""
+        """Where each replica of a launch would go now, and why not elsewhere. Nothing is reserved; it ends at the first rejection.
+
+        Raises `WorkerNotFound`.
+        """
         return starting.explain(self._state, wanted)
 
     # ---- what users ask for ---------------------------------------------------------------------
@@ -106,7 +120,7 @@ class Lifecycle:
         """A launch is asked for. The same spec again is the same launch: nothing happens.
 
         Raises `Conflict` where the uid is taken by another spec, or by a launch whose processes aren't gone yet, or where a name is that of
-        another launch or of its LoRA modules; `NoPlacement`.
+        another launch or of its LoRA modules; `WorkerNotFound`; `NoPlacement`.
         """
         before = self._state.launches.get(wanted.uid)
         if before is not None and not before.end:
@@ -120,7 +134,9 @@ class Lifecycle:
         if before is not None and before.live:
             raise Conflict(f"'{wanted.uid}' is still stopping; try again in a moment", param="model_uid", retry_after=1.0)
         check_taken(wanted.spec, self.listed())
-        launch = starting.enter(self._state, now, wanted)
+        if now >= self._state.settled_at:
+            starting.check_workers(self._state, wanted)
+        launch = starting.enter(self._state, now, msgspec.structs.replace(wanted, was_ready=False))
         if now < self._state.settled_at:
             return []
         try:
@@ -132,7 +148,10 @@ class Lifecycle:
             raise
 
     def restore(self, now: float, wanted: Wanted) -> None:
-        """A launch of a former life of this supervisor. Its replicas are adopted as workers report them, or started when it has settled."""
+        """A launch of a former life of this supervisor. Its replicas are adopted as workers report them, or started when it has settled.
+
+        One that was READY then stays as safe as it was: what serves of it isn't ended because the rest doesn't come back.
+        """
         if wanted.uid not in self._state.launches:
             starting.enter(self._state, now, wanted)
 
@@ -175,7 +194,7 @@ class Lifecycle:
                 launch.look(now + self._state.launch_timeout)
                 raise
         else:
-            for replica in sorted(kept, key=lambda r: r.state == "READY")[: len(kept) - count]:
+            for replica in sorted(kept, key=lambda r: r.told == "READY")[: len(kept) - count]:
                 actions += self._state.dismiss(launch, replica)
         launch.wanted = msgspec.structs.replace(launch.wanted, spec=msgspec.structs.replace(launch.wanted.spec, replica=count))
         launch.look(now + self._state.launch_timeout)
@@ -186,13 +205,13 @@ class Lifecycle:
 
         Raises `WorkerNotFound`.
         """
-        _require(worker, self.members.keys() | self.drains.keys())
+        _require(worker, self.members.keys() | self.drains.keys() | self.expected)
         self.drains[worker] = now + seconds
         return self._state.move_all(worker) + self._state.start_due(now)
 
     def undrain(self, now: float, worker: str) -> list[Action]:
         """Let a worker take replicas again. What has begun to move moves on, however long that takes. Raises `WorkerNotFound`."""
-        _require(worker, self.members.keys() | self.drains.keys())
+        _require(worker, self.members.keys() | self.drains.keys() | self.expected)
         self.drains.pop(worker, None)
         for _, launch, replica, _ in self._state.ledger.on(worker):
             self._state.stay(launch, replica)
@@ -251,6 +270,7 @@ class Lifecycle:
         for _, launch, replica, rank in self._state.ledger.on(worker):
             actions += self._state.lose(now, launch, replica, [rank], why)
         self.drains.pop(worker, None)
+        self._state.ledger.expected.discard(worker)
         if worker in self.members:
             self._state.ledger.leave(worker)
         return actions + self._state.start_due(now)
@@ -280,6 +300,6 @@ class Lifecycle:
 
 
 def _require(worker: str, known: Iterable[str]) -> None:
-    """`known`: the members, and the drained ones, which may not have come yet since this supervisor started."""
+    """`known`: the members, and those that are drained or may join, and haven't come yet since this supervisor started."""
     if worker not in known:
         raise WorkerNotFound(f"there is no worker '{worker}'; workers: {', '.join(sorted(known)) or 'none'}", param="worker")

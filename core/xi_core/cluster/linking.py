@@ -66,7 +66,10 @@ class SupervisorLink:
                 link = dial(self._transport, self._endpoint, VOCABULARY, self._calls, lambda: None, self._security)
                 try:
                     self._link = link
+                    again = self._was_in
                     await self.register()
+                    if again:
+                        log.info("connected to the supervisor again")
                     wait = REDIAL_FIRST
                     await link.closed.wait()
                     log.warning("the supervisor is away; replicas go on serving")

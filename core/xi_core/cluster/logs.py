@@ -23,9 +23,10 @@ TAIL = 16 * 1024
 """Bytes at the end of a log that are looked at."""
 
 
-def log_file(home: Path, replica_id: str, rank: int = 0) -> Path:
-    """Where the output of this replica, or of its rank on this worker, goes."""
-    return home / "logs" / (f"{replica_id}.rank{rank}.log" if rank else f"{replica_id}.log")
+def log_file(home: Path, replica_id: str, rank: int = 0, previous: bool = False) -> Path:
+    """Where the output of this replica, or of its rank on this worker, goes; with `previous`, where what was there before is kept."""
+    path = home / "logs" / (f"{replica_id}.rank{rank}.log" if rank else f"{replica_id}.log")
+    return _old(path) if previous else path
 
 
 def open_log(home: Path, replica_id: str, rank: int = 0) -> IO[bytes]:

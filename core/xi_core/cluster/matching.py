@@ -34,9 +34,9 @@ class Matching:
         self._hub, self._workers, self._default_source = hub, workers, default_source
 
     async def candidates(self, spec: LaunchSpec) -> list[ModelSpec]:
-        """The model specs that `spec`, which is normalised, can mean. Raises `UnknownModel`, `ArtifactError`, `ConfigError`."""
+        """The model specs that `spec`, which is normalised, can mean. Raises `LaunchError`s, `InvalidRequest`, `ConfigError`."""
         if spec.source:
-            self._hub.sources.get(spec.source, param="source")
+            self._hub.sources.asked(spec.source, param="source")
         default = self._hub.sources.get(self._default_source, param="XI_MODEL_SRC").name
         path = catalog.path_of(spec, self._hub.families)
         inspected = await self._inspect(path) if path else None

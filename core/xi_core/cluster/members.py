@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import msgspec
 
 from xi_core.api.control import DeviceVerdict, PlacementReport, RankStatus
 from xi_core.cluster.devices import Device
-from xi_core.cluster.placement import ClusterView, Placement, PlacementRequest, Rejection, Scheduler, WorkerView
+from xi_core.cluster.placement import (
+    ClusterView,
+    Placement,
+    PlacementRequest,
+    Rejection,
+    Scheduler,
+    UnreadyWorker,
+    Verdict,
+    WorkerView,
+)
 
 
 @dataclass
@@ -33,9 +45,19 @@ class Member:
 
 
 def place(scheduler: Scheduler, request: PlacementRequest, cluster: ClusterView) -> Placement | Rejection:
-    """The scheduler's decision, checked: no plugin can put a replica where there is no room."""
+    """The scheduler's decision, checked: no plugin can put a replica where there is no room. Of workers that aren't ready it says so."""
+    unready = _meant(request, cluster) if cluster.unready else ()
+    decision = _decided(scheduler, request, msgspec.structs.replace(cluster, unready=unready) if cluster.unready else cluster)
+    if not unready or (isinstance(decision, Placement) and not request.explain):
+        return decision
+    return msgspec.structs.replace(decision, verdicts=(*decision.verdicts, *_verdicts(request, unready)))
+
+
+def _decided(scheduler: Scheduler, request: PlacementRequest, cluster: ClusterView) -> Placement | Rejection:
     if not cluster.workers:
         return Rejection(reason="no worker is connected that may take replicas")
+    if cluster.unready and not any(request.names(worker) for worker in cluster.workers):
+        return Rejection(reason="none of the workers asked for may take replicas now")
     try:
         decision = scheduler.place(request, cluster)
         if isinstance(decision, Rejection):
@@ -44,6 +66,25 @@ def place(scheduler: Scheduler, request: PlacementRequest, cluster: ClusterView)
     except Exception as error:  # a plugin: whatever it does, other launches and the lifecycle's clock must go on
         return Rejection(reason=f"the scheduler failed: {type(error).__name__}: {error}")
     return Rejection(reason=f"the scheduler's answer can't be used: {wrong}", verdicts=decision.verdicts) if wrong else decision
+
+
+def _meant(request: PlacementRequest, cluster: ClusterView) -> tuple[UnreadyWorker, ...]:
+    """Those that the request may mean; by an address that nobody has told, also one that has told none."""
+    if request.workers is None:
+        return cluster.unready
+    everybody: tuple[WorkerView | UnreadyWorker, ...] = (*cluster.workers, *cluster.unready)
+    told = {name for one in everybody for name in (one.worker, one.address)}
+    untold = not told.issuperset(request.workers)
+    return tuple(one for one in cluster.unready if request.names(one) or (untold and not one.address))
+
+
+def _verdicts(request: PlacementRequest, unready: Iterable[UnreadyWorker]) -> list[Verdict]:
+    """One for each worker; in a dry run, which shows devices, one for each of them."""
+    return [
+        Verdict(worker=one.worker, device=device, taken=False, reason=one.reason)
+        for one in unready
+        for device in (one.devices if request.n_gpu and request.explain else ()) or ("",)
+    ]
 
 
 def _wrong(request: PlacementRequest, decision: Placement, cluster: ClusterView) -> str:

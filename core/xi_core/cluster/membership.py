@@ -79,6 +79,13 @@ class Identity:
         """The public key of a supervisor that has let this member in."""
         return self._kept.supervisors.get(endpoint)
 
+    def servers(self, near: str) -> dict[str, str]:
+        """Of each supervisor that has let this member in, its public key and where it was; those on the host of `near` first."""
+        host, found = near.rpartition(":")[0], dict[str, str]()
+        for endpoint, server in sorted(self._kept.supervisors.items(), key=lambda one: one[0].rpartition(":")[0] != host):
+            found.setdefault(server, endpoint)
+        return found
+
     def remember(self, endpoint: str, server: str) -> None:
         """Keep the key of a supervisor. Raises `ConfigError` where it can't be written."""
         try:
@@ -138,18 +145,46 @@ async def _entered(identity: Identity, transport: Transport, endpoint: str, toke
         try:
             await _join(identity, transport, join_port, token)
         except Forbidden as refusal:
-            if known != token.server:
+            if token.server not in identity.servers(endpoint):
                 raise
             log.info("the token is of no use (%s), and not needed: this %s has joined before", refusal, identity.role)
         if known != token.server:
             identity.remember(endpoint, token.server)
         known = token.server
     if known is None:
-        raise ConfigError(
-            f"the supervisor at {endpoint} doesn't know this {identity.role}, {identity.name}, yet: give a join token with --token, "
-            f"XI_JOIN_TOKEN or --token-file; `xi join-token --role {identity.role}` on the supervisor's machine makes one"
-        )
+        known = await _moved(identity, transport, endpoint, join_port)
     return Membership(endpoint, ClientSecurity(identity.keys, known))
+
+
+async def _moved(identity: Identity, transport: Transport, endpoint: str, join_port: str) -> str:
+    """The key of a supervisor that has let this member in, and is at another endpoint now: it shows that it has that key.
+
+    Raises `ConfigError` where none has, and `Unavailable` where no such supervisor answers.
+    """
+    who = f"{identity.role}, {identity.name}"
+    how = f"with --token, XI_JOIN_TOKEN or --token-file; `xi join-token --role {identity.role}` on the supervisor's machine makes one"
+    servers = identity.servers(endpoint)
+    if not servers:
+        raise ConfigError(f"the supervisor at {endpoint} doesn't know this {who}, yet: give a join token {how}")
+    why = ""
+    for server, before in servers.items():
+        link = dial(transport, join_port, joining.VOCABULARY, {}, lambda: None, ClientSecurity(identity.keys, server))
+        try:
+            await link.call(Join(secret=b"", name=identity.name, role=identity.role), timeout=ASK_TIMEOUT)
+        except AWAY as error:
+            why = error.message
+            continue
+        except Forbidden:  # no token was shown; but only who has the key can say so
+            pass
+        finally:
+            await link.close()
+        identity.remember(endpoint, server)
+        log.info("the supervisor at %s is the one that was at %s, where this %s has joined it", endpoint, before, identity.role)
+        return server
+    raise Unavailable(
+        f"this {who}, has joined the supervisor at {' and '.join(servers.values())}; the one at {endpoint} doesn't answer to that one's "
+        f"key ({why}). If it is another one, stop this and give a join token of it {how}"
+    )
 
 
 async def _join(identity: Identity, transport: Transport, join_port: str, token: JoinToken) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
+
+import msgspec
 
 from xi_core import __version__
 from xi_core.api.control import DeviceStatus, LogPart, WorkerStatus
@@ -18,10 +21,14 @@ from xi_core.cluster.sleeping import LaunchSleep
 from xi_core.cluster.worker_disks import WorkerDisks
 from xi_core.errors import InvalidRequest, ModelNotFound, Unavailable, XiError
 from xi_core.models.catalog import normalised
+from xi_core.natural import natural
 from xi_core.plugins import PluginHub
-from xi_core.transport.rpc import Calls
+from xi_core.transport.rpc import Calls, Link
 
 log = logging.getLogger(__name__)
+
+SHUTDOWN_TIMEOUT = 5.0
+"""Longest wait for one that is told to stop to say that it heard."""
 
 
 class Operations:
@@ -67,23 +74,25 @@ class Operations:
         return m.Done()
 
     async def _list_workers(self, command: m.ListWorkers) -> m.Workers:
-        known = {name: Member(name, "", [], present=False) for name in self._lifecycle.drains} | self._lifecycle.members
-        return m.Workers([self._status(member) for _, member in sorted(known.items())])
+        absent = self._lifecycle.drains.keys() | self._lifecycle.expected
+        known = {name: Member(name, "", [], present=False) for name in absent} | self._lifecycle.members
+        return m.Workers([self._status(member) for _, member in sorted(known.items(), key=lambda one: natural(one[0]))])
 
     def _status(self, member: Member) -> WorkerStatus:
         link = self._executor.workers.get(member.name)
         register = link.register if link is not None else None
         ranks = self._lifecycle.on(member.name)
-        held = [device for _, rank in ranks for device in rank.devices]
+        view = self._lifecycle.view_of(member.name)
+        seen = {device.device: device for device in view.devices} if view is not None else {}
         devices = [
             DeviceStatus(
                 id=d.id,
                 kind=d.kind,
                 name=d.name,
                 memory=d.memory,
-                memory_free=d.memory_free,
+                memory_free=max(0, seen[d.id].memory_free),
                 utilisation=d.utilisation,
-                replicas=held.count(d.id),
+                replicas=seen[d.id].replicas,
             )
             for d in member.devices
         ]
@@ -92,6 +101,7 @@ class Operations:
             address=member.address,
             state="away" if register is None else "draining" if member.name in self._lifecycle.drains else "ready",
             version=register.version if register is not None else "",
+            plugins=register.plugins if register is not None else {},
             cpus=register.cpus if register is not None else 0,
             memory=register.memory if register is not None else 0,
             devices=devices,
@@ -119,11 +129,22 @@ class Operations:
         if command.rank >= max(1, len(replica.ranks)):
             raise InvalidRequest(f"rank: {replica.replica_id} has {max(1, len(replica.ranks))} rank(s), from 0", param="rank")
         name = replica.ranks[command.rank].worker if replica.ranks else replica.last_workers.get(command.rank, "")
+        former = replica.former_workers.get(command.rank, name) if command.previous else name
+        moved, name = former != name, former
         worker = self._executor.workers.get(name)
         if worker is None:
-            raise Unavailable(f"{replica.replica_id} has no log to read now: {f'worker {name} is away' if name else 'it never ran'}")
-        part: LogPart = await worker.link.call(m.FetchLog(replica_id=replica.replica_id, rank=command.rank, start=command.start))
-        return part
+            raise Unavailable(f"{replica.replica_id} has no log to read now: {self._why_no_log(command.uid, replica, name)}")
+        previous = command.previous and not moved  # where it ran before, nothing has followed
+        fetch = m.FetchLog(replica_id=replica.replica_id, rank=command.rank, start=command.start, previous=previous)
+        part: LogPart = await worker.link.call(fetch)
+        return msgspec.structs.replace(part, previous=True) if moved else part
+
+    def _why_no_log(self, uid: str, replica: Replica, worker: str) -> str:
+        launch = self._lifecycle.known(uid)
+        why = f"worker {worker} is away" if worker else "it never ran" if launch.end else "it does not run now"
+        if launch.end == "FAILED":
+            return f"{why}; the launch FAILED: {launch.error}"
+        return f"{why}; {replica.stage}" if replica.stage and not worker else why
 
     def _replica(self, command: m.ReadLog) -> Replica:
         launch = self._lifecycle.find(command.uid)
@@ -139,10 +160,16 @@ class Operations:
 
     async def _stop_cluster(self, command: m.StopCluster) -> m.Done:
         log.info("the cluster is being stopped")
-        for name, worker in list(self._executor.workers.items()):
-            try:
-                await worker.link.call(m.Shutdown())
-            except XiError as error:
-                log.warning("worker %s could not be told to stop: %s", name, error)
+        # A gateway without a key is the launcher's, which ends it with the supervisor. Gateways first: they take nothing new then.
+        others = [(f"gateway {process.name}", link) for link, process in self._executor.gateways.items() if link.peer_key]
+        others += [(f"worker {name}", worker.link) for name, worker in self._executor.workers.items()]
+        await asyncio.gather(*(_shut_down(who, link) for who, link in others))
         self._stop()
         return m.Done()
+
+
+async def _shut_down(who: str, link: Link) -> None:
+    try:
+        await link.call(m.Shutdown(), timeout=SHUTDOWN_TIMEOUT)
+    except XiError as error:
+        log.warning("%s could not be told to stop: %s", who, error)

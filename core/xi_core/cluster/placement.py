@@ -40,10 +40,22 @@ class WorkerView(Struct, kw_only=True, frozen=True, gc=False):
     """Bytes of main memory; 0 where nobody knows."""
 
 
+class UnreadyWorker(Struct, kw_only=True, frozen=True, gc=False):
+    """A worker that belongs to the cluster, and may take no replicas now."""
+
+    worker: str
+    reason: str
+    address: str = ""
+    """Empty where it has told none since the supervisor started."""
+    devices: tuple[str, ...] = ()
+
+
 class ClusterView(Struct, kw_only=True, frozen=True):
     """All workers that may take replicas, in the order of their names."""
 
     workers: tuple[WorkerView, ...] = ()
+    unready: tuple[UnreadyWorker, ...] = ()
+    """The others of those that the request could mean. Schedulers needn't look at them: their verdicts are added to the decision."""
 
 
 class Assignment(Struct, frozen=True, gc=False):
@@ -83,6 +95,10 @@ class PlacementRequest(Struct, kw_only=True, frozen=True):
     explain: bool = True
     """Verdicts are wanted even if there is a place. A `Rejection` has them always."""
 
+    def names(self, worker: WorkerView | UnreadyWorker) -> bool:
+        """Whether it is among the workers that may be chosen."""
+        return self.workers is None or not {worker.worker, worker.address}.isdisjoint(self.workers)
+
     def need(self, device: DeviceView) -> int:
         """Bytes of this device's memory that the replica takes."""
         return max(self.memory, round(self.memory_share * device.memory)) if self.memory_share else self.memory
@@ -106,8 +122,8 @@ class PlacementRequest(Struct, kw_only=True, frozen=True):
 
     def objection_to_worker(self, worker: WorkerView) -> str:
         """Why the request rules this worker out; empty where it doesn't."""
-        if self.workers is not None and not {worker.worker, worker.address} & set(self.workers):
-            return f"not among the workers asked for ({', '.join(self.workers)})"
+        if not self.names(worker):
+            return f"not among the workers asked for ({', '.join(self.workers or ())})"
         if not self.brings_engine and worker.engines and self.engine not in worker.engines:  # none listed: the worker hasn't told
             return f"has no engine {self.engine}"
         if self.n_gpu == 0 and worker.memory and self.main_memory > worker.memory:

@@ -13,6 +13,8 @@ from xi_core.cluster.placement import Assignment
 
 ORDER: tuple[LaunchState, ...] = ("PENDING", "PREPARING", "STARTING", "LOADING", "READY")
 """States of what is wanted, in the order in which they come: a whole is as far as its last part."""
+RESTARTS, WINDOW, BACKOFF = 3, 60.0, 0.5
+"""A replica is restarted so many times within the window, in seconds; before the first restart comes this pause, doubled each time."""
 
 
 class Start(Struct, frozen=True):
@@ -53,9 +55,16 @@ class Rank:
     download: ModelTransfer | None = None
     pid: int | None = None
     lost_at: float | None = None
-    """Since when its worker has been away."""
+    """Since when its worker has been away, or was last found to be, with no place for the replica elsewhere."""
+    away: bool = False
+    """That was found: it is no short blip of the link."""
     gone: bool = False
     """No process of it exists any more."""
+
+    @property
+    def told(self) -> LaunchState:
+        """Its state as users see it."""
+        return "PENDING" if self.state == "READY" and self.away else self.state
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,9 @@ class Replica:
     head: ReplicaRecord | None = None
     """What rank 0 last reported."""
     last_workers: dict[int, str] = field(default_factory=dict)
-    """Where the ranks of its last life ran: their logs are there."""
+    """Where the ranks of its last life run or ran: their logs are there."""
+    former_workers: dict[int, str] = field(default_factory=dict)
+    """The same of the life before that."""
 
     @property
     def live(self) -> bool:
@@ -123,6 +134,31 @@ class Replica:
         return min((r.lost_at for r in self.ranks if r.lost_at is not None and not r.gone), default=None)
 
     @property
+    def displaced(self) -> bool:
+        """Whether it is where its launch can't stay: on a worker that is drained or away. Another is to take its place elsewhere."""
+        return self.move_by is not None or self.away
+
+    @property
+    def away(self) -> bool:
+        """Whether a worker of it has been away for longer than its word holds. It may serve on, and nobody can say so."""
+        return any(r.away and not r.gone for r in self.ranks)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it misses only a worker or room."""
+        return self.lost_at is not None if self.live else self.start_at is None or not self.error
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has used up its restarts, and hasn't been READY since: it is tried again, but nobody is to wait for it."""
+        return self.error is not None and len(self.deaths) > RESTARTS
+
+    @property
+    def told(self) -> LaunchState:
+        """Its state as users see it."""
+        return "PENDING" if self.state == "READY" and self.away else self.state
+
+    @property
     def wanted(self) -> bool:
         """Whether it counts among those that the launch asks for."""
         return not self.leaving and not self.replaces
@@ -141,6 +177,7 @@ class Replica:
             slots=head.slots,
             key=head.plan.security.public if head.plan.security is not None else "",
             gateways=head.plan.security.gateways if head.plan.security is not None else "",
+            workers=tuple(rank.worker for rank in self.ranks),
         )
 
     @property
@@ -161,7 +198,7 @@ class Replica:
 
     def begin(self, incarnation: str, assignments: tuple[Assignment, ...]) -> None:
         """Begin a life."""
-        self.last_workers = {rank: a.worker for rank, a in enumerate(assignments)}
+        self.former_workers, self.last_workers = self.last_workers, {rank: a.worker for rank, a in enumerate(assignments)}
         self.incarnation, self.starts = incarnation, self.starts + 1
         self.ranks = [Rank(a.worker, a.devices) for a in assignments]
         self.start_at, self.ending, self.head = None, None, None
@@ -172,11 +209,16 @@ class Replica:
         self.incarnation, self.ranks, self.ending, self.head = "", [], None, None
         self.state, self.stage, self.move_by = "PENDING", "", None
 
+    def call_away(self) -> None:
+        """A worker of it stays away."""
+        for rank in self.ranks:
+            rank.away = rank.away or (rank.lost_at is not None and not rank.gone)
+
     def take(self, number: int, record: ReplicaRecord) -> None:
         """Take over what its worker reports of a rank."""
         rank, status = self.ranks[number], record.status
         rank.state, rank.stage, rank.progress, rank.download = status.state, status.stage, status.progress, status.download
-        rank.pid, rank.lost_at = status.pid, None
+        rank.pid, rank.lost_at, rank.away = status.pid, None, False
         if number == 0:
             self.head = record
         if self.ending is not None or self.leaving:
@@ -196,13 +238,13 @@ class Replica:
     def status(self) -> ReplicaStatus:
         """As the control API shows it."""
         ranks = [
-            RankStatus(rank=number, state=r.state, stage=r.stage, worker=r.worker, devices=list(r.devices), pid=r.pid)
+            RankStatus(rank=number, state=r.told, stage=r.stage, worker=r.worker, devices=list(r.devices), pid=r.pid)
             for number, r in enumerate(self.ranks)
         ]
         slowest = next((r for r in self.ranks if r.state == self.state), None)
         return ReplicaStatus(
             replica_id=self.replica_id,
-            state=self.state,
+            state=self.told,
             stage=self.stage,
             progress=slowest.progress if slowest is not None else None,
             download=slowest.download if slowest is not None else None,

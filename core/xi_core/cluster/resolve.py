@@ -15,7 +15,7 @@ from xi_core.api.control import MODEL_TYPES, LaunchSpec, has_environment, model_
 from xi_core.cluster import layout
 from xi_core.cluster.engine_choice import ranked
 from xi_core.cluster.envrules import allowed_prefixes, check_env
-from xi_core.cluster.launches import Wanted
+from xi_core.cluster.launches import Share, Wanted
 from xi_core.cluster.lora_choice import check_engine, check_lora, check_names, takes_lora
 from xi_core.cluster.matching import UNKNOWN, Matching, WorkerLink, best_probe, hosts_of, installed, of_type, with_pip
 from xi_core.cluster.parser_choice import check_thinking, with_parsers
@@ -62,10 +62,11 @@ class Resolver:
             spec,
             options=choice.engine.check_options(spec.options),
             model_engine=choice.engine.name if given else None,
-            scheduler=self._hub.schedulers.get(spec.scheduler, param="scheduler").name if spec.scheduler else None,
+            scheduler=self._hub.schedulers.asked(spec.scheduler, param="scheduler").name if spec.scheduler else None,
         )
         n_gpu = await self._n_gpu(spec)
         layout.check(spec, model, choice.engine, n_gpu)
+        share = layout.memory_share(choice.engine, spec.options) if max(n_gpu, *layout.counts(spec, n_gpu), 0) else 0.0
         return Wanted(
             uid=spec.model_uid or "",
             spec=spec,
@@ -75,7 +76,8 @@ class Resolver:
             created=int(time.time()),
             memory=reserved(spec, model, choice.engine, n_gpu),
             main_memory=of_main_memory(spec, model),
-            memory_share=layout.memory_share(choice.engine, spec.options) if n_gpu else 0.0,
+            memory_share=share if n_gpu else 0.0,
+            shares=[Share(own, reserved(spec, model, choice.engine, own), share if own else 0.0) for own in layout.counts(spec, n_gpu)],
             exclusive=not self._settings.allow_multi_replica_per_gpu,
         )
 

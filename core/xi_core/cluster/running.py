@@ -22,6 +22,7 @@ from xi_core.cluster.orders import Orders
 from xi_core.cluster.process import REPLICA_COMMAND, ReplicaProcess, environment, seen_by_engine, tag
 from xi_core.cluster.replicas import rank_of
 from xi_core.cluster.threads import in_thread
+from xi_core.cluster.vitals import Vitals
 from xi_core.errors import ArtifactError, Conflict, LaunchCancelled, LaunchError, LaunchFailed, XiError
 from xi_core.models.adapter import read_adapter
 from xi_core.models.family import SourceRef
@@ -45,11 +46,6 @@ OTHERS = 3.0
 worker that has died is known by then."""
 PROGRESS_INTERVAL = 0.1
 """Progress is passed on at most this often, in seconds."""
-
-STOOD_STILL = 1.0
-"""A longer gap between two looks means that this worker was suspended: what its replicas said meanwhile lies unread."""
-UNHEALTHY = 1.0
-"""Seconds of unhealthy reports after which a replica is killed; it has waited for its own `hang_timeout` before the first."""
 
 Fetch = Callable[[SourceRef, Progress], Path]
 Build = Callable[[StartReplica, Progress], Path | None]
@@ -103,10 +99,6 @@ class RunningReplica:
         self._secret = secret
         self._process: ReplicaProcess | None = None
         self._orders = Orders()
-        self._deadline = time.monotonic() + start.deadline
-        self._heard_at = self._healthy_at = 0.0
-        self._looked_at = time.monotonic()
-        self._complaint = ""
         self._told_at, self._told_kind = 0.0, ""
         self._failure: XiError | None = None
         self._grace: float | None = None
@@ -216,7 +208,6 @@ class RunningReplica:
             self._loop.call_soon_threadsafe(self._tell, "PREPARING", stage, share, download)
 
     async def _spawn(self, artifact: Path) -> None:
-        self._deadline = time.monotonic() + self._start.deadline  # the time of a download isn't the engine's
         plan = self.record.plan = msgspec.structs.replace(
             self.plan,
             artifact=msgspec.structs.replace(self.plan.artifact, path=str(artifact)),
@@ -236,7 +227,6 @@ class RunningReplica:
         except OSError as error:
             raise LaunchFailed(f"the process of {plan.replica_id} could not be started: {error.strerror or error}") from error
         self._guard.add(self._process.pid, tag(plan))
-        self._heard_at = self._healthy_at = time.monotonic()
         self.record.status.pid = self._process.pid
         self._tell("STARTING", "process started")
 
@@ -251,6 +241,7 @@ class RunningReplica:
         process = self._process
         if process is None:
             return
+        vitals = Vitals(self.plan, self._start.deadline)  # counted from here: the time of a download isn't the engine's
         while process.returncode is None:
             report = await self._until_stopped(asyncio.ensure_future(_next(process, POLL)))
             if self._stopping.is_set():
@@ -261,18 +252,18 @@ class RunningReplica:
                 await _exited(process, EXIT_TIMEOUT)
                 break
             if report is not None:
-                self._heed(report)
+                self._heed(report, vitals)
             if logs.is_large(self._log_file):
                 await in_thread(lambda: logs.bound(self._log_file))
-            reason = self._overdue()
+            reason = vitals.overdue(ready=self.record.status.state == "READY")
             if reason:
                 self.error = reason
                 process.kill()
                 return
         await self._explain(process)
 
-    def _heed(self, report: wire.Report) -> None:
-        self._heard_at = time.monotonic()
+    def _heed(self, report: wire.Report, vitals: Vitals) -> None:
+        vitals.heard()
         match report:
             case wire.Stage() if self.record.status.state != "READY":
                 self._tell("LOADING", report.stage, report.progress)
@@ -280,31 +271,17 @@ class RunningReplica:
                 record = self.record
                 record.endpoint, record.context_length = report.endpoint, report.context_length
                 record.slots, record.manifest, record.sleep = report.slots, report.manifest, report.sleep
-                self._healthy_at = time.monotonic()
+                vitals.well()
                 self._tell("READY", "ready")
             case wire.Obeyed():
                 self.record.status.asleep = report.level
                 self._tell("READY", "asleep" if report.level else "ready")
                 self._orders.obeyed(report)
             case wire.Health():
-                self._complaint = report.reason
                 if report.healthy:
-                    self._healthy_at = time.monotonic()
-
-    def _overdue(self) -> str:
-        """Why the replica must be killed; empty while all is well. Time in which this worker itself stood still doesn't count."""
-        now, plan = time.monotonic(), self.plan
-        gap, self._looked_at = now - self._looked_at, now
-        if gap > STOOD_STILL:
-            self._heard_at += gap
-            self._healthy_at += gap
-        if self.record.status.state != "READY":
-            return f"{plan.replica_id} was not ready within its time" if now > self._deadline else ""
-        if now - self._heard_at > plan.limits.hang_timeout:
-            return f"{plan.replica_id} was silent for {plan.limits.hang_timeout:g} s and was killed"
-        if self._heard_at - self._healthy_at > UNHEALTHY:
-            return f"{plan.replica_id} made no progress and was killed: {self._complaint or 'it gave no reason'}"
-        return ""
+                    vitals.well()
+                else:
+                    vitals.unwell(report.reason)
 
     async def _explain(self, process: ReplicaProcess) -> None:
         """Say why a process has ended that nobody asked to: by its last report, or by its log.

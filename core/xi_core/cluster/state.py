@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 from xi_core.cluster import members as placing
 from xi_core.cluster.launches import LaunchEntry, Launches
@@ -11,11 +11,8 @@ from xi_core.cluster.ledger import Ledger
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
 from xi_core.cluster.placement import Placement, Rejection, Scheduler
-from xi_core.cluster.replicas import Action, Ending, Rank, Replica, Start, Stop, rank_of
+from xi_core.cluster.replicas import BACKOFF, RESTARTS, WINDOW, Action, Ending, Rank, Replica, Start, Stop, rank_of
 from xi_core.cluster.touched import Touched
-
-RESTARTS, WINDOW, BACKOFF = 3, 60.0, 0.5
-"""A replica is restarted so many times within the window, in seconds; before the first restart comes this pause, doubled each time."""
 
 
 class ClusterState:
@@ -30,9 +27,11 @@ class ClusterState:
         grace: float,
         settled_at: float = 0.0,
         ended: Set[tuple[str, int]] = frozenset(),
+        expected: Iterable[str] = (),
     ) -> None:
-        """`schedulers` by name; the one named "" places launches that name none. `ended`: as in `Desired.ended`."""
+        """`schedulers` by name; the one named "" places launches that name none. `ended` is as in `Desired`, `expected` as in `Ledger`."""
         self.ledger = Ledger()
+        self.ledger.expected.update(expected)
         self.touched = Touched()
         self.launches = Launches()
         self.launch_timeout, self.grace, self.settled_at = launch_timeout, grace, settled_at
@@ -70,8 +69,7 @@ class ClusterState:
     def place(self, launch: LaunchEntry, replica: Replica, *, explain: bool = False) -> Placement | Rejection:
         """Where a new life of this replica would go now; what its present one holds counts as free. `explain`: with every verdict."""
         others = [r for r in launch.replicas if r is not replica]
-        place_of = next((r for r in others if r.replica_id == replica.replaces), replica)
-        request = launch.wanted.request(launch.replicas.index(place_of), others, explain=explain)
+        request = launch.wanted.request(launch.number_of(replica), others, explain=explain)
         name = launch.wanted.spec.scheduler or ""
         if name not in self._schedulers:  # a worker has told of a launch of former days
             return Rejection(reason=f"the scheduler '{name}' is not installed with the supervisor")
@@ -84,6 +82,8 @@ class ClusterState:
         decision = self.place(launch, replica)
         if isinstance(decision, Rejection):
             return decision
+        if launch.waits:
+            launch.deadline = now + self.launch_timeout
         self._lives += 1
         replica.begin(f"{self._epoch}-{self._lives}", decision.assignments)
         self.ledger.begin(launch, replica)
@@ -175,6 +175,7 @@ class ClusterState:
             return []
         if why is None or not why.fault:
             replica.stage, replica.moves = why.error if why is not None else "", replica.moves + 1
+            replica.deaths = []  # elsewhere it has its restarts again
             return []
         return self._died(now, launch, replica, why)
 
@@ -187,7 +188,7 @@ class ClusterState:
         if why.final and not launch.was_ready and not replica.restarts:
             launch.error_code = why.code
             return self.fail(now, launch, why.error)
-        if len(replica.deaths) > RESTARTS:
+        if replica.spent:
             if replica.replaces:
                 launch.replicas.remove(replica)  # what it was to replace serves on
                 launch.look(now + self.launch_timeout)
@@ -196,12 +197,13 @@ class ClusterState:
                 when = f"within {WINDOW:g} s" if now - replica.deaths[0] < WINDOW else "without being READY between"
                 often = f"replica {replica.replica_id} ended {len(replica.deaths)} times {when}"
                 return self.fail(now, launch, f"{often}; the last time: {why.error}")
+            replica.stage = f"ends again and again, tried every {WINDOW:g} s"
         replica.restarts += 1
-        replica.start_at = now + (BACKOFF * 2 ** (len(replica.deaths) - 1) if len(replica.deaths) <= RESTARTS else WINDOW)
+        replica.start_at = now + (BACKOFF * 2 ** (len(replica.deaths) - 1) if not replica.spent else WINDOW)
         return []
 
     def begin_rest_anew(self, now: float, launch: LaunchEntry) -> list[Action]:
-        """Its time is over, and a part of it serves: that isn't ended for what can't be had, which is tried again and again."""
+        """Its time is over, and a part of it serves, or all wait: it isn't ended for what can't be had, which is tried again and again."""
         launch.deadline = now + self.launch_timeout
         self.touched.touch(launch)
         actions: list[Action] = []

@@ -18,24 +18,24 @@ import time
 from functools import partial
 
 from xi_core.access import is_loopback
-from xi_core.api.control import LaunchSpec, ModelStatus, ProcessInfo
+from xi_core.api.control import ProcessInfo
 from xi_core.cluster import messages as m
 from xi_core.cluster.admission import Admission
 from xi_core.cluster.allow_list import AllowList
+from xi_core.cluster.control_process import allow_many_files, announce, announce_stop, exit_status, first_of, set_up_logging, stop_event
 from xi_core.cluster.desired import Desired
 from xi_core.cluster.executor import Executor
+from xi_core.cluster.launching import Launching
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.matching import WorkerLink
 from xi_core.cluster.members import Member
 from xi_core.cluster.operations import Operations
 from xi_core.cluster.registrations import Registrations
 from xi_core.cluster.schedulers import schedulers_of
-from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event
 from xi_core.cluster.store import Entry, Store
 from xi_core.cluster.table import RoutingTable
 from xi_core.config import CLUSTER_PORT, Settings, settings
-from xi_core.errors import ChannelClosed, ConfigError, Conflict, LaunchCancelled, ProtocolMismatch, XiError
-from xi_core.models.catalog import normalised
+from xi_core.errors import ChannelClosed, ConfigError, Conflict, ProtocolMismatch, XiError
 from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Calls, Link, LinkServer
 from xi_core.transport.schemes import by_scheme, scheme_of
@@ -45,8 +45,6 @@ from xi_core.wire import PROTOCOL
 log = logging.getLogger(__name__)
 
 VOCABULARY = Vocabulary(m.ANSWERS, m.NOTICES)
-STOP_MARGIN = 10.0
-"""Seconds beyond the grace in which the replicas of a terminated launch must be gone."""
 SETTLE = 3.0
 """Seconds in which workers notice that the last supervisor is gone, and dial this one."""
 COLLECT = (700, 10, 100)
@@ -56,7 +54,7 @@ INVITATION_TTL = 3600.0
 
 
 class Supervisor:
-    """The control plane: links, launches being resolved, and the lifecycle."""
+    """The control plane: links, what each of them may ask, and the lifecycle."""
 
     def __init__(
         self,
@@ -93,10 +91,10 @@ class Supervisor:
             schedulers=schedulers,
             drains=desired.drains if desired is not None else None,
             ended=desired.ended if desired is not None else frozenset(),
+            expected=store.entries("worker") if store is not None and cluster is not None else (),
         )
         scheme = "tcp" if cluster is not None else scheme_of(endpoint)
         replica_transport = next((t.transport for t in hub.transports if scheme in t.schemes), "")
-        self._grace = config.grace
         self._executor = Executor(hub, config, self._lifecycle, RoutingTable(epoch), replica_transport, settled_at)
         self._executor.resolver.exposed = exposed or (cluster is not None and not is_loopback(cluster[0]))
         self.stop_asked = asyncio.Event()
@@ -104,7 +102,7 @@ class Supervisor:
         self._registrations = Registrations(hub, config)
         self._operations = Operations(hub, self._executor, self._lifecycle, self.stop_asked.set)
         self._allow_list = AllowList(self._executor, self._lifecycle)
-        self._resolving: dict[str, tuple[LaunchSpec, asyncio.Task[None]]] = {}
+        self._launching = Launching(hub, self._executor, self._lifecycle, config.grace)
         if desired is not None:
             self._restore(desired, restore)
         self.admission: Admission | None = None
@@ -137,10 +135,7 @@ class Supervisor:
     async def close(self) -> None:
         """Stop listening. What runs, runs on."""
         self._executor.close()
-        tasks = [task for _, task in self._resolving.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._launching.close()
         await self._executor.kept()
         await self._server.close()
         if self.admission is not None:
@@ -157,6 +152,7 @@ class Supervisor:
             log.info("launch %s is wanted since before: %s on %s", wanted.uid, wanted.model.describe(), wanted.engine)
             self._lifecycle.restore(time.monotonic(), wanted)
         self._executor.desired = desired
+        self._executor.do([])  # what is wanted is looked at though no worker may come, and nobody ask
 
     # ---- links ----------------------------------------------------------------------------------
 
@@ -177,12 +173,9 @@ class Supervisor:
             m.ReplicaGone: self._replica_gone,
             m.Leaving: partial(self._leaving, link),
             m.Subscribe: partial(self._subscribe, link),
-            m.Launch: self._launch,
-            m.Terminate: self._terminate,
-            m.ListModels: self._list_models,
-            m.GetModel: self._get_model,
             m.ListEngines: self._list_engines,
             m.GetCluster: self._get_cluster,
+            **self._launching.calls(),
             **self._operations.calls(),
             **self._allow_list.calls(),
             **self._registrations.calls(),
@@ -255,57 +248,7 @@ class Supervisor:
         else:
             self._executor.gateways[link] = gateway
 
-    # ---- launches -------------------------------------------------------------------------------
-
-    async def _launch(self, command: m.Launch) -> m.Launched:
-        spec = normalised(command.spec)
-        uid = spec.model_uid or ""
-        await self._executor.settled()
-        found = self._lifecycle.find(uid)
-        if found is not None and not found.end and found.wanted.spec == spec:
-            return m.Launched(uid)
-        if spec.model_engine:
-            self._hub.engines.get(spec.model_engine, param="model_engine")  # before a word on who has the uid
-        if uid in self._resolving and self._resolving[uid][0] != spec:
-            raise Conflict(f"'{uid}' is being launched with another spec; choose another uid", param="model_uid")
-        if uid not in self._resolving:
-            task = asyncio.create_task(self._resolve_and_accept(uid, spec))
-            self._resolving[uid] = spec, task
-            task.add_done_callback(lambda _: self._resolving.pop(uid, None))
-        task = self._resolving[uid][1]
-        await asyncio.wait({task})
-        if task.cancelled():
-            raise LaunchCancelled(f"'{uid}' was terminated before it was ready")
-        task.result()
-        await self._executor.kept()
-        return m.Launched(uid)
-
-    async def _resolve_and_accept(self, uid: str, spec: LaunchSpec) -> None:
-        wanted = await self._executor.resolver.resolve(spec)
-        before = self._lifecycle.find(uid)
-        if before is not None and before.end:
-            await self._executor.until(
-                lambda: not self._lifecycle.has_live(uid), STOP_MARGIN, f"the replicas of the last '{uid}' are still stopping"
-            )
-        self._executor.do(self._lifecycle.accept(time.monotonic(), wanted))  # nothing waits after this: what is accepted isn't cancelled
-        log.info("launch %s: %s on %s, %d replica(s)", uid, wanted.model.describe(), wanted.engine, spec.replica)
-
-    async def _terminate(self, command: m.Terminate) -> m.Done:
-        uid = command.uid
-        await self._executor.settled()
-        if uid in self._resolving and self._resolving[uid][1].cancel() and self._lifecycle.find(uid) is None:
-            return m.Done()  # else there is one that it was to follow, or that would have been in its way
-        self._executor.do(self._lifecycle.terminate(time.monotonic(), uid))
-        await self._executor.kept()
-        gone = f"'{uid}' is stopping, but its replicas aren't gone yet"
-        await self._executor.until(lambda: not self._lifecycle.has_live(uid), self._grace + STOP_MARGIN, gone)
-        return m.Done()
-
-    async def _list_models(self, command: m.ListModels) -> m.Models:
-        return m.Models([launch.status() for launch in self._lifecycle.listed()])
-
-    async def _get_model(self, command: m.GetModel) -> ModelStatus:
-        return self._lifecycle.known(command.uid).status()
+    # ---- looking ---------------------------------------------------------------------------------
 
     async def _list_engines(self, command: m.ListEngines) -> m.Engines:
         return m.Engines(await self._executor.resolver.matching.report(command.model, command.model_type))
@@ -344,10 +287,9 @@ async def run(arguments: argparse.Namespace) -> None:
     supervisor = Supervisor(hub, config, arguments.endpoint, settle, store=store, cluster=cluster, **given)
     announce("supervisor", supervisor.endpoint, **_invitation(supervisor.admission, arguments.invite))
     await first_of(stop, supervisor.stop_asked)
-    if supervisor.stop_asked.is_set():
+    if supervisor.stop_asked.is_set() and arguments.watch_stdin:
         announce_stop("supervisor")
-        if arguments.watch_stdin:
-            await stop.wait()  # the launcher ends its children in order
+        await stop.wait()  # the launcher ends its children in order
     await supervisor.close()
     if store is not None:
         store.close()
@@ -391,6 +333,7 @@ def main() -> int:
     arguments = parser.parse_args()
     set_up_logging("supervisor", settings().log_level)
     gc.set_threshold(*COLLECT)
+    allow_many_files()
     return exit_status(run(arguments))
 
 

@@ -15,6 +15,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from xi_core.api.control import EnvironmentStatus, LogPart, has_environment
 from xi_core.cluster import addresses, host, joining, logs
 from xi_core.cluster import messages as m
 from xi_core.cluster.cached_models import CachedModels
+from xi_core.cluster.control_process import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event, unless
 from xi_core.cluster.data_plane import placed
 from xi_core.cluster.device_watch import DeviceWatch
 from xi_core.cluster.devices import Device
@@ -38,7 +40,6 @@ from xi_core.cluster.remote_code import check_remote_code, granted
 from xi_core.cluster.replicas import rank_of
 from xi_core.cluster.requirement import check_environment, joined, needed
 from xi_core.cluster.running import RunningReplica
-from xi_core.cluster.sibling import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event, unless
 from xi_core.cluster.sleeping import ReplicaSleep
 from xi_core.cluster.threads import in_thread
 from xi_core.config import Settings, settings
@@ -121,14 +122,17 @@ class Worker:
         """Set while the supervisor knows this worker."""
         return self._link.registered
 
-    async def serve(self, stop: asyncio.Event) -> None:
-        """Stay registered until `stop`, then end every replica and the keeper. Raises the supervisor's error if it isn't let in at all."""
+    async def serve(self, stop: asyncio.Event, tell: Callable[[], None] | None = None) -> None:
+        """Stay registered until `stop`, then end every replica and the keeper. `tell` is called where the supervisor has said so.
+
+        Raises the supervisor's error if it isn't let in at all.
+        """
         try:
             lasting = (self._link.keep(), self._watch_keeper(), DeviceWatch(self._devices, self._find_devices, self._beat).run())
             keeping = [asyncio.ensure_future(work) for work in lasting]
             await first_of(stop, self.stop_asked, self._link.refused)
-            if self.stop_asked.is_set():
-                announce_stop("worker")
+            if self.stop_asked.is_set() and tell is not None:
+                tell()
             await self._stop_all()
         finally:
             for task in keeping:
@@ -194,11 +198,13 @@ class Worker:
         return m.Inspected(await in_thread(lambda: host.inspect_path(self._hub.engines, command.path, pickled=pickled)))
 
     async def _fetch_log(self, command: m.FetchLog) -> LogPart:
-        path = logs.log_file(self._home, command.replica_id, command.rank)
+        name, rank, previous = command.replica_id, command.rank, command.previous
+        path = logs.log_file(self._home, name, rank, previous=previous)
         text, start, following = await in_thread(lambda: logs.part(path, command.start))
-        return LogPart(replica_id=command.replica_id, rank=command.rank, worker=self.name, text=text, start=start, next=following)
+        return LogPart(replica_id=name, rank=rank, worker=self.name, text=text, start=start, next=following, previous=previous)
 
     async def _shutdown(self, command: m.Shutdown) -> m.Done:
+        log.info("the cluster is being stopped, and this worker with it")
         self.stop_asked.set()
         return m.Done()
 
@@ -351,6 +357,8 @@ async def run(arguments: argparse.Namespace) -> None:
     name, supervisor = joining.check_name(arguments.name), arguments.supervisor
     address, security, identity = "127.0.0.1", None, None
     if not arguments.runtime:
+        if arguments.host:  # before it joins: a token is good for once, and what is placed on such a worker can't start
+            addresses.check_own(arguments.host)
         identity = Identity(config.home_dir, "worker", name)
         entering = enter(identity, by_scheme(hub.transports, "tcp://x:0"), supervisor, token, config.api_key)
         found = await unless(stop, entering)
@@ -360,7 +368,7 @@ async def run(arguments: argparse.Namespace) -> None:
         address = addresses.of_member(arguments.host, supervisor)
     runtime = Path(arguments.runtime)
     worker = Worker(hub, config, name=name, runtime=runtime, supervisor=supervisor, address=address, security=security)
-    serving = asyncio.ensure_future(worker.serve(stop))
+    serving = asyncio.ensure_future(worker.serve(stop, partial(announce_stop, "worker") if arguments.watch_stdin else None))
     ready = asyncio.ensure_future(worker.registered.wait())
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
     if ready.done() and arguments.watch_stdin:
@@ -378,7 +386,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m xi_core.cluster.worker", description="The worker of one machine.")
     parser.add_argument("--supervisor", required=True, help="endpoint of the supervisor, or URL of a gateway of its cluster")
     parser.add_argument("--runtime", default="", help="directory for sockets: the supervisor is on this machine and needs no keys")
-    parser.add_argument("--host", default="", help="address at which gateways reach this machine; default: that by which it reaches them")
+    parser.add_argument(
+        "--host", default="", help="this machine's address at which gateways reach it; default: that by which it reaches them"
+    )
     parser.add_argument("--name", default=socket.gethostname(), help="this worker's name; default: the machine's")
     parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends")
     arguments = parser.parse_args()

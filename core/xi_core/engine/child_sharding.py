@@ -6,15 +6,18 @@ Pure, but for what `threads_in_quota` asks of the machine.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xi_core.engine.child_options import count
+from xi_core.engine.child_options import count, parallelism
 from xi_core.engine.info import ShardRequest, Support
 from xi_core.errors import UnknownOption
 from xi_core.machine import cpus_by_quota
 from xi_core.wire.plan import LaunchPlan, Rendezvous
+
+log = logging.getLogger(__name__)
 
 SIZES = ("tensor_parallel_size", "pipeline_parallel_size")
 """The options whose product is the number of parts; the first takes what the other leaves."""
@@ -30,6 +33,24 @@ def devices_of(plan: LaunchPlan) -> int:
     if plan.rendezvous is None:
         return len(plan.devices)
     return sum(total(1, len(rank.devices)) for rank in plan.rendezvous.world)
+
+
+def spread(engine: str, plan: LaunchPlan, names: Sequence[str]) -> dict[str, int]:
+    """The sizes of a replica's parallelism, on all its workers: the options of `names`, of which the first is tensor parallelism.
+
+    Rank 0's log warns where that leaves the workers, each of which has faster links than the network. Raises `UnknownOption`.
+    """
+    devices, rendezvous = devices_of(plan), plan.rendezvous
+    sizes = parallelism(engine, plan.options, devices, names)
+    if rendezvous is not None and rendezvous.rank == 0 and plan.devices and rendezvous.link == "ethernet":
+        workers = len(rendezvous.world)
+        if sizes[names[0]] > devices // workers:
+            log.warning(
+                "tensor parallelism over %d devices on %d workers crosses the network twice for each layer; "
+                "if that is slow, launch it with --tensor-parallel-size %d --pipeline-parallel-size %d",
+                sizes[names[0]], workers, devices // workers, workers,
+            )  # fmt: skip
+    return sizes
 
 
 def shared_by(engine: str, request: ShardRequest) -> Support:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +62,12 @@ def read_options(engine: str, wanted: type[O], options: dict[str, Any]) -> O:
         raise UnknownOption(f"options of engine {engine}: {error}") from None
 
 
+@cache
+def _fields(options: type[EngineOptions]) -> dict[str, msgspec.structs.FieldInfo]:
+    """By name. Remembered: msgspec evaluates all annotations anew each time, and each launch asks twice."""
+    return {f.name: f for f in msgspec.structs.fields(options)}
+
+
 class EngineInfo(Struct, kw_only=True):
     """Descriptor of one engine.
 
@@ -116,7 +123,7 @@ class EngineInfo(Struct, kw_only=True):
         """
         if self.options is None:
             return options
-        known = {f.name: f for f in msgspec.structs.fields(self.options)}
+        known = _fields(self.options)
         named = {name.replace("-", "_"): value for name, value in options.items()}
         for name in named:
             if name not in known:

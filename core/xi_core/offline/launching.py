@@ -66,4 +66,4 @@ def _taking(spec: LaunchSpec, private: PrivateModel) -> list[EngineInfo]:
 
 def _has(engine: EngineInfo, sizes: dict[str, int]) -> bool:
     """Whether an engine has the options; one whose own parser knows the options may have them."""
-    return engine.options is None or sizes.keys() <= {field.name for field in msgspec.structs.fields(engine.options)}
+    return engine.options is None or sizes.keys() <= set(engine.options.__struct_fields__)

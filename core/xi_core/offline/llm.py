@@ -9,6 +9,7 @@ from typing import Any, Self, TypeAlias
 
 import msgspec
 
+from xi_core.api.body import encode_body
 from xi_core.api.embeddings import EmbeddingList, RerankAnswer
 from xi_core.api.openai import ChatCompletion, Completion
 from xi_core.config import settings
@@ -142,7 +143,6 @@ class LLM:
         return self._ask(route, [{**body, **told, **more} for body, more in zip(bodies, fields, strict=True)], bar)
 
     def _ask(self, route: str, bodies: list[dict[str, Any]], bar: bool) -> list[bytes]:
-        encode = msgspec.json.Encoder().encode
-        raw = [encode({"model": self._private.uid, **body}) for body in bodies]
+        raw = [encode_body({"model": self._private.uid, **body}) for body in bodies]
         with progress(len(raw), bar) as on_done:
             return self._private.ask_all(route, raw, on_done)

@@ -156,6 +156,8 @@ async def _serve(plan: LaunchPlan, reporter: Reporter) -> None:
     obeying = asyncio.create_task(orders.obey(service))
     try:
         await _until_stopped(service, reporter, stop)
+        service.draining = True
+        server.tell()  # before the channel's end: a request that comes too late to be answered isn't to blame for that
         await service.drain(plan.limits.grace)
     finally:
         obeying.cancel()

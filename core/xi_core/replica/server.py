@@ -79,6 +79,11 @@ class ReplicaServer:
             self._flush(gateway)
         await self._listener.close(grace)
 
+    def tell(self) -> None:
+        """Tell all gateways how it is now, without their asking."""
+        for gateway in list(self._gateways.values()):
+            self._pong(gateway, Ping(0))
+
     def schedule(self, gateway: _Gateway) -> None:
         """Send a gateway's frames at the end of this turn of the loop: all requests' frames of a step in one message."""
         self._loop.call_soon(self._flush, gateway)

@@ -40,6 +40,8 @@ _decode: dict[str, Callable[[bytes], ChatRequest | CompletionRequest]] = {
 }
 _FREE_TEXT = ResponseFormat(type="text")
 """What every engine gives when it isn't asked for anything else."""
+_TOLD_AS = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}
+"""Fields that a manifest tells of under another's name."""
 _ALWAYS = frozenset({"model", "messages", "prompt", "stream", "user", "input", "query", "documents", "kwargs"})
 _OWN_VARIABLES = ("messages", "tools", "add_generation_prompt", "self")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -138,17 +140,16 @@ def parse(route: str, body: bytes, manifest: Manifest, engine: str, defaults: di
 
 def check_manifest(request: Struct, fields: dict[str, Any], engine: str) -> None:
     """Raises `UnsupportedField` for a field of `request` that `fields`, a manifest's endpoint, doesn't honour."""
-    for info in msgspec.structs.fields(request):
-        value = getattr(request, info.name)
-        if info.name in _ALWAYS or value is None or _asks_nothing(info.name, value):
+    for name in request.__struct_fields__:
+        value = getattr(request, name)
+        if name in _ALWAYS or value is None or _asks_nothing(name, value):
             continue
-        name = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}.get(info.name, info.name)
-        cell = fields.get(name)
+        cell = fields.get(_TOLD_AS.get(name, name))
         if cell is None or cell.state == "no":
             reason = f": {cell.reason}" if cell is not None and cell.reason else ""
-            raise UnsupportedField(f"engine {engine} does not support '{info.name}' for this model{reason}", param=info.name)
+            raise UnsupportedField(f"engine {engine} does not support '{name}' for this model{reason}", param=name)
         if cell.state == "limited":
-            _check_limit(info.name, value, cell, engine)
+            _check_limit(name, value, cell, engine)
 
 
 def _asks_nothing(name: str, value: Any) -> bool:
@@ -168,10 +169,10 @@ def _check_limit(name: str, value: Any, cell: Any, engine: str) -> None:
 
 
 def _check_kinds(value: StructuredOutputs, cell: Any, engine: str) -> None:
-    for info in msgspec.structs.fields(value):
-        if getattr(value, info.name) is not None and info.name not in cell.values:
+    for name in value.__struct_fields__:
+        if getattr(value, name) is not None and name not in cell.values:
             reason = f" ({cell.reason})" if cell.reason else ""
-            param = f"structured_outputs.{info.name}"
+            param = f"structured_outputs.{name}"
             raise UnsupportedField(f"{param}: engine {engine} takes only {', '.join(cell.values)}{reason}", param=param)
 
 
@@ -186,7 +187,7 @@ def _job(request: ChatRequest | CompletionRequest, defaults: dict[str, Any]) -> 
         kind="chat" if isinstance(request, ChatRequest) else "completions",
         request=request,
         stream=stream,
-        include_usage=request.stream_options is not None and request.stream_options.include_usage,
+        include_usage=request.stream_options is not None and bool(request.stream_options.include_usage),
         n=request.n or 1,
         max_tokens=_max_tokens(request),
         sampling=_sampling(request, defaults),

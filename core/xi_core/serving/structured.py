@@ -64,7 +64,7 @@ def _of_format(format: ResponseFormat) -> Grammar | None:
 
 
 def _of_outputs(outputs: StructuredOutputs) -> Grammar:
-    given = [info.name for info in msgspec.structs.fields(outputs) if getattr(outputs, info.name) is not None]
+    given = [name for name in outputs.__struct_fields__ if getattr(outputs, name) is not None]
     if len(given) != 1:
         raise InvalidRequest("structured_outputs: give exactly one of json, regex, choice, grammar", param="structured_outputs")
     param = f"structured_outputs.{given[0]}"

@@ -30,29 +30,16 @@ def limited(*values: str, maximum: float | None = None, reason: str = "") -> Abi
 
 
 class Manifest(Struct, kw_only=True):
-    """`endpoints` maps a route (`/v1/chat/completions`) to its fields. An endpoint or field that isn't in it is not served."""
+    """`endpoints` maps a route (`/v1/chat/completions`) to its fields. An endpoint or field that isn't in it is not served.
+
+    A loaded model's may only narrow its engine's, which the conformance kits check.
+    """
 
     endpoints: dict[str, dict[str, Ability]] = field(default_factory=dict)
 
     def serves(self, endpoint: str) -> bool:
         """Whether the endpoint is served at all."""
         return endpoint in self.endpoints
-
-    def narrowed_by(self, other: Manifest) -> Manifest:
-        """The cells that both allow: a loaded model's manifest may only narrow its descriptor's."""
-        kept = {
-            endpoint: {
-                name: _stricter(cell, other.endpoints[endpoint][name]) for name, cell in fields.items() if name in other.endpoints[endpoint]
-            }
-            for endpoint, fields in self.endpoints.items()
-            if endpoint in other.endpoints
-        }
-        return Manifest(endpoints=kept)
-
-
-def _stricter(a: Ability, b: Ability) -> Ability:
-    order = {"no": 0, "limited": 1, "yes": 2}
-    return a if order[a.state] <= order[b.state] else b
 
 
 def of_fields(**endpoints: dict[str, Ability]) -> Manifest:

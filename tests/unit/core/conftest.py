@@ -1,11 +1,15 @@
-"""A scripted socket for the tests of the client and of the wire below it."""
+"""A scripted socket for the tests of the client and of the wire below it; and `service_clients.py` can be imported."""
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class Wire:

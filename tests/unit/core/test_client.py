@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from xi_core import client as module
-from xi_core.api.control import LaunchSpec, ReplicaConfig
+from xi_core.api.control import LaunchSpec, ReplicaConfig, launches
 from xi_core.client import Client
-from xi_core.errors import ConfigError, LaunchCancelled, LaunchFailed, ReplicaLost, Unavailable
+from xi_core.errors import ConfigError, LaunchCancelled, LaunchFailed, ProtocolMismatch, ReplicaLost, Unavailable
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,12 @@ def test_launch_of_a_spec_without_waiting(wire):
     assert Client(wire.url).launch(LaunchSpec(model_name="m", options={"a-b": 1}), wait=False).state == "PENDING"
     assert wire.body(0) == {"model_name": "m", "a_b": 1}
     assert len(wire.requests) == 2
+
+
+def test_who_has_begun_a_launch(wire):
+    wire.answers = [wire.http({"model_uid": "m"}), wire.http({"model_uid": "m", "existed": True})]
+    spec = LaunchSpec(model_name="m")
+    assert [Client(wire.url).begin(spec).existed for _ in range(2)] == [False, True]
 
 
 def test_an_option_cant_be_a_field_of_the_launch(wire):
@@ -86,6 +92,29 @@ def test_it_waits_until_the_gateway_serves_what_is_ready(wire):
     ]  # fmt: skip
     assert Client(wire.url).launch("m").state == "READY"
     assert [line.split()[1] for line, _, _ in wire.requests[2:]] == ["/v1/models/m", "/v1/models/m", "/ready", "/v1/models/m", "/ready"]
+
+
+AWAY = {"replicas": [{"replica_id": "m-0", "state": "PENDING", "stage": "worker w1 is away"}, {"replica_id": "m-1", "state": "READY"}]}
+
+
+def test_what_is_stuck_while_a_part_of_it_serves_is_not_waited_for(wire):
+    wire.answers = [
+        wire.http({"model_uid": "m"}), wire.status("LOADING", ready_replicas=1), wire.status("PENDING", stuck=True, ready_replicas=1, **AWAY),
+        wire.status("PENDING", endpoints=["/v1/completions"]), wire.http({"ready": True}),
+    ]  # fmt: skip
+    status = Client(wire.url).launch("m")
+    assert (status.state, status.hindrance()) == ("PENDING", "m-0: worker w1 is away")
+
+
+def test_what_is_stuck_and_does_not_serve_has_a_moment(wire, monkeypatch):
+    """A server that has just started may not know its workers yet."""
+    stuck = wire.status("PENDING", stuck=True, replicas=AWAY["replicas"][:1])
+    wire.answers = [stuck, stuck, wire.status("LOADING"), wire.status("READY")]
+    assert Client(wire.url).wait_ready("m").state == "READY"
+    monkeypatch.setattr(launches, "STUCK", 0.05)
+    wire.answers = [stuck]
+    with pytest.raises(Unavailable, match=r"^none of the replicas of model 'm' serves: worker w1 is away$"):
+        Client(wire.url).wait_ready("m")
 
 
 # ---- other control calls ---------------------------------------------------------------------------
@@ -185,3 +214,25 @@ def test_fields_of_the_spec_that_the_body_carries():
     )  # fmt: skip
     body = module._launch_body(spec)
     assert set(body) == {field.name for field in msgspec.structs.fields(LaunchSpec)} - {"env", "options"} | {"envs", "o"}
+
+
+LOG = {"replica_id": "m-0", "rank": 0, "worker": "w1", "text": "one\n", "start": 0, "next": 4}
+
+
+def test_logs(wire):
+    client = Client(wire.url)
+    wire.answers = [wire.http(LOG), wire.http(LOG), wire.http({**LOG, "previous": True})]
+    assert client.log("m").text == "one\n"
+    assert client.log("m", replica=1, rank=2, start=7).next == 4
+    assert client.log("m", previous=True).previous
+    assert [line.split()[1] for line, _, _ in wire.requests] == [
+        "/v1/models/m/logs?rank=0&start=-65536",
+        "/v1/models/m/logs?rank=2&start=7&replica=1",
+        "/v1/models/m/logs?rank=0&start=-65536&previous=true",
+    ]
+
+
+def test_an_older_worker_that_shows_the_present_log_instead_is_found_out(wire):
+    wire.answers = [wire.http(LOG)]
+    with pytest.raises(ProtocolMismatch, match="an older xi, which shows no earlier logs"):
+        Client(wire.url).log("m", previous=True)

@@ -41,6 +41,17 @@ def test_a_wrong_value_names_its_variable(variable: str, value: str) -> None:
     assert value in caught.value.message
 
 
+@pytest.mark.parametrize("value", ["99999999999999999999999", "inf", "nan"])
+def test_every_number_has_an_upper_bound(value: str) -> None:
+    numbers = [f"XI_{name.upper()}" for name in Settings.__struct_fields__ if type(getattr(Settings(), name)) in (int, float)]
+    assert "XI_QUEUE_SIZE" in numbers
+    for variable in numbers:
+        with pytest.raises(ConfigError) as caught:
+            read({variable: value})
+        assert caught.value.param == variable
+    assert read({"XI_QUEUE_SIZE": str(2**31 - 1)}).queue_size == 2**31 - 1
+
+
 @pytest.mark.parametrize("variable", ["XI_GRACE", "XI_LAUNCH_TIMEOUT", "XI_HANG_TIMEOUT", "XI_REQUEST_TIMEOUT"])
 @pytest.mark.parametrize("value", ["inf", "nan", "1e300"])
 def test_times_are_finite(variable: str, value: str) -> None:

@@ -76,6 +76,19 @@ async def test_what_is_wanted_no_more_is_forgotten_and_what_failed_is_written_la
     assert Desired(store).restore() == []
 
 
+async def test_that_a_launch_was_ready_is_written_down_and_unknown_of_those_of_an_older_xi(store: Store) -> None:
+    desired, begun = Desired(store), msgspec.structs.replace(wanted("a"), was_ready=False)
+    for one in (begun, msgspec.structs.replace(begun, was_ready=True)):
+        desired.keep([one], {})
+        await desired.kept()
+        assert Desired(store).restore() == [one]
+    (blob,) = store.launches()
+    older = msgspec.msgpack.decode(blob)
+    del older["was_ready"]
+    store.keep_launches([("a", msgspec.msgpack.encode(older))], [])
+    assert [one.was_ready for one in Desired(store).restore()] == [None]
+
+
 async def test_what_has_ended_is_known_to_the_next_supervisor(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     desired = Desired(store)
     desired.keep([wanted("a"), wanted("b"), wanted("c")], {})

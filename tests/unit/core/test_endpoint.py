@@ -11,6 +11,7 @@ from xi_core.errors import (
     ChannelClosed,
     ConfigError,
     DeadlineExceeded,
+    InvalidRequest,
     ModelNotFound,
     Overloaded,
     PayloadTooLarge,
@@ -186,3 +187,42 @@ def test_endpoints_that_cant_be(url):
 def test_keys_that_cant_be(key):
     with pytest.raises(ConfigError, match="API key"):
         Client("http://h", key)
+
+
+def test_text_that_no_json_can_carry_is_refused_before_anything_is_sent(wire):
+    for stream in (False, True):
+        with pytest.raises(InvalidRequest, match="the text is not UTF-8"):
+            Client(wire.url).complete("m", "caf\udce9", stream=stream)
+    assert not wire.requests
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("send", "field", "value"),
+    [
+        (lambda client: client.chat("m", MESSAGES, temperature=NAN), "temperature", "nan"),
+        (lambda client: client.chat("m", MESSAGES, stream=True, top_p=INFINITY), "top_p", "inf"),
+        (lambda client: client.complete("m", "p", logit_bias={"5": -INFINITY}), "logit_bias.5", "-inf"),
+        (lambda client: client.complete("m", "p", extra=(None, {"a": [0.5, NAN]})), "extra[1].a[1]", "nan"),
+        (lambda client: client.launch("m", gpu_memory_utilization=NAN), "gpu_memory_utilization", "nan"),
+        (lambda client: client.launch("m", rope={"factor": [1, INFINITY]}), "rope.factor[1]", "inf"),
+        (lambda client: client.drain("w1", NAN), "seconds", "nan"),
+    ],
+)
+def test_numbers_that_no_json_can_carry_are_refused_by_name(wire, send, field, value):
+    """As JSON they would be null, which says nothing of the field: the server would take its default."""
+    with pytest.raises(InvalidRequest) as refused:
+        send(Client(wire.url))
+    assert refused.value.param == field
+    assert refused.value.message == f"{field}: {value} is no finite number, and JSON has no other; give one, or leave the field out"
+    assert not wire.requests
+
+
+def test_null_and_texts_that_say_so_are_sent(wire):
+    wire.answers = [wire.refusal(404, "model_not_found")]
+    for fields in ({"seed": None}, {"stop": ["null", "nan"]}, {"temperature": 0.5, "user": "null"}):
+        with pytest.raises(ModelNotFound):
+            Client(wire.url).complete("m", "p", **fields)
+        assert wire.body() == {"model": "m", "prompt": "p", "stream": False, **fields}

@@ -1,4 +1,5 @@
 from typing import Annotated, Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -43,6 +44,16 @@ def test_what_is_wrong_is_named(given: dict[str, Any], words: str) -> None:
     with pytest.raises(UnknownOption, match=words) as caught:
         info().check_options(given)
     assert caught.value.param == next(iter(given))
+
+
+def test_the_fields_of_options_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(EngineOptions):
+        depth: int = 1
+
+    fields = Mock(wraps=msgspec.structs.fields)
+    monkeypatch.setattr(msgspec.structs, "fields", fields)
+    assert [info(Own).check_options({"depth": text}) for text in ("2", "3")] == [{"depth": 2}, {"depth": 3}]
+    fields.assert_called_once_with(Own)
 
 
 def test_an_engine_that_checks_its_own_options_gets_them_as_they_are() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from xi_core import errors
-from xi_core.errors import ErrorBody, Overloaded, RemoteError, XiError, envelope
+from xi_core.errors import ErrorBody, Overloaded, RemoteError, ReplicaLost, XiError, envelope
 
 
 def tree(root: type[XiError] = XiError) -> Iterator[type[XiError]]:
@@ -20,6 +20,13 @@ def test_every_error_crosses_a_process_border_as_itself(cls: type[XiError]) -> N
     back = XiError.from_body(cls("what happened", param="field", retry_after=2.0).body())
     assert type(back) is cls
     assert (back.message, back.param, back.retry_after, back.status) == ("what happened", "field", 2.0, cls.status)
+
+
+def test_a_kind_of_an_error_without_a_code_of_its_own_crosses_as_that_error() -> None:
+    class Died(ReplicaLost):
+        """It ended."""
+
+    assert type(XiError.from_body(Died("what happened").body())) is ReplicaLost
 
 
 def test_codes_are_unique() -> None:

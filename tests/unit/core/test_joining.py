@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import base64
 import os
 import stat
@@ -10,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from xi_core.cluster import addresses, joining
+from xi_core.cluster import addresses, joining, worker
 from xi_core.cluster.joining import JoinToken
 from xi_core.cluster.membership import Identity, token_of
 from xi_core.errors import ConfigError
@@ -100,6 +102,15 @@ def test_an_identity_is_kept_and_private(tmp_path: Path) -> None:
     other.close()
 
 
+def test_supervisors_on_the_same_host_come_first(tmp_path: Path) -> None:
+    member = Identity(tmp_path, "worker", "w1")
+    for endpoint, server in (("tcp://b:1", "far"), ("tcp://a:1", "near"), ("tcp://a:3", "near"), ("tcp://c:1", "far")):
+        member.remember(endpoint, server)
+    assert list(member.servers("tcp://a:9").items()) == [("near", "tcp://a:1"), ("far", "tcp://b:1")]
+    assert list(member.servers("tcp://x:9").items()) == [("far", "tcp://b:1"), ("near", "tcp://a:1")]
+    member.close()
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"not json", b'{"keys": 1}'])
 def test_a_damaged_identity_is_told_of(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cluster").mkdir()
@@ -162,3 +173,24 @@ def test_a_members_address() -> None:
     assert addresses.of_member("", "tcp://127.0.0.1:9998") == "127.0.0.1"
     assert addresses.of_member("127.0.0.1", "tcp://localhost:9998") == "127.0.0.1"
     assert addresses.of_member("192.0.2.6", "tcp://192.0.2.5:9998") == "192.0.2.6"
+
+
+@pytest.mark.parametrize(
+    ("host", "words"), [("203.0.113.9", "is no address of this machine"), ("0.0.0.0", "no address that others can dial")]
+)
+async def test_a_worker_with_a_host_that_is_not_its_own_does_not_join(
+    host: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XI_HOME", str(tmp_path))
+    given = argparse.Namespace(watch_stdin=False, name="w1", supervisor="tcp://127.0.0.1:1", runtime="", host=host)
+    with pytest.raises(ConfigError, match=f"host '{host}'.*{words}.*--host") as raised:
+        await asyncio.wait_for(worker.run(given), 5.0)
+    assert raised.value.param == "host"
+    assert not (tmp_path / "cluster").exists(), "its token, if it has one, is not used up"
+
+
+def test_an_own_address() -> None:
+    addresses.check_own("127.0.0.1")
+    addresses.check_own("localhost")
+    with pytest.raises(ConfigError, match=r"host '192\.0\.2\.6' is no address of this machine.*--host"):
+        addresses.check_own("192.0.2.6")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from xi_core.api.control import LaunchSpec, LaunchState, ReplicaConfig, ReplicaStatus
 from xi_core.cluster.devices import Device
-from xi_core.cluster.launches import Wanted
+from xi_core.cluster.launches import Share, Wanted
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
+from xi_core.cluster.placement import Assignment
 from xi_core.cluster.replicas import Action, Start, Stop
 from xi_core.errors import NoPlacement
 from xi_core.models.family import ModelSpec, SourceRef
@@ -145,8 +147,12 @@ def test_a_launch_that_loses_a_replica_to_a_drain_has_a_deadline() -> None:
     found = core.find("m")
     assert found is not None
     assert found.deadline == 111.0
-    core.tick(111.0)
-    assert found.state == "FAILED"
+    assert core.tick(111.0) == []
+    assert (found.end, found.deadline) == ("", 211.0), "it has served, and only misses a worker"
+    (again,) = starts(core.undrain(200.0, "w1"))
+    assert (again.deadline, found.deadline) == (100.0, 300.0)
+    core.tick(300.0)
+    assert found.state == "FAILED", "what was tried took too long"
 
 
 def test_a_restored_launch_adopts_replicas_of_other_numbers() -> None:
@@ -174,6 +180,19 @@ def test_what_takes_a_replicas_place_takes_its_configuration() -> None:
         if replica.leaving:
             core.replica_gone(3.0, replica.incarnation)
     assert [r.devices for r in found.replicas] == [("cuda:0",), ("cuda:1",)]
+
+
+def test_what_is_adopted_holds_what_was_promised_to_it() -> None:
+    """And not what goes with its place: after a move, who reports first may get another's."""
+    configs = [ReplicaConfig(n_gpu=1), ReplicaConfig(n_gpu=1)]
+    what = replace(wanted(n_gpu=1, replica=2, replica_config=configs), shares=[Share(1, 10 * GIB), Share(1, 60 * GIB)])
+    core = cluster(settled_at=3.0)
+    core.restore(0.0, what)
+    moved = Start("m", "m-2", "life-2", (Assignment("w2", ("cuda:0",)),), 100.0, 0, 0)
+    core.worker_joined(1.0, member("w2", 1), [record(moved, replace(what, memory=60 * GIB), "LOADING")])
+    view = core.view_of("w2")
+    assert view is not None
+    assert view.devices[0].memory_free == 20 * GIB
 
 
 def test_a_replica_that_has_loaded_makes_room() -> None:

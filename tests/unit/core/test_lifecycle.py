@@ -315,20 +315,31 @@ def test_a_word_of_an_unknown_replica_gets_it_killed() -> None:
     assert core.replica_gone(2.0, "x-1") == []
 
 
-def test_a_launch_whose_worker_never_returns_fails() -> None:
+def test_a_launch_that_was_ready_waits_for_its_worker() -> None:
     core = cluster()
-    ready(core, wanted())
+    (start,) = ready(core, wanted())
     core.worker_left(1.0, "w1")
     now = 1.0
-    while state(core) == "READY":
+    while now < 5 * TIMEOUT:
         wake = core.next_wake()
         assert wake is not None
         assert wake > now
         now = wake
-        core.tick(now)
+        assert core.tick(now) == []
+        assert state(core) == ("READY" if now < 1.0 + 2 * LEASE else "PENDING")
+    assert core.worker_joined(now, member(), [record(start, wanted())]) == []
+    assert (state(core), core.next_wake()) == ("READY", None)
+
+
+def test_what_a_cut_off_worker_ran_of_a_failed_launch_is_given_up() -> None:
+    core = cluster()
+    (start,) = started(core.accept(0.0, wanted()))
+    core.replica_updated(0.5, "w1", record(start, wanted(), "LOADING"))
+    core.worker_left(1.0, "w1")
+    core.tick(1.0 + 2 * LEASE)
+    core.tick(TIMEOUT)
     assert state(core) == "FAILED"
-    assert now == 1.0 + TIMEOUT
-    core.tick(now + 3 * LEASE)
+    core.tick(TIMEOUT + 3 * LEASE)
     assert not core.has_live("m")
 
 

@@ -16,7 +16,7 @@ from xi_core.cluster.messages import ReplicaRecord
 from xi_core.cluster.replicas import Action, Start
 from xi_core.errors import Conflict, ModelNotFound, NoPlacement
 from xi_core.models.family import ModelSpec, SourceRef
-from xi_core.testing.simulation.checks import Lives, drains, states
+from xi_core.testing.simulation.checks import Lives, drains, spares_what_serves, states
 from xi_core.wire.manifest import of_fields
 from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan, RankAddress, Rendezvous
 from xi_plugins.schedulers.idle_first import IdleFirst
@@ -70,6 +70,7 @@ class World(RuleBasedStateMachine):
         self.processes: dict[Key, ReplicaRecord] = {}
         self.doomed: set[Key] = set()
         self.lives = Lives()
+        self.were_ready: set[str] = set()
         self.core = self.supervisor(settle=0.0)
         for name in DEVICES:
             self.connect(name)
@@ -272,6 +273,10 @@ class World(RuleBasedStateMachine):
         states(self.core, self.now)
 
     @invariant()
+    def what_serves_is_not_ended_for_what_cannot_be_had(self) -> None:
+        spares_what_serves(self.core, self.were_ready)
+
+    @invariant()
     def what_runs_on_a_drained_worker_is_going(self) -> None:
         drains(self.core)
 
@@ -308,7 +313,7 @@ class World(RuleBasedStateMachine):
                 self.end(key, None)
             self.wait(30.0)
         for launch in self.core.listed():
-            assert launch.state in ("READY", "FAILED", "CANCELLED") or launch.serves, launch
+            assert launch.state in ("READY", "FAILED", "CANCELLED") or launch.serves or launch.waits, launch
             self.carry_out(self.core.terminate(self.now, launch.uid))
         for key in sorted(self.doomed):
             self.end(key, None)

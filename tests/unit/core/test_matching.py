@@ -11,7 +11,7 @@ from xi_core.api.control import LaunchSpec
 from xi_core.cluster.matching import Matching, WorkerLink
 from xi_core.cluster.messages import Inspect, Inspected, Matches, Register
 from xi_core.engine.info import Support
-from xi_core.errors import ArtifactError, ChannelClosed, Unavailable
+from xi_core.errors import ArtifactError, ChannelClosed, ConfigError, InvalidRequest, Unavailable
 from xi_core.models.family import ModelSpec, SourceRef
 from xi_core.plugins import PluginHub
 
@@ -41,7 +41,7 @@ class Unreadable(Answering):
         return await super().call(command)
 
 
-def matching(*links: Any) -> Matching:
+def matching(*links: Any, source: str = "huggingface") -> Matching:
     def register(name: str) -> Register:
         return Register(worker=name, incarnation="i", pid=1, keeper_pid=2, version="0", protocol=1, devices=[], engines={})
 
@@ -51,7 +51,7 @@ def matching(*links: Any) -> Matching:
         return workers
 
     hub = PluginHub.load()
-    return Matching(hub, present)
+    return Matching(hub, present, source)
 
 
 async def test_the_others_answer_for_one_that_is_lost() -> None:
@@ -71,3 +71,12 @@ async def test_where_all_are_lost_that_is_said_and_may_be_tried_again() -> None:
 async def test_a_reason_of_the_model_goes_before_a_lost_worker() -> None:
     with pytest.raises(ArtifactError, match="missing here"):
         await matching(Breaking(), Unreadable())._inspect("/x")
+
+
+async def test_an_unknown_source_is_a_mistake_of_whoever_names_it() -> None:
+    with pytest.raises(InvalidRequest, match="unknown model source 'nope'; known: ") as caught:
+        await matching().candidates(LaunchSpec(model_name="xi-tiny", source="nope"))
+    assert caught.value.param == "source"
+    with pytest.raises(ConfigError) as of_setting:
+        await matching(source="nope").candidates(LaunchSpec(model_name="xi-tiny"))
+    assert of_setting.value.param == "XI_MODEL_SRC"

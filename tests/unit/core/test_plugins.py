@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from xi_core.errors import ConfigError, PluginError, UnknownEngine
+from xi_core.errors import ConfigError, InvalidRequest, PluginError, UnknownEngine
 from xi_core.importing import import_path
 from xi_core.plugins import PluginHub, PluginRecord, parse_selection
 
@@ -125,6 +125,19 @@ def test_a_selection_of_what_is_not_installed_is_a_mistake(selection: str) -> No
 def test_a_hub_without_the_plugin_says_where_to_look() -> None:
     with pytest.raises(ConfigError, match="known: none, for no plugin that is loaded offers one; see `xi plugins`"):
         PluginHub.load("-schedulers").schedulers.get("idle_first")
+
+
+def test_an_unknown_name_in_a_request_is_the_callers_mistake() -> None:
+    hub = PluginHub.load()
+    for registry, noun in ((hub.sources, "model source"), (hub.schedulers, "scheduler")):
+        with pytest.raises(ConfigError, match=f"unknown {noun} 'nope'; known: ") as of_a_setting:
+            registry.get("nope", param="XI_SETTING")
+        with pytest.raises(InvalidRequest) as of_a_request:
+            registry.asked("nope", param="field")
+        assert (of_a_request.value.message, of_a_request.value.param) == (of_a_setting.value.message, "field")
+    assert hub.sources.asked("HuggingFace", param="source").name == "huggingface"
+    with pytest.raises(UnknownEngine):  # which says more
+        hub.engines.asked("nope", param="model_engine")
 
 
 def test_a_mixed_selection_is_a_mistake() -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xi_core.api.embeddings import EmbeddingRequest, RerankRequest
 from xi_core.api.openai import ChatRequest, CompletionRequest
 from xi_core.errors import ContextLengthExceeded, InvalidRequest, NotFound, UnsupportedField, XiError
 from xi_core.serving.events import engine_body
@@ -46,6 +47,25 @@ def test_the_models_recommendation_fills_what_the_request_leaves_open() -> None:
 
 def test_null_means_default() -> None:
     assert job(chat(temperature=None, n=None, stop=None, tools=None)).n == 1
+    assert job(chat(stream=True, stream_options={"include_usage": None})).include_usage is False
+    assert job(chat(stream=True, stream_options={"include_usage": True})).include_usage is True
+
+
+@pytest.mark.parametrize("request_type", [ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest])
+def test_every_field_that_may_be_left_out_may_be_null(request_type: type[msgspec.Struct]) -> None:
+    """But a `type`, which says what a thing is."""
+    kinds = [msgspec.inspect.type_info(request_type)]
+    for kind in kinds:
+        if isinstance(kind, msgspec.inspect.UnionType):
+            kinds += kind.types
+        elif isinstance(kind, msgspec.inspect.ListType):
+            kinds.append(kind.item_type)
+        elif isinstance(kind, msgspec.inspect.StructType):
+            for field in kind.fields:
+                kinds.append(field.type)
+                if not field.required and field.name != "type":
+                    assert isinstance(field.type, msgspec.inspect.UnionType), (kind.cls, field.name)
+                    assert field.type.includes_none, (kind.cls, field.name)
 
 
 def test_null_asks_for_nothing_in_fields_that_are_not_known_either() -> None:

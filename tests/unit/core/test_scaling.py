@@ -1,89 +1,17 @@
-"""Replicas added, removed and moved while a launch serves; dry runs; placement by pools, configurations and memory."""
+"""Replicas added, removed and moved while a launch serves."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from device_clusters import cluster, member, ready, serving, starts, stops, wanted
 
-from xi_core.api.control import LaunchSpec, ReplicaConfig, ReplicaStatus
-from xi_core.cluster.devices import Device
+from xi_core.api.control import ReplicaConfig
 from xi_core.cluster.launches import Wanted
 from xi_core.cluster.lifecycle import RESTARTS, Lifecycle
-from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
-from xi_core.cluster.placement import Placement, Rejection
-from xi_core.cluster.replicas import Action, Start, Stop
+from xi_core.cluster.replicas import Action, Stop
 from xi_core.errors import Conflict, InvalidRequest, ModelNotFound, NoPlacement, WorkerNotFound
-from xi_core.models.family import ModelSpec, SourceRef
-from xi_core.wire.manifest import of_fields
-from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan
 from xi_plugins.schedulers.idle_first import IdleFirst
-from xi_plugins.schedulers.spread import Spread
-
-GIB = 2**30
-
-
-def wanted(n_gpu: int = 0, memory: int = 0, share: float = 0.0, exclusive: bool = False, uid: str = "m", **fields: Any) -> Wanted:
-    model = ModelSpec(name="toy", format="toy", source=SourceRef(source="local", id="x"))
-    spec = LaunchSpec(model_name="toy", model_uid=uid, n_gpu=n_gpu, **fields)
-    return Wanted(
-        uid=uid, spec=spec, model=model, engine="e", n_gpu=n_gpu, created=1, memory=memory, memory_share=share, exclusive=exclusive
-    )
-
-
-def member(name: str, devices: int = 0, memory: int = 80 * GIB) -> Member:
-    found = [Device(id=f"cuda:{n}", kind="cuda", memory=memory, memory_free=memory) for n in range(devices)]
-    return Member(name, "i1", found, ("e",), address=f"host-{name}")
-
-
-def cluster(*members: Member) -> Lifecycle:
-    core = Lifecycle(IdleFirst(), "e", launch_timeout=100.0, grace=5.0, schedulers={"spread": Spread()})
-    for one in members:
-        core.worker_joined(0.0, one, [])
-    return core
-
-
-def starts(actions: list[Action]) -> list[Start]:
-    return [a for a in actions if isinstance(a, Start)]
-
-
-def stops(actions: list[Action]) -> list[str]:
-    return [a.replica_id for a in actions if isinstance(a, Stop)]
-
-
-def ready(core: Lifecycle, *lives: Start, now: float = 0.0) -> list[Action]:
-    actions: list[Action] = []
-    for life in lives:
-        found = core.find(life.uid)
-        assert found is not None
-        plan = LaunchPlan(
-            uid=life.uid,
-            replica_id=life.replica_id,
-            incarnation=life.incarnation,
-            engine=EngineRef(name="e", path="x:X"),
-            artifact=Artifact(format="toy", path="/x"),
-            endpoint="ipc:///x",
-            devices=list(life.assignments[0].devices),
-        )
-        status = ReplicaStatus(replica_id=life.replica_id, state="READY", worker=life.assignments[0].worker, pid=7)
-        record = ReplicaRecord(
-            plan=plan, spec=found.wanted.spec, status=status, created=1, model=found.wanted.model, manifest=of_fields(chat={})
-        )
-        actions += core.replica_updated(now, life.assignments[0].worker, record)
-    return actions
-
-
-def devices(lives: list[Start]) -> list[str]:
-    return [name for life in lives for a in life.assignments for name in a.devices]
-
-
-def serving(core: Lifecycle) -> list[str]:
-    found = core.find("m")
-    return [r.replica_id for r in found.route().replicas] if found is not None else []
-
-
-# ---- scaling ------------------------------------------------------------------------------------
 
 
 def test_up_and_down_while_serving() -> None:
@@ -322,95 +250,3 @@ def test_a_worker_that_comes_back_is_still_drained() -> None:
     core.worker_joined(2.0, member("w1"), [])
     with pytest.raises(NoPlacement):
         core.accept(3.0, wanted())
-
-
-# ---- placement ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [2, 4])
-def test_as_many_replicas_as_devices_give_one_each(count: int) -> None:
-    lives = starts(cluster(member("w1", count)).accept(0.0, wanted(n_gpu=1, replica=count)))
-    assert sorted(devices(lives)) == [f"cuda:{n}" for n in range(count)]
-
-
-def test_three_replicas_on_pools_of_two_and_one() -> None:
-    lives = starts(cluster(member("w1", 4)).accept(0.0, wanted(n_gpu=1, replica=3, gpu_pool=2)))
-    assert devices(lives) == ["cuda:0", "cuda:1", "cuda:0"]
-    lives = starts(cluster(member("w1", 4)).accept(0.0, wanted(n_gpu=1, replica=3, gpu_pool=1)))
-    assert devices(lives) == ["cuda:0"] * 3
-
-
-def test_three_on_two_devices_are_refused_where_each_takes_one_only() -> None:
-    core = cluster(member("w1", 2))
-    with pytest.raises(NoPlacement, match=r"replica 3 of 3 .*cuda:0: holds 1 replica.*cuda:1: holds 1 replica"):
-        core.accept(0.0, wanted(n_gpu=1, replica=3, exclusive=True))
-    assert core.listed() == []
-
-
-def test_memory_is_promised_before_it_is_taken_and_given_back() -> None:
-    core = cluster(member("w1", 1))
-    (first,) = starts(core.accept(0.0, wanted(n_gpu=1, memory=50 * GIB)))
-    with pytest.raises(NoPlacement, match=r"50\.0 GiB are needed, 30\.0 of 80\.0 GiB are free"):
-        core.accept(0.0, wanted(n_gpu=1, memory=50 * GIB, uid="n"))
-    ready(core, first)
-    with pytest.raises(NoPlacement):
-        core.accept(0.0, wanted(n_gpu=1, memory=50 * GIB, uid="n"))
-    core.terminate(1.0, "m")
-    core.replica_gone(1.0, first.incarnation)
-    assert starts(core.accept(2.0, wanted(n_gpu=1, memory=50 * GIB, uid="n")))
-
-
-def test_an_engine_that_takes_its_share_of_each_device() -> None:
-    core = cluster(member("w1", 2))
-    lives = starts(core.accept(0.0, wanted(n_gpu=1, share=0.9, replica=2)))
-    assert devices(lives) == ["cuda:0", "cuda:1"]
-    with pytest.raises(NoPlacement, match=r"72\.0 GiB are needed"):
-        core.accept(0.0, wanted(n_gpu=1, share=0.9, uid="n"))
-
-
-def test_memory_that_others_use_counts() -> None:
-    core = cluster(member("w1", 2))
-    core.worker_beat(
-        0.0,
-        "w1",
-        [
-            Device(id="cuda:0", kind="cuda", memory=80 * GIB, memory_free=10 * GIB),
-            Device(id="cuda:1", kind="cuda", memory=80 * GIB, memory_free=70 * GIB),
-        ],
-    )
-    assert devices(starts(core.accept(0.0, wanted(n_gpu=1, memory=40 * GIB)))) == ["cuda:1"]
-
-
-def test_a_place_for_each_replica() -> None:
-    configs = [ReplicaConfig(worker="w2", gpu_idx=[1]), ReplicaConfig(worker="host-w1")]
-    core = cluster(member("w1", 2), member("w2", 2))
-    lives = starts(core.accept(0.0, wanted(n_gpu=1, replica=2, replica_config=configs)))
-    assert [(s.assignments[0].worker, s.assignments[0].devices) for s in lives] == [("w2", ("cuda:1",)), ("w1", ("cuda:0",))]
-
-
-def test_spread_goes_across_workers_first() -> None:
-    core = cluster(member("w1", 4), member("w2", 1), member("w3", 1))
-    lives = starts(core.accept(0.0, wanted(n_gpu=1, replica=4, scheduler="spread")))
-    assert [s.assignments[0].worker for s in lives] == ["w1", "w2", "w3", "w1"]
-
-
-def test_devices_of_one_fast_domain_are_kept_together() -> None:
-    one = member("w1", 4)
-    for number, device in enumerate(one.devices):
-        device.domain = "a" if number in (0, 3) else "b"
-    one.devices[0].memory_free = 60 * GIB
-    lives = starts(cluster(one).accept(0.0, wanted(n_gpu=2)))
-    assert lives[0].assignments[0].devices == ("cuda:1", "cuda:2")
-
-
-# ---- explaining ---------------------------------------------------------------------------------
-
-
-def test_a_dry_run_places_all_replicas_and_reserves_nothing() -> None:
-    core = cluster(member("w1", 2))
-    decisions = core.explain(wanted(n_gpu=1, replica=3, exclusive=True))
-    assert [type(d) for d in decisions] == [Placement, Placement, Rejection]
-    assert [(v.device, v.taken) for v in decisions[0].verdicts] == [("cuda:0", True), ("cuda:1", False)]
-    assert "others rank before it" in decisions[0].verdicts[1].reason
-    assert core.listed() == []
-    assert devices(starts(core.accept(0.0, wanted(n_gpu=1, exclusive=True)))) == ["cuda:0"]

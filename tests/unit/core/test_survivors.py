@@ -1,4 +1,4 @@
-"""The pure core where a part of a launch can't be had, where loading dies slowly, and where a scheduler is of no use."""
+"""The pure core where a part of a launch can't be had, also when the supervisor starts again, where loading dies slowly, and where a scheduler is of no use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from xi_core.api.control import LaunchSpec, ReplicaStatus
 from xi_core.cluster.launches import LaunchEntry, Wanted
-from xi_core.cluster.lifecycle import RESTARTS, WINDOW, Lifecycle
+from xi_core.cluster.lifecycle import LEASE, RESTARTS, WINDOW, Lifecycle
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
 from xi_core.cluster.placement import Assignment, ClusterView, Placement, PlacementRequest, Rejection, Scheduler
@@ -87,6 +87,19 @@ def serving(launch: LaunchEntry) -> list[str]:
     return [replica.replica_id for replica in launch.route().replicas]
 
 
+def counted(launch: LaunchEntry) -> tuple[str, int, list[str]]:
+    """What users are told."""
+    status = launch.status()
+    return status.state, status.ready_replicas, [replica.state for replica in status.replicas]
+
+
+def adopt(core: Lifecycle, now: float, lives: list[Start]) -> None:
+    """Their workers tell a new supervisor of them."""
+    for life in lives:
+        worker = life.assignments[0].worker
+        core.worker_joined(now, Member(worker, "i", [], ("fake",)), [record(life, wanted(3))])
+
+
 def pass_time(core: Lifecycle, now: float, until: float) -> list[Action]:
     """All that the clock brings about."""
     actions: list[Action] = []
@@ -100,10 +113,181 @@ def test_a_worker_that_stays_away_does_not_take_the_other_replicas_along() -> No
     core, lives, launch = three_of_a_kind()
     core.worker_left(2.0, "w3")
     assert stops(pass_time(core, 2.0, 5 * TIMEOUT)) == [], "there is no place for the third, and two serve"
-    assert (launch.end, launch.status().ready_replicas) == ("", 3), "it may well serve on beyond the lost link"
+    assert (launch.end, serving(launch)) == ("", ["m-0", "m-1", "m-2"]), "it may well serve on beyond the lost link"
     core.worker_joined(5 * TIMEOUT + 1, Member("w3", "i2", [], ("fake",)), [])
     (again,) = [replica for replica in launch.replicas if replica.replica_id == lives[2].replica_id]
     assert again.incarnation != lives[2].incarnation
+
+
+def test_what_a_worker_ran_that_stays_away_is_not_counted() -> None:
+    core, lives, launch = three_of_a_kind()
+    core.worker_left(2.0, "w3")
+    pass_time(core, 2.0, 2.0 + LEASE)
+    assert counted(launch) == ("READY", 3, ["READY"] * 3), "the link may have been down for a moment only"
+    tell(core, 3.5, lives[0])
+    pass_time(core, 3.5, 2.1 + 2 * LEASE)
+    assert counted(launch) == ("PENDING", 2, ["READY", "READY", "PENDING"])
+    assert launch.status().replicas[2].stage == "worker w3 is away"
+    assert launch.deadline is not None
+    core.worker_joined(6.0, Member("w3", "i", [], ("fake",)), [record(lives[2], wanted(3))])
+    assert (counted(launch), launch.deadline) == (("READY", 3, ["READY"] * 3), None)
+
+
+def test_it_is_stuck_where_all_that_is_missing_waits_for_a_worker_or_for_room() -> None:
+    core, _, launch = three_of_a_kind()
+    core.worker_left(2.0, "w3")
+    assert not launch.status().stuck
+    pass_time(core, 2.0, 2.1 + 2 * LEASE)
+    assert launch.status().stuck, "its worker is away"
+    (moved,) = starts(core.worker_joined(6.0, Member("w4", "i", [], ("fake",)), []) + core.tick(10.0))
+    assert not launch.status().stuck, "another loads elsewhere"
+    tell(core, 11.0, moved)
+    assert (launch.state, launch.status().stuck) == ("READY", False)
+    core.worker_removed(12.0, "w4")
+    assert launch.status().stuck, "there is no room"
+    core.terminate(13.0, "m")
+    assert not launch.status().stuck
+
+
+def test_what_dies_what_is_new_and_what_takes_a_place_is_on_its_way() -> None:
+    core, lives, launch = three_of_a_kind()
+    core.replica_gone(2.0, lives[2].incarnation, "boom")
+    assert not launch.status().stuck, "it is started again in a moment"
+    (again,) = starts(core.tick(3.0))
+    tell(core, 4.0, again)
+    core.worker_left(5.0, "w3")
+    pass_time(core, 5.0, 5.1 + 2 * LEASE)
+    core.worker_joined(8.0, Member("w4", "i", [], ("fake",)), [])
+    core.worker_joined(8.0, Member("w5", "i", [], ("fake",)), [])
+    assert len(starts(core.scale(8.0, "m", 4))) == 1
+    assert not launch.status().stuck, "one more loads"
+    core, lives, launch = three_of_a_kind()
+    core.worker_joined(2.0, Member("w4", "i", [], ("fake",)), [])
+    assert starts(core.drain(3.0, "w1", 60.0))
+    core.worker_left(4.0, "w1")
+    pass_time(core, 4.0, 4.1 + 2 * LEASE)
+    assert counted(launch)[:2] == ("PENDING", 2)
+    assert not launch.status().stuck, "what is to take its place loads"
+
+
+def test_a_first_launch_is_never_stuck_for_it_has_a_deadline() -> None:
+    core = cluster("w1", "w2", "w3")
+    first, *_ = starts(core.accept(0.0, wanted(3)))
+    tell(core, 1.0, first)
+    for worker in ("w2", "w3"):
+        core.worker_left(2.0, worker)
+    pass_time(core, 2.0, 2.1 + 2 * LEASE)
+    assert not core.known("m").status().stuck
+
+
+def test_what_is_away_goes_first_when_fewer_are_wanted() -> None:
+    core, _, launch = three_of_a_kind()
+    core.worker_left(2.0, "w1")
+    pass_time(core, 2.0, 2.1 + 2 * LEASE)
+    assert [stop.replica_id for stop in stops(core.scale(6.0, "m", 2))] == ["m-0"]
+    assert (counted(launch)[:2], launch.deadline) == (("READY", 2), None)
+
+
+def test_where_all_are_away_the_gateways_are_told_why() -> None:
+    core, _, launch = three_of_a_kind()
+    for worker in ("w1", "w2", "w3"):
+        core.worker_left(2.0, worker)
+    pass_time(core, 2.0, 5 * TIMEOUT)
+    assert (launch.end, counted(launch)) == ("", ("PENDING", 0, ["PENDING"] * 3))
+    route = launch.route()
+    assert (route.state, route.detail, len(route.replicas)) == ("PENDING", "worker w1 is away", 3)
+
+
+def test_a_blip_of_all_links_at_the_deadline_of_a_missing_replica_ends_nothing() -> None:
+    core, lives, launch = three_of_a_kind()
+    core.replica_gone(2.0, lives[2].incarnation, "the device is broken")
+    assert launch.deadline == 2.0 + TIMEOUT
+    core.worker_left(1.0 + TIMEOUT, "w1")
+    core.worker_left(1.0 + TIMEOUT, "w2")
+    late = pass_time(core, 2.0, 2.1 + TIMEOUT)
+    assert {stop.replica_id for stop in stops(late)} == {"m-2"}
+    assert (launch.end, serving(launch)) == ("", ["m-0", "m-1"])
+
+
+@pytest.mark.parametrize("memory", ["kept", "of an older xi", "none"])
+def test_a_supervisor_that_starts_again_while_a_worker_is_away_ends_nothing(memory: str) -> None:
+    _, lives, before = three_of_a_kind()
+    again = cluster()
+    if memory != "none":
+        again.restore(5.0, before.wanted if memory == "kept" else msgspec.structs.replace(before.wanted, was_ready=None))
+    adopt(again, 6.0, lives[:2])
+    launch = again.known("m")
+    assert stops(pass_time(again, 6.0, 5 * TIMEOUT)) == []
+    assert (counted(launch), serving(launch)) == (("PENDING", 2, ["READY", "READY", "PENDING"]), ["m-0", "m-1"])
+    (third,) = starts(again.worker_joined(600.0, Member("w4", "i", [], ("fake",)), []))
+    assert stops(again.replica_gone(601.0, third.incarnation, "the weights are damaged", final=True)) == []
+    assert (launch.end, serving(launch)) == ("", ["m-0", "m-1"])
+    assert {stop.grace for stop in stops(again.terminate(602.0, "m"))} == {5.0}
+
+
+def test_a_launch_that_was_ready_waits_for_its_workers_beyond_a_restart_of_the_supervisor() -> None:
+    _, lives, before = three_of_a_kind()
+    again = cluster()
+    again.restore(5.0, before.wanted)
+    assert pass_time(again, 5.0, 5 * TIMEOUT) == []
+    launch, now = again.known("m"), (again.next_wake() or 0.0) - 1.0
+    (first,) = starts(again.worker_joined(now, Member("w3", "i2", [], ("fake",)), []))
+    assert (first.deadline, launch.deadline) == (TIMEOUT, now + TIMEOUT), "however long was waited"
+    adopt(again, now, lives[1:2])
+    tell(again, now, first)
+    assert (launch.end, counted(launch)) == ("", ("PENDING", 2, ["READY", "READY", "PENDING"]))
+
+
+def test_what_is_tried_after_a_restart_ends_by_its_deadline() -> None:
+    _, _, before = three_of_a_kind()
+    again = cluster()
+    again.restore(5.0, before.wanted)
+    pass_time(again, 5.0, 5 * TIMEOUT)
+    again.worker_joined(600.0, Member("w4", "i", [], ("fake",)), [])
+    assert len(stops(pass_time(again, 600.0, 600.0 + TIMEOUT))) == 1, "it hangs"
+    assert again.known("m").end == "FAILED"
+
+
+def test_a_first_launch_of_which_a_part_can_be_had_fails_by_its_deadline_beyond_a_restart_too() -> None:
+    core = cluster("w1", "w2", "w3")
+    first, *_ = starts(core.accept(0.0, wanted(3)))
+    tell(core, 1.0, first)
+    again = cluster()
+    again.restore(5.0, core.known("m").wanted)
+    adopt(again, 6.0, [first])
+    assert len(stops(pass_time(again, 6.0, 5.0 + TIMEOUT))) == 1
+    assert again.known("m").end == "FAILED"
+
+
+def test_a_launch_anew_has_not_been_ready() -> None:
+    core, _, launch = three_of_a_kind()
+    assert [one.was_ready for one in core.wanted()] == [True]
+    core.terminate(2.0, "m")
+    for worker in ("w1", "w2", "w3"):
+        core.worker_removed(3.0, worker)
+        core.worker_joined(4.0, Member(worker, "i2", [], ("fake",)), [])
+    core.accept(5.0, launch.wanted)
+    assert [one.was_ready for one in core.wanted()] == [False]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_died_once_before_its_worker_went_away_waits_for_it_too(again: bool) -> None:
+    """`again`: its next life had begun there."""
+    core = cluster("w1")
+    (life,) = starts(core.accept(0.0, wanted(1)))
+    core.replica_updated(1.0, "w1", record(life, wanted(1)))
+    launch = core.known("m")
+    core.replica_gone(2.0, life.incarnation, "boom")
+    if again:
+        assert starts(core.tick(core.next_wake() or 0.0))
+    core.worker_left(5.0, "w1")
+    pass_time(core, 5.0, 5 * TIMEOUT)
+    assert launch.end == ""
+    now = 5 * TIMEOUT + launch.replicas[0].starts
+    (next_life,) = starts(core.worker_joined(now, Member("w1", "another", [], ("fake",)), []))
+    assert launch.deadline == now + TIMEOUT, "what is tried then has the whole time"
+    core.replica_updated(now + 1, "w1", record(next_life, wanted(1)))
+    assert launch.state == "READY"
 
 
 def test_a_removed_worker_does_not_take_the_other_replicas_along() -> None:

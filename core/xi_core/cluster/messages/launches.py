@@ -18,6 +18,8 @@ class Launched(Struct):
     """The uid of an accepted launch."""
 
     uid: str
+    existed: bool = False
+    """Whether it goes on since before, or another has asked for the same and it begins now: it isn't this command that begins it."""
 
 
 class ListModels(Struct, tag="list_models"):
@@ -77,6 +79,8 @@ class ReadLog(Struct, tag="read_log", kw_only=True):
     rank: int = 0
     start: int = -65536
     """Where to begin, in bytes; below 0: so many before the end."""
+    previous: bool = False
+    """The log before this one: of the replica's life before, or of what this life wrote until its log grew too large."""
 
 
 ANSWERS: dict[type[Struct], type[Struct]] = {

@@ -78,6 +78,7 @@ class FetchLog(Struct, tag="fetch_log", kw_only=True):
     replica_id: str
     rank: int
     start: int
+    previous: bool = False
 
 
 class ReplicaRecord(Struct, kw_only=True):

@@ -41,6 +41,8 @@ class ReplicaRoute(Struct, kw_only=True):
     """The public key of its listener; empty where it is local."""
     gateways: str = ""
     """The public key that it wants to see of gateways; empty: the present one."""
+    workers: tuple[str, ...] = ()
+    """Where its ranks are: who has lost it tries one elsewhere first."""
 
 
 class ModelRoute(Struct, kw_only=True):

@@ -25,8 +25,9 @@ MODEL = ModelSpec(name="toy", format="toy", source=SourceRef(source="local", id=
 
 def wanted(uid: str, random: Random) -> Wanted:
     """A launch of some kind."""
-    n_gpu = random.choice([0, 0, 1, 1, 2])
-    spec = LaunchSpec(model_name="toy", model_uid=uid, replica=random.randint(1, 3), n_gpu=n_gpu, n_worker=random.choice([1, 1, 2]))
+    n_gpu, n_worker = random.choice([0, 0, 1, 1, 2]), random.choice([1, 1, 2])
+    pool = n_gpu * n_worker * random.choice([0, 0, 1, 2]) or None
+    spec = LaunchSpec(model_name="toy", model_uid=uid, replica=random.randint(1, 3), n_gpu=n_gpu, n_worker=n_worker, gpu_pool=pool)
     memory = (0, 20, 40, 60)[(ord(uid) + 2 * n_gpu + spec.n_worker) % 4] * GIB  # the same for the same spec, as in life
     return Wanted(uid=uid, spec=spec, model=MODEL, engine=ENGINE, n_gpu=n_gpu, created=1, memory=memory, exclusive=uid == UIDS[0])
 

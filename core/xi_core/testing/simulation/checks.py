@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from xi_core.cluster.deadlines import LEASE, wake_of
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.placement import Rejection
-from xi_core.cluster.replicas import Start
-from xi_core.cluster.state import WINDOW
+from xi_core.cluster.replicas import WINDOW, Start
 from xi_core.testing.simulation.processes import Process
 from xi_core.testing.simulation.supervisors import SimSupervisor
 from xi_core.testing.simulation.workers import SimWorker
@@ -76,6 +75,21 @@ def states(core: Lifecycle, now: float) -> None:
             require(now <= launch.deadline + SLACK, f"{who}: its deadline has passed")
         else:
             require(False, f"{who}: it has no deadline and isn't READY")
+
+
+def spares_what_serves(core: Lifecycle, ready: set[str]) -> None:
+    """A launch that was READY isn't FAILED while a replica of it is. `ready`: the uids of such launches, kept over supervisors; it is
+    brought up to date."""
+    listed = core.listed()
+    ready &= {launch.uid for launch in listed}
+    for launch in listed:
+        if launch.state == "READY":
+            ready.add(launch.uid)
+        for replica in launch.live if launch.end == "FAILED" and launch.uid in ready else ():
+            serves = not replica.leaving and replica.ending is None and all(r.state == "READY" and not r.gone for r in replica.ranks)
+            require(not serves, f"launch {launch.uid} has FAILED ({launch.error}) and takes {replica.replica_id} along, which serves")
+        if launch.end:
+            ready.discard(launch.uid)
 
 
 def drains(core: Lifecycle) -> None:

@@ -50,6 +50,7 @@ class SimCluster:
         self._scheduler, self._make, self._say = scheduler, make, say
         self._epoch, self._settled_at = 0, 0.0
         self._lives = checks.Lives()
+        self._were_ready: set[str] = set()
         self.workers = [SimWorker(self, f"w{n + 1}", self._devices(), GRACE) for n in range(workers or self.random.randint(3, 6))]
         self.boot()
         for worker in self.workers:
@@ -120,6 +121,7 @@ class SimCluster:
     def _changed(self, core: Lifecycle) -> None:
         self.desired = {launch.uid: launch.wanted for launch in core.listed() if not launch.end}
         self.drains = dict(core.drains)
+        checks.spares_what_serves(core, self._were_ready)
 
     # ---- time -----------------------------------------------------------------------------------
 

@@ -1,17 +1,15 @@
-"""OpenAI's chat, completions and models APIs as structs: what the replica validates and what it answers.
+"""Bodies of OpenAI's chat and completions APIs.
 
-Reference: https://platform.openai.com/docs/api-reference (chat, completions, models). Fields beyond it, all known from vLLM
-and llama.cpp: `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `structured_outputs`, `chat_template_kwargs`,
-`return_token_ids`. Every field may be `null`, which means its default. Unknown fields are refused, so that no parameter is ignored
-in silence. Ranges are those that every engine can honour.
+Fields beyond OpenAI's, all known from vLLM and llama.cpp: `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `structured_outputs`,
+`chat_template_kwargs`, `return_token_ids`. Every field that may be left out, but a `type`, may be `null`, which means its default.
+Unknown fields are refused, so that no parameter is ignored in silence. Ranges are those that every engine can honour.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 
 MAX_CHOICES = 16
 MAX_TOTAL_CHOICES = 128
@@ -48,23 +46,39 @@ class Request(Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields that chat and completions share."""
 
     model: str
+    """The uid of a launch, or the name of one of its LoRA modules."""
     stream: bool | None = None
+    """Answer with server-sent events while it is generated."""
     stream_options: StreamOptions | None = None
+    """Only with `stream`."""
     n: Choices | None = None
+    """How many answers to each prompt; default 1."""
     temperature: Temperature | None = None
+    """How far from the likeliest token to stray; 0: not at all."""
     top_p: TopP | None = None
+    """Keep the likeliest tokens that have this share of the probability together."""
     top_k: Annotated[int, Meta(ge=-1)] | None = None
     """Keep the k likeliest tokens; 0 and -1 keep all."""
     min_p: Share | None = None
+    """Keep tokens that have at least this share of the likeliest one's probability."""
     presence_penalty: Penalty | None = None
+    """Above 0: tokens that came already become less likely."""
     frequency_penalty: Penalty | None = None
+    """Above 0: tokens become less likely with each time that they came."""
     repetition_penalty: RepetitionPenalty | None = None
+    """Above 1: tokens of the prompt and of the answer become less likely; 1 changes nothing."""
     logit_bias: Biases | None = None
+    """What is added to the logits of tokens, by their ids as texts."""
     seed: Seed | None = None
+    """The same seed and request give the same answer, as far as the engine can."""
     stop: Stops | None = None
+    """A text, or several, at which the answer ends; it isn't part of the answer."""
     ignore_eos: bool | None = None
+    """Go on after the model's own end, up to `max_tokens`."""
     response_format: ResponseFormat | None = None
+    """What the answer must look like, in OpenAI's form."""
     structured_outputs: StructuredOutputs | None = None
+    """What the answer must look like, in vLLM's form."""
     return_token_ids: bool | None = None
     """Tell the ids of the prompt's and the answer's tokens, where vLLM tells them."""
     user: str | None = None
@@ -74,23 +88,30 @@ class Request(Struct, kw_only=True, forbid_unknown_fields=True):
 class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     """Options of a streamed answer."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    """End with an event that has no choices and tells the usage."""
 
 
 class JsonSchema(Struct, kw_only=True, forbid_unknown_fields=True):
     """A schema that the answer must fit. `strict` changes nothing: xi is always strict."""
 
     schema: dict[str, Any]
+    """The schema."""
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    """What the schema is called; it changes nothing."""
     description: str | None = None
+    """What it is for; it changes nothing."""
     strict: bool | None = None
+    """It changes nothing: xi is always strict."""
 
 
 class ResponseFormat(Struct, kw_only=True, forbid_unknown_fields=True):
     """What the answer must look like, in OpenAI's form."""
 
     type: Literal["text", "json_object", "json_schema"]
+    """Any text, some JSON object, or JSON that fits `json_schema`."""
     json_schema: JsonSchema | None = None
+    """Only with the type of this name."""
 
 
 class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -110,7 +131,9 @@ class Function(Struct, kw_only=True):
     """A function that the model may call."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    """What calls name it by."""
     description: str | None = None
+    """What it does, for the model."""
     parameters: dict[str, Any] | None = None
     """A JSON schema of an object."""
     strict: bool | None = None
@@ -121,53 +144,71 @@ class Tool(Struct, kw_only=True):
     """A tool; functions are the only kind."""
 
     function: Function
+    """The function."""
     type: Literal["function"] = "function"
+    """The only kind."""
 
 
 class NamedFunction(Struct, kw_only=True):
     """The function's name in a named tool choice."""
 
     name: str
+    """That of one of `tools`."""
 
 
 class NamedTool(Struct, kw_only=True):
     """`tool_choice` that names one function."""
 
     function: NamedFunction
+    """The one that is to be called."""
     type: Literal["function"] = "function"
+    """The only kind."""
 
 
 class CalledFunction(Struct, kw_only=True):
     """A call's function: its name and its arguments as JSON text."""
 
     name: str
+    """Its name."""
     arguments: str
+    """Its arguments as JSON text; what the model wrote need not be valid."""
 
 
 class ToolCall(Struct, kw_only=True):
     """One call that an assistant message makes."""
 
     id: str
+    """What the tool's answer names it by (`tool_call_id`)."""
     function: CalledFunction
+    """What is called."""
     type: Literal["function"] = "function"
+    """The only kind."""
 
 
 class TextPart(Struct, kw_only=True):
     """A part of a message's content; text is the only kind that these engines read."""
 
     text: str
+    """The text."""
     type: Literal["text"]
+    """The only kind."""
 
 
 class Message(Struct, kw_only=True, omit_defaults=True):
     """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
+    """Whose it is; how a role is told to the model is up to its chat template."""
     content: str | list[TextPart] | None = None
+    """Its text, whole or in parts."""
     name: str | None = None
+    """Of whom it is, or of which tool; for the chat template."""
     tool_calls: list[ToolCall] | None = None
+    """Of an assistant's message: the calls that it makes."""
     tool_call_id: str | None = None
+    """Of a tool's message: the call that it answers."""
     reasoning_content: str | None = None
+    """Of an assistant's message: what it thought; for the chat template."""
     function_call: dict[str, Any] | None = None
     """OpenAI's older form of `tool_calls`: refused, for it would be lost. Null, as clients send it back, is taken."""
 
@@ -176,13 +217,19 @@ class ChatRequest(Request, kw_only=True, forbid_unknown_fields=True):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)]
+    """The conversation up to now."""
     max_tokens: Positive | None = None
+    """Most tokens of an answer; default: as many as the context has room for."""
     max_completion_tokens: Positive | None = None
     """OpenAI's newer name of `max_tokens`; it wins when both are given."""
     logprobs: bool | None = None
+    """Tell the log-probability of each token."""
     top_logprobs: Alternatives | None = None
+    """How many likeliest tokens to tell at each place; only with `logprobs`."""
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    """Functions that the model may call."""
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    """Whether it may call one, must, or must call this one. Default: `auto` where there are tools."""
     parallel_tool_calls: bool | None = None
     """False: at most one call per answer."""
     chat_template_kwargs: TemplateVariables | None = None
@@ -195,148 +242,10 @@ class CompletionRequest(Request, kw_only=True, forbid_unknown_fields=True):
     """
 
     prompt: str | Annotated[list[TokenId | str | Annotated[list[TokenId], Meta(min_length=1)]], Meta(min_length=1)]
+    """What is to be gone on with: texts or token ids."""
     max_tokens: Positive | None = None
     """Default 16, as in OpenAI's API."""
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    """How many likeliest tokens to tell at each place, with the log-probability of the one that was chosen."""
     echo: bool | None = None
     """Begin the answer with the prompt. Not together with `logprobs`: those of the prompt's tokens are not computed."""
-
-
-class PromptTokensDetails(Struct, kw_only=True):
-    """`cached_tokens` of the prompt had not to be read: their keys and values were there already."""
-
-    cached_tokens: int
-
-
-class Usage(Struct, kw_only=True):
-    """Tokens of a request: all choices count towards `completion_tokens`, each prompt counts once."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails | msgspec.UnsetType = msgspec.UNSET
-    """Where the engine tells."""
-
-
-class TopLogprob(Struct, kw_only=True):
-    """A token and its log-probability (natural logarithm)."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(Struct, kw_only=True):
-    """A chosen token, its log-probability and the likeliest alternatives."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(Struct, kw_only=True):
-    """Log-probabilities of a chat choice."""
-
-    content: list[TokenLogprob]
-
-
-class CompletionLogprobs(Struct, kw_only=True):
-    """Log-probabilities of a completion choice, in OpenAI's older form: parallel lists."""
-
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float]] | None
-    text_offset: list[int]
-
-
-class AnswerMessage(Struct, kw_only=True):
-    """The message of a chat choice."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str | None = None
-    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
-    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class ChatChoice(Struct, kw_only=True):
-    """One answer to a chat request."""
-
-    index: int
-    message: AnswerMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: str
-    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
-    """All that were sampled, the end token with them; only where `return_token_ids` asked for them."""
-
-
-class ChatCompletion(Struct, kw_only=True):
-    """Answer to `POST /v1/chat/completions`, not streamed."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
-
-
-class CompletionChoice(Struct, kw_only=True):
-    """One answer to a completion request."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: str
-    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
-    """All that were sampled, the end token with them; only where `return_token_ids` asked for them."""
-    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
-
-
-class Completion(Struct, kw_only=True):
-    """Answer to `POST /v1/completions`, not streamed."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage
-
-
-class Model(Struct, kw_only=True):
-    """One entry of `GET /v1/models`: OpenAI's four fields, then what xi adds."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "xi"
-    root: str | None = None
-    """The launch's uid: its own `id`, but for a LoRA module."""
-    parent: str | None = None
-    """Of a LoRA module: the uid of the launch that serves it, which the fields below describe."""
-    model_name: str = ""
-    model_type: str = "LLM"
-    model_engine: str = ""
-    model_format: str = ""
-    size_in_billions: str | None = None
-    quantization: str | None = None
-    context_length: int | None = None
-    replica: int = 1
-    """How many replicas are wanted."""
-    ready_replicas: int = 0
-    """How many of them serve."""
-    asleep_replicas: int = 0
-    """How many sleep until the model is woken."""
-    restarts: int = 0
-    """How often one of them was started again after it had ended by its own fault."""
-    state: str = "READY"
-    endpoints: list[str] = field(default_factory=list)
-
-
-class ModelList(Struct, kw_only=True):
-    """Answer to `GET /v1/models`."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]

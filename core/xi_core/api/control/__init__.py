@@ -1,0 +1,102 @@
+"""The control API: launching, watching and ending models. Field names are those that xinference-client sends.
+
+There is one module for each subject; others import from here.
+"""
+
+from __future__ import annotations
+
+from xi_core.api.control.catalog import (
+    EngineModels,
+    EngineStatus,
+    RegisterAnswer,
+    RegisterOrder,
+    Registration,
+    RegistrationRemoval,
+    SpecInfo,
+    SpecVerdict,
+    VllmModels,
+)
+from xi_core.api.control.cluster import (
+    ClusterInfo,
+    Health,
+    JoinTokenAnswer,
+    JoinTokenOrder,
+    KeyNeed,
+    MemberRole,
+    ProcessInfo,
+    Readiness,
+    StopAnswer,
+)
+from xi_core.api.control.launches import (
+    DeviceVerdict,
+    LaunchAnswer,
+    LaunchState,
+    LogPart,
+    ModelRemoval,
+    ModelStatus,
+    PlacementReport,
+    RankStatus,
+    ReplicaCount,
+    ReplicaStatus,
+    ScaleAnswer,
+)
+from xi_core.api.control.machines import (
+    CachedModelList,
+    CachedModelStatus,
+    CacheRemoval,
+    DeviceStatus,
+    DrainAnswer,
+    DrainOrder,
+    EnvironmentRemoval,
+    EnvironmentStatus,
+    WorkerStatus,
+)
+from xi_core.api.control.spec import MODEL_TYPES, LaunchSpec, Name, ReplicaConfig, Uid, has_environment, model_type_of
+
+__all__ = [
+    "MODEL_TYPES",
+    "CacheRemoval",
+    "CachedModelList",
+    "CachedModelStatus",
+    "ClusterInfo",
+    "DeviceStatus",
+    "DeviceVerdict",
+    "DrainAnswer",
+    "DrainOrder",
+    "EngineModels",
+    "EngineStatus",
+    "EnvironmentRemoval",
+    "EnvironmentStatus",
+    "Health",
+    "JoinTokenAnswer",
+    "JoinTokenOrder",
+    "KeyNeed",
+    "LaunchAnswer",
+    "LaunchSpec",
+    "LaunchState",
+    "LogPart",
+    "MemberRole",
+    "ModelRemoval",
+    "ModelStatus",
+    "Name",
+    "PlacementReport",
+    "ProcessInfo",
+    "RankStatus",
+    "Readiness",
+    "RegisterAnswer",
+    "RegisterOrder",
+    "Registration",
+    "RegistrationRemoval",
+    "ReplicaConfig",
+    "ReplicaCount",
+    "ReplicaStatus",
+    "ScaleAnswer",
+    "SpecInfo",
+    "SpecVerdict",
+    "StopAnswer",
+    "Uid",
+    "VllmModels",
+    "WorkerStatus",
+    "has_environment",
+    "model_type_of",
+]
