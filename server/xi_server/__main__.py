@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import partial
 
 from xi_core.access import allowed_origins, check_access
+from xi_core.cluster.control_process import allow_many_files, announce, set_up_logging
 from xi_core.cluster.membership import Identity, enter, token_of
-from xi_core.cluster.sibling import announce, set_up_logging
-from xi_core.cluster.siblings import CONFIG_STATUS
+from xi_core.cluster.sibling import CONFIG_STATUS
 from xi_core.config import Settings, settings
 from xi_core.errors import ConfigError, PluginError, XiError
 from xi_core.transport.schemes import by_scheme
@@ -29,6 +29,7 @@ def main() -> None:
     try:
         config = settings()
         set_up_logging("gateway", config.log_level)
+        allow_many_files()
         if arguments.fd is None:  # a socket that was handed down is its owner's to judge
             check_access(arguments.host, config.api_key, arguments.no_auth)
         allowed_origins(config.allow_origins, config.api_key)  # told before it joins a cluster, not when the application is made

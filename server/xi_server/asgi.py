@@ -18,6 +18,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 JSON = b"application/json"
+PIECE = 64 * 1024
+"""Bytes of an answer that are given to the server at once: it takes the next ones when the client has taken most of those before."""
 
 _prefix = secrets.token_hex(6)
 _numbers = itertools.count(1)
@@ -56,7 +58,11 @@ async def send_whole(
         *(extra or []),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    sent = 0
+    while len(body) - sent > PIECE:
+        await send({"type": "http.response.body", "body": body[sent : sent + PIECE], "more_body": True})
+        sent += PIECE
+    await send({"type": "http.response.body", "body": body[sent:], "more_body": False})
 
 
 async def send_error(send: Send, error: ErrorBody, request_id: str, extra: Headers | None = None) -> None:

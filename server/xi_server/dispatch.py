@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from xi_core.cluster.messages import ReplicaRoute
 from xi_core.cluster.routing import RouteRequest
 from xi_core.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded, ReplicaLost, Unavailable, XiError, envelope
 from xi_core.wire.frames import Open
@@ -19,7 +20,7 @@ from xi_server.asgi import ClientGone, Message, Receive, Scope, Send, new_reques
 from xi_server.limits import Backlog, SlowClient, check_queue
 from xi_server.metrics import Metrics
 from xi_server.prefix import prefix_chain
-from xi_server.replica_link import ReplicaLink, Stream
+from xi_server.replica_link import ReplicaDied, ReplicaLink, Stream
 from xi_server.route import Route, read_route
 from xi_server.table import RoutingTable, ServedModel
 
@@ -30,9 +31,7 @@ MAX_TRIES = 4
 """Replicas that one request is sent to at most: it may meet several that have just been told to stop."""
 MAX_LOSSES = 3
 MAX_DEATHS = 2
-"""Replicas that may be lost under one request, whatever the reason; those whose connection ended may have died of it."""
-UPLOAD_TIMEOUT = 60.0
-"""Seconds in which a request's body must have come."""
+"""Replicas that may be lost under one request, whatever the reason, and such as may have died of it."""
 CLIENT_CLOSED = 499
 """Status in the metrics of a request whose client left."""
 STALLED_POLL = 0.05
@@ -65,15 +64,19 @@ class Dispatcher:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self, scope, receive, send)
         self.active.add(exchange)
+        state = scope.get("state", {})
+        state["drop"] = exchange.drop
         try:
             await exchange.run()
         finally:
+            del state["drop"]  # a connection keeps its last scope, and would keep the answer with it
             self.active.discard(exchange)
 
-    def tick(self, now: float) -> None:
-        """Called now and then, to find clients that read nothing or write nothing. `now` in loop time."""
+    def tick(self, interval: float) -> None:
+        """Called every `interval` seconds, to find clients that read nothing."""
         for exchange in list(self.active):
-            exchange.check(now)
+            exchange.slow.check(interval)
+        self.backlog.check()
 
 
 class Exchange:
@@ -92,6 +95,7 @@ class Exchange:
         "_status",
         "_task",
         "_tried",
+        "_whole",
         "dropped",
         "gone",
         "link",
@@ -112,21 +116,16 @@ class Exchange:
         self._body = b""
         self._started = False
         self._status = CLIENT_CLOSED
-        self._tried: list[str] = []
+        self._tried: list[ReplicaRoute] = []
+        self._whole: tuple[Open, bytes] | None = None
         self.model: ServedModel | None = None
         self.link: ReplicaLink | None = None
         self.stream: Stream | None = None
-        self.slow = SlowClient(dispatcher.backlog, self._drop)
+        self.slow = SlowClient(dispatcher.backlog, self.drop)
         self.gone = False
         """The client has left."""
         self.dropped = False
         """The client was cut off because it read too slowly."""
-
-    def check(self, now: float) -> None:
-        """Cut off a client that stands still. `now` in loop time."""
-        self.slow.check(now)
-        if self.model is None and time.monotonic() - self._began > UPLOAD_TIMEOUT:
-            self._drop(f"its request has not come in whole within {UPLOAD_TIMEOUT:g} s")
 
     async def run(self) -> None:
         """Answer the request, whatever happens. Raises nothing but a cancellation that comes twice."""
@@ -157,9 +156,13 @@ class Exchange:
         model.open_requests += 1
         watch = self._loop.create_task(self._watch())
         try:
-            await self._try_replicas(model, self._route_request(model, route.model, route))
+            try:
+                await self._try_replicas(model, self._route_request(model, route.model, route))
+            finally:
+                model.open_requests -= 1
+            if self._whole is not None:
+                await self._pass_whole(*self._whole)
         finally:
-            model.open_requests -= 1
             watch.cancel()
 
     async def _watch(self) -> None:
@@ -189,22 +192,22 @@ class Exchange:
         while True:
             await self._wait_while_stalled(model, tried)
             link = model.choose(request, tried)
-            tried.append(link.route.replica_id)
+            tried.append(link.route)
             may_retry = len(tried) < MAX_TRIES
             try:
                 if await self._try(model, link, request, deadline, may_retry and model.has_other(tried)):
                     return
-            except ReplicaLost:
+            except ReplicaLost as lost:
                 losses += 1
-                deaths += not link.fell_silent
+                deaths += isinstance(lost, ReplicaDied)
                 if deaths == MAX_DEATHS:
-                    raise self._deadly(tried) from None
+                    raise _deadly(self._request_id, self._body, tried) from None
                 if self._started or losses == MAX_LOSSES or not may_retry or not model.has_other(tried):
                     raise
             self._dispatcher.metrics.retries.add(model.route.uid)
-            log.info("request %s goes from replica %s to another", self._request_id, tried[-1])
+            log.info("request %s goes from replica %s to another", self._request_id, link.route.replica_id)
 
-    async def _wait_while_stalled(self, model: ServedModel, tried: list[str]) -> None:
+    async def _wait_while_stalled(self, model: ServedModel, tried: list[ReplicaRoute]) -> None:
         """Where no replica can take the request, but one may that stands still: in seconds it goes on, or is lost."""
         while model.stalled and not model.has_other(tried):
             if self.gone:
@@ -212,7 +215,7 @@ class Exchange:
             await asyncio.sleep(STALLED_POLL)
 
     async def _try(self, model: ServedModel, link: ReplicaLink, request: RouteRequest, deadline: float, may_pass_on: bool) -> bool:
-        """Ask one replica. True when the client has its answer, False when the replica refused with 503 and another is to be asked."""
+        """Ask one replica. False when it refused with 503 and another is to be asked; else the client has its answer, or it is `_whole`."""
         self.slow.taken()
         stream = self.stream = Stream(self._loop, self.slow)
         self.link = link
@@ -231,7 +234,7 @@ class Exchange:
             if opened.content_type.startswith("text/event-stream"):
                 await self._relay(stream, opened)
             else:
-                await self._pass_whole(stream, opened)
+                self._whole = opened, await self._collected(stream)
             return True
         finally:
             timer.cancel()
@@ -296,18 +299,34 @@ class Exchange:
             if over:
                 return
 
-    async def _pass_whole(self, stream: Stream, opened: Open) -> None:
-        """Send an answer that is not streamed, once it is whole: until then another replica may still give it."""
+    async def _collected(self, stream: Stream) -> bytes:
+        """An answer that is not streamed, once it is whole: until then another replica may still give it."""
         while not stream.over:
             self._leave_if_stalled(stream)
             await self._change(stream)
         if stream.error is not None:
             raise stream.error
+        return b"".join(stream.parts)
+
+    async def _pass_whole(self, opened: Open, body: bytes) -> None:
+        """Send what has been collected, when the replica is free again: the client may take it slowly."""
+        self._body = b""
         self._begin(opened)
-        body = b"".join(stream.parts)
+        self.slow.take(len(body))
         content_type = opened.content_type.encode("latin-1")
         extra = retry_after_header(opened.retry_after)
-        await send_whole(self._send, opened.status, body, self._request_id, content_type, extra)
+        try:
+            await send_whole(self._send_on_time, opened.status, body, self._request_id, content_type, extra)
+        finally:
+            self.slow.taken()
+
+    async def _send_on_time(self, message: Message) -> None:
+        """Send where there is still a client, which is cut off if it doesn't take what came before."""
+        if self.gone:
+            raise ClientGone
+        self.slow.blocked_since = self._loop.time()
+        await self._send(message)
+        self.slow.blocked_since = 0.0
 
     def _direct(self) -> Callable[[bytes], bool] | None:
         """The server's own way to write a chunk, where it has one: it saves a wake-up of this coroutine per token."""
@@ -332,21 +351,19 @@ class Exchange:
         return b"data: " + envelope(error.body()) + b"\n\n"
 
     async def _refuse(self, error: XiError) -> None:
-        """An error as a status, or as a last event where the answer has begun."""
+        """An error as a status, or as a last event of a stream that has begun. Nothing can be said within another answer."""
         self._status = error.status
-        if self._started:
+        if self._started and self._whole is not None:
+            log.warning("request %s is cut off within its answer: %s", self._request_id, error)
+            if self._cut_off():
+                await self._watch()
+        elif self._started:
             await self._send({"type": "http.response.body", "body": self._error_event(error), "more_body": False})
         else:
             self._started = True
             await send_error(self._send, error.body(), self._request_id)
 
-    def _deadly(self, tried: list[str]) -> EngineError:
-        """The request took two replicas with it: no third one. The log keeps a fingerprint, never the body."""
-        fingerprint = hashlib.sha256(self._body).hexdigest()[:16]
-        log.error("request %s lost replicas %s; fingerprint of its body: %s", self._request_id, " and ".join(tried), fingerprint)
-        return EngineError(f"two replicas were lost while they served this request (fingerprint {fingerprint}); it is not tried again")
-
-    def _drop(self, why: str) -> None:
+    def drop(self, why: str) -> None:
         """Cut a client off that reads too slowly: free its replica's slot and its connection."""
         if self.dropped:
             return
@@ -357,14 +374,26 @@ class Exchange:
         if self.link is not None and self.stream is not None:
             self.link.release(self.stream)
         self.slow.taken()
+        if not self._cut_off() and self._task is not None:
+            self._task.cancel()
+
+    def _cut_off(self) -> bool:
+        """End the connection, which wakes a blocked send. False where this server has no way to."""
         abort = self._scope.get("state", {}).get("abort")
         if abort is not None:
-            abort()  # the connection's end wakes the blocked send
-        elif self._task is not None:
-            self._task.cancel()
+            abort()
+        return abort is not None
 
     def _count(self) -> None:
         uid = self.model.route.uid if self.model is not None else ""
         path, metrics = self._scope["path"], self._dispatcher.metrics
         metrics.requests.add(path, uid, str(self._status))
         metrics.duration.observe(time.monotonic() - self._began, path, uid)
+
+
+def _deadly(request_id: str, body: bytes, tried: list[ReplicaRoute]) -> EngineError:
+    """The request took two replicas with it: no third one. The log keeps a fingerprint, never the body."""
+    fingerprint = hashlib.sha256(body).hexdigest()[:16]
+    lost = " and ".join(route.replica_id for route in tried)
+    log.error("request %s lost replicas %s; fingerprint of its body: %s", request_id, lost, fingerprint)
+    return EngineError(f"two replicas were lost while they served this request (fingerprint {fingerprint}); it is not tried again")

@@ -20,7 +20,7 @@ from xi_server.engine_metrics import observe_engines
 from xi_server.metrics import Metrics, Samples
 from xi_server.replica_link import PING_INTERVAL, ReplicaLink
 from xi_server.replica_metrics import observe_replicas
-from xi_server.supervisor import SupervisorClient
+from xi_server.supervisor_link import SupervisorClient
 from xi_server.table import RoutingTable
 
 
@@ -69,7 +69,7 @@ class Gateway:
         """Why this gateway is not ready to serve all that should be served; empty when it is."""
         reasons = [] if self.supervisor.subscribed.is_set() else ["not connected to the supervisor"]
         for uid, model in sorted(self.table.models.items()):
-            if model.route.state == "READY" and not model.usable():
+            if (model.route.state == "READY" or model.route.replicas) and not model.usable():
                 reasons.append(f"no replica of model '{uid}' answers")
         return reasons
 
@@ -80,7 +80,7 @@ class Gateway:
             now = loop.time()
             # A late tick means that this process stood still: the replicas' answers may lie unread, so none is judged by it.
             self.table.tick(on_time=now - due < PING_INTERVAL)
-            self.dispatcher.tick(now)
+            self.dispatcher.tick(PING_INTERVAL)
             self.metrics.sweep(self.table.models, now)
             due = now + PING_INTERVAL
             await asyncio.sleep(PING_INTERVAL)

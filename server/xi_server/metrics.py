@@ -131,6 +131,11 @@ class Metrics:
         """Show what `read` returns under `name`."""
         self._all.append(Observed(kind, name, text, labels, read))
 
+    @property
+    def declared(self) -> list[Counter | Histogram | Observed]:
+        """All that are shown, in their order, counted or not."""
+        return [*self._all]
+
     def sweep(self, present: Collection[str], now: float) -> None:
         """Forget models that have been gone for `KEPT` seconds, of those that are not `present`: launches come and go without end."""
         if now < self._next_sweep:

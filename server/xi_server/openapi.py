@@ -14,21 +14,32 @@ from xi_core.api.control import (
     CachedModelList,
     CacheRemoval,
     ClusterInfo,
+    DrainAnswer,
     DrainOrder,
+    EngineModels,
     EngineStatus,
+    EnvironmentRemoval,
     EnvironmentStatus,
+    Health,
     JoinTokenAnswer,
     JoinTokenOrder,
+    KeyNeed,
     LaunchAnswer,
     LaunchSpec,
     LogPart,
+    ModelRemoval,
     ModelStatus,
     PlacementReport,
+    Readiness,
     RegisterAnswer,
     RegisterOrder,
     Registration,
+    RegistrationRemoval,
     ReplicaCount,
     ReplicaStatus,
+    ScaleAnswer,
+    StopAnswer,
+    VllmModels,
     WorkerStatus,
 )
 from xi_core.api.embeddings import EmbeddingList, EmbeddingRequest, RerankAnswer, RerankRequest
@@ -37,6 +48,8 @@ from xi_core.api.openai import ChatCompletion, ChatRequest, Completion, Completi
 from xi_core.api.pulls import PullOrder, PullStatus
 from xi_core.api.sleep import SleepAnswer, SleepOrder
 from xi_core.errors import Envelope
+from xi_server.auth import EXEMPT
+from xi_server.openapi_statuses import errors_of
 
 Document = dict[str, Any]
 
@@ -50,19 +63,27 @@ STREAMED = ("/v1/chat/completions", "/v1/completions")
 ANSWERS: dict[tuple[str, str], Any] = {
     ("/v1/models", "get"): ModelList,
     ("/v1/models", "post"): LaunchAnswer,
+    ("/v1/models/vllm-supported", "get"): VllmModels,
     ("/v1/models/{uid}", "get"): ModelStatus,
+    ("/v1/models/{uid}", "delete"): ModelRemoval,
     ("/v1/models/{uid}/replicas", "get"): list[ReplicaStatus],
+    ("/v1/models/{uid}/replicas", "put"): ScaleAnswer,
     ("/v1/models/{uid}/logs", "get"): LogPart,
     ("/v1/models/{uid}/sleep", "post"): SleepAnswer,
     ("/v1/models/{uid}/wake", "post"): SleepAnswer,
     ("/v1/engines", "get"): list[EngineStatus],
+    ("/v1/engines/{model_name}", "get"): dict[str, list[EngineModels] | str],
+    ("/v1/engines/{model_type}/{model_name}", "get"): dict[str, list[EngineModels] | str],
     ("/v1/model_registrations", "get"): list[Registration],
     ("/v1/model_registrations/{model_type}", "get"): list[Registration],
     ("/v1/model_registrations/{model_type}", "post"): RegisterAnswer,
     ("/v1/model_registrations/{model_type}/{model_name}", "get"): Registration,
+    ("/v1/model_registrations/{model_type}/{model_name}", "delete"): RegistrationRemoval,
     ("/v1/workers", "get"): list[WorkerStatus],
+    ("/v1/workers/{worker}/drain", "post"): DrainAnswer,
     ("/v1/placements", "post"): list[PlacementReport],
     ("/v1/virtualenvs", "get"): list[EnvironmentStatus],
+    ("/v1/virtualenvs/{name}", "delete"): EnvironmentRemoval,
     ("/v1/cache/models", "get"): CachedModelList,
     ("/v1/cache/models", "delete"): CacheRemoval,
     ("/v1/cache/models", "post"): PullStatus,
@@ -73,6 +94,10 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("/v1/cluster/members", "get"): list[MemberStatus],
     ("/v1/cluster/members/{name}", "delete"): MemberRemoval,
     ("/v1/cluster/gateway-keys", "post"): KeyRotation,
+    ("/v1/cluster/stop", "post"): StopAnswer,
+    ("/v1/cluster/auth", "get"): KeyNeed,
+    ("/health", "get"): Health,
+    ("/ready", "get"): Readiness,
 }
 BODIES: dict[tuple[str, str], Any] = {
     ("/v1/models", "post"): LaunchSpec,
@@ -84,25 +109,21 @@ BODIES: dict[tuple[str, str], Any] = {
     ("/v1/cluster/join-tokens", "post"): JoinTokenOrder,
     ("/v1/cache/models", "post"): PullOrder,
 }
-STATUSES = {
-    "400": "The request is wrong; `param` names the field",
-    "401": "No API key, or a wrong one",
-    "404": "No such model",
-    "409": "The uid is taken by another launch",
-    "413": "The body is too large",
-    "429": "Too many requests wait; see Retry-After",
-    "500": "The engine or the server failed",
-    "502": "The replica was lost",
-    "503": "Nothing can serve it now; see Retry-After",
-    "504": "It took too long",
+OPTIONAL = (DrainOrder, JoinTokenOrder, SleepOrder)
+"""Bodies that may be left out."""
+IN_PATH = {
+    "uid": "The launch's uid",
+    "worker": "The worker's name, as `/v1/workers` tells it",
+    "pull_id": "As the download's beginning was answered",
+    "model_type": "What models are for: `LLM`, `embedding` or `rerank`, in any case",
 }
-ERRORS_OF = {
-    "token": ("400", "401", "404", "413", "429", "500", "502", "503", "504"),
-    "launch": ("400", "401", "409", "413", "500", "503"),
-    "model": ("401", "404", "503"),
-    "control": ("400", "401", "503"),
+NAMED = {
+    "/v1/engines": {"model_name": "The model's name; for a hub id or a path ask `/v1/engines?model=`"},
+    "/v1/model_registrations": {"model_name": "The model's name, or another name of it"},
+    "/v1/virtualenvs": {"name": "The environment's name, as `/v1/virtualenvs` tells it"},
+    "/v1/cluster/members": {"name": "The worker's or gateway's name, as `/v1/cluster/members` tells it"},
 }
-PUBLIC = ("/health", "/ready", "/v1/cluster/auth")
+"""What parameters in paths mean: those that mean the same everywhere, and others by how the path begins."""
 
 
 def completed(document: Document) -> Document:
@@ -117,31 +138,36 @@ def completed(document: Document) -> Document:
         for method, operation in methods.items():
             _complete(path, method, operation, refs)
     for path, (summary, request, answer) in TOKEN_ROUTES.items():
-        document["paths"][path] = {"post": _token_operation(summary, refs[str(request)], refs[str(answer)], refs, path in STREAMED)}
+        document["paths"][path] = {"post": _token_operation(summary, refs[str(request)], refs[str(answer)], path in STREAMED)}
+        document["paths"][path]["post"]["responses"].update(_errors(path, "post", refs))
     return document
 
 
 def _complete(path: str, method: str, operation: Document, refs: dict[str, Document]) -> None:
     responses = operation["responses"]
-    responses.pop("422", None)  # FastAPI's own; ours is 400
-    answer = ANSWERS.get((path, method))
-    if answer is not None:
-        responses["200"] = _json(refs[str(answer)], "As asked")
-    if path in PUBLIC:
-        return
-    operation["security"] = [{"key": []}]
+    responses.clear()  # FastAPI knows of 200 and its own 422 only
+    if path == "/metrics":
+        responses["200"] = {"description": "As asked", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    else:
+        responses["200"] = _json(refs[str(ANSWERS[path, method])], "As asked")
+    for parameter in operation.get("parameters", ()):
+        if parameter["in"] == "path":
+            parameter["description"] = _meaning(path, parameter["name"])
+    if path not in EXEMPT:
+        operation["security"] = [{"key": []}]
     body = BODIES.get((path, method))
     if body is not None:
-        operation["requestBody"] = {
-            "required": body not in (DrainOrder, JoinTokenOrder, SleepOrder),
-            "content": {"application/json": {"schema": refs[str(body)]}},
-        }
-    named = any(part in path for part in ("{uid}", "{worker}", "{pull_id}"))
-    kind = "launch" if body in (LaunchSpec, PullOrder) else "model" if named else "control"
-    responses.update(_errors(kind, refs))
+        operation["requestBody"] = {"required": body not in OPTIONAL, "content": {"application/json": {"schema": refs[str(body)]}}}
+    responses.update(_errors(path, method, refs))
+    if path == "/ready":
+        responses["503"] = _json(refs[str(Readiness)], "It isn't ready")
 
 
-def _token_operation(summary: str, request: Document, answer: Document, refs: dict[str, Document], streams: bool) -> Document:
+def _meaning(path: str, name: str) -> str:
+    return IN_PATH.get(name) or next(names[name] for start, names in NAMED.items() if path.startswith(start))
+
+
+def _token_operation(summary: str, request: Document, answer: Document, streams: bool) -> Document:
     events = {"schema": {"type": "string", "description": "With `stream: true`: server-sent events, the last one `data: [DONE]`."}}
     response = _json(answer, "The answer, whole or streamed" if streams else "The answer")
     if streams:
@@ -151,12 +177,12 @@ def _token_operation(summary: str, request: Document, answer: Document, refs: di
         "summary": summary,
         "security": [{"key": []}],
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-        "responses": {"200": response, **_errors("token", refs)},
+        "responses": {"200": response},
     }
 
 
-def _errors(kind: str, refs: dict[str, Document]) -> Document:
-    return {status: _json(refs[str(Envelope)], STATUSES[status]) for status in ERRORS_OF[kind]}
+def _errors(path: str, method: str, refs: dict[str, Document]) -> Document:
+    return {status: _json(refs[str(Envelope)], text) for status, text in errors_of(path, method).items()}
 
 
 def _json(schema: Document, description: str) -> Document:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from xi_core.cluster.messages import ReplicaRoute
 from xi_core.cluster.routing import ReplicaView
-from xi_core.errors import ConfigError, ReplicaLost, TransportError, XiError
+from xi_core.errors import ChannelClosed, ConfigError, ReplicaLost, TransportError, XiError
 from xi_core.transport.base import Channel, Transport
 from xi_core.transport.security import ClientSecurity, KeyPair
 from xi_core.wire import UNREADABLE
@@ -37,13 +37,19 @@ _ids = itertools.count(1)
 """Ids of requests: unique within this gateway's life, whatever replica they go to."""
 
 
+class ReplicaDied(ReplicaLost):
+    """It had this request when its connection ended, without a word that it stops: it may have died of it."""
+
+
 class Stream:
     """One try of one request on one replica: filled by the link's callback, emptied by the request's coroutine."""
 
-    __slots__ = ("_loop", "_wake", "direct", "error", "finish", "id", "opened", "over", "parts", "slow", "stalled", "tokens")
+    __slots__ = ("_loop", "_wake", "direct", "error", "finish", "id", "opened", "over", "parts", "sent", "slow", "stalled", "tokens")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, slow: SlowClient) -> None:
         self.id = next(_ids)
+        self.sent = False
+        """The request has gone out, if only on its way."""
         self.opened: Open | None = None
         self.parts: list[bytes] = []
         """Bytes that the coroutine has still to send."""
@@ -111,6 +117,8 @@ class ReplicaLink:
         self._streams: dict[int, Stream] = {}
         self._channel: Channel | None = None
         self._unanswered = 0
+        self._heard = False
+        """Whether it has answered since it was dialled: only then can a request have reached it."""
         self._pings = 0
         self._redial_wait = REDIAL_FIRST
         self._redial_at = 0.0
@@ -132,12 +140,12 @@ class ReplicaLink:
         return len(self._streams)
 
     def submit(self, stream: Stream, path: str, body: bytes) -> None:
-        """Send a request. A replica that can't be sent to is lost, and the stream with it."""
+        """Send a request. A replica that can't be sent to is lost, now or once what it had said is read, and the stream with it."""
         if self.breaker.state != "closed":
             self.breaker.sent()
             self._on_change()
         self._streams[stream.id] = stream
-        self._send(encode(Submit(stream.id, path, body)))
+        stream.sent = self._send(encode(Submit(stream.id, path, body)))
 
     def judge(self, well: bool | None) -> None:
         """How a request began: `well` with an answer, if only a refusal; not, with a 5xx; None, nobody knows (its client left)."""
@@ -206,7 +214,7 @@ class ReplicaLink:
             stream.wake()
 
     def _dial(self) -> None:
-        self._unanswered = 0
+        self._unanswered, self._heard = 0, False
         try:
             self._channel = self._transport.connect(self.route.endpoint, self._on_message, self._on_lost, self._security())
         except (TransportError, ConfigError) as error:
@@ -229,14 +237,21 @@ class ReplicaLink:
         self._unanswered += 1
         self._send(encode(Ping(self._pings)))
 
-    def _send(self, message: bytes) -> None:
+    def _send(self, message: bytes) -> bool:
+        """False where it can't be sent. A connection that has ended is lost only when what came before its end has been read, perhaps
+        the word that the replica stops: the channel tells then."""
         if self._channel is None:
             self._fail_streams("is not connected")
-            return
+            return False
         try:
             self._channel.send(message)
+        except ChannelClosed as error:
+            log.debug("replica %s: %s", self.route.replica_id, error)
+            return False
         except TransportError as error:
             self._lose(f"can't be sent to: {error}")
+            return False
+        return True
 
     def _on_message(self, message: bytes) -> None:
         try:
@@ -275,7 +290,7 @@ class ReplicaLink:
         if pong.incarnation != self.route.incarnation:
             self._lose(f"is another life ({pong.incarnation}) than the routing table's ({self.route.incarnation})")
             return
-        self._unanswered = 0
+        self._unanswered, self._heard = 0, True
         before = self.usable
         self.late = False
         load = self.load = pong.load
@@ -314,5 +329,7 @@ class ReplicaLink:
 
     def _fail_streams(self, why: str) -> None:
         streams, self._streams = self._streams, {}
+        unexpected = self._heard and not (self.fell_silent or self.load.draining)
         for stream in streams.values():
-            stream.fail(ReplicaLost(f"the replica that served this request was lost: it {why}; send the request again", retry_after=1.0))
+            kind = ReplicaDied if unexpected and stream.sent else ReplicaLost
+            stream.fail(kind(f"the replica that served this request was lost: it {why}; send the request again", retry_after=1.0))

@@ -1,4 +1,4 @@
-"""uvicorn, driven from here: the protocol class, signals, readiness and a shutdown that ends in time."""
+"""uvicorn, driven from here: signals, readiness, clients that stand still, and a shutdown that ends in time."""
 
 from __future__ import annotations
 
@@ -10,88 +10,21 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from xi_core.errors import XiError
 from xi_core.replica.lifeline import watch_stdin
+from xi_server import connection
 from xi_server.asgi import App
 from xi_server.gateway import Gateway
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE = 150
-"""Seconds that a connection is kept which is idle, or whose next head doesn't come whole: longer than the pools of clients keep theirs."""
 FIRST_TABLE = 5.0
 """Longest wait for the supervisor before the gateway says that it is ready."""
 ORPHAN_EXIT = 1.0
 """Seconds after the launcher's death in which the process must be gone."""
-
-if TYPE_CHECKING:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
-
-    from xi_server.plain_parser import PlainParser
-else:
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
-
-        from xi_server.plain_parser import PlainParser
-    except ImportError:  # httptools isn't installed
-        from uvicorn.protocols.http.h11_impl import H11Protocol as Base
-
-        PlainParser = None  # h11 declines upgrades by itself
-
-
-class Protocol(Base):
-    """uvicorn's HTTP protocol. Requests find in their `state` two things that ASGI has no word for.
-
-    `abort()` cuts the connection off. `direct()` gives, after the response has started, a function that writes one chunk at once and
-    returns False if the client doesn't read; or None where chunks are not written that way.
-    """
-
-    _late: asyncio.TimerHandle | None = None
-    """Closes the connection, where no request is in work and part of a head may be there."""
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        if PlainParser is not None:
-            self.parser = PlainParser(self)
-        self.app_state = {**self.app_state, "abort": transport.abort, "direct": self._direct}
-
-        self._expect_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        served = self.cycle is not None and not self.cycle.response_complete
-        if self._late is None:
-            if not served:
-                self._expect_head()
-        elif served:
-            self._late.cancel()
-            self._late = None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self._late is not None:
-            self._late.cancel()
-
-    def _expect_head(self) -> None:
-        """uvicorn bounds the time between two requests, but not the time before the first one, nor that in which a head comes."""
-        self._late = self.loop.call_later(KEEP_ALIVE, self.transport.close)
-
-    def _direct(self) -> Callable[[bytes], bool] | None:
-        cycle, flow, write = self.cycle, self.flow, self.transport.write
-        if getattr(cycle, "chunked_encoding", None) is not True:  # another version of uvicorn, or h11
-            return None
-
-        def write_chunk(data: bytes) -> bool:
-            if flow.write_paused or cycle.disconnected or not data:
-                return False
-            write(b"%x\r\n%b\r\n" % (len(data), data))
-            return True
-
-        return write_chunk
 
 
 class _Server(uvicorn.Server):
@@ -128,8 +61,9 @@ class HttpServer:
         self._loop = asyncio.get_running_loop()
         self._ended_by: XiError | None = None
         config = uvicorn.Config(
-            app, http=Protocol, ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False, server_header=False,
-            proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=max(1, round(gateway.settings.grace)),
+            app, http=connection.Connection, ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False,
+            server_header=False, proxy_headers=False, timeout_keep_alive=connection.KEEP_ALIVE,
+            timeout_graceful_shutdown=max(1, round(gateway.settings.grace)),
         )  # fmt: skip
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         self._server = _Server(config)
@@ -138,12 +72,14 @@ class HttpServer:
         """Serve until `stop`. Raises the supervisor's error if it has removed this gateway from the cluster."""
         self._catch_signals()
         self._gateway.supervisor.on_removed = self._removed
+        self._gateway.supervisor.on_stop = self._told_to_stop
         self._gateway.start()
-        announcing = self._loop.create_task(self._announce_ready())
+        beside = [self._loop.create_task(self._announce_ready()), self._loop.create_task(self._watch_clients())]
         try:
             await self._server.serve([self._listening])
         finally:
-            announcing.cancel()
+            for task in beside:
+                task.cancel()
             await self._gateway.close()
         if self._ended_by is not None:
             raise self._ended_by
@@ -160,6 +96,11 @@ class HttpServer:
         log.error("%s; this gateway ends", error)
         self._ended_by = error
         self.stop()
+
+    def _told_to_stop(self) -> None:
+        if not self._gateway.stopping:  # the supervisor may say it again, to a link that is new: that is no second wish
+            log.info("the cluster is being stopped, and this gateway with it")
+            self.stop()
 
     def orphaned(self) -> None:
         """The launcher is dead: end now, whatever is open."""
@@ -179,6 +120,17 @@ class HttpServer:
                 await self._gateway.supervisor.subscribed.wait()
         host, port = self._listening.getsockname()[:2]
         self._announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    async def _watch_clients(self) -> None:
+        """Cut off those that stand still. Also while this server ends, which waits for all connections."""
+        stall, metrics = self._gateway.dispatcher.backlog.stall, self._gateway.metrics
+        while True:
+            await asyncio.sleep(connection.LOOK)
+            for client in list(self._server.server_state.connections):
+                if isinstance(client, connection.Connection) and (why := client.look(stall)) and not client.drop(why):
+                    log.warning("a client is cut off: %s", why)
+                    metrics.slow_clients.add("")
+                    client.cut_off()
 
     def _catch_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from xi_core.cluster.messages import ModelRoute, ReplicaRoute, TableUpdate
 from xi_core.cluster.routing import ReplicaView, Router, RouteRequest
@@ -54,15 +54,16 @@ class ServedModel:
     def usable(self) -> list[ReplicaView]:
         """Views of the replicas that may take requests now; those that are late or fail much only where there is no other."""
         if self._usable is None:
-            self._usable = self._views([])
+            self._usable = self._views(())
         return self._usable
 
     def refresh(self) -> None:
         """A link was added, removed, lost or found again."""
         self._usable = None
 
-    def choose(self, request: RouteRequest, tried: list[str]) -> ReplicaLink:
-        """The link of the replica that the router chooses, none of `tried`. Raises `Unavailable`."""
+    def choose(self, request: RouteRequest, tried: Sequence[ReplicaRoute]) -> ReplicaLink:
+        """The link of the replica that the router chooses, none of `tried`, and on none of their workers if there is another: where a
+        whole worker dies or is drained, its other replicas go too. Raises `Unavailable`."""
         views = self._views(tried) if tried else self.usable()
         if not views:
             raise self._unavailable()
@@ -78,27 +79,30 @@ class ServedModel:
         """Whether one of its replicas may soon go on that shows no life now."""
         return any(link.stalled for link in self.links.values())
 
-    def has_other(self, tried: list[str]) -> bool:
+    def has_other(self, tried: Sequence[ReplicaRoute]) -> bool:
         """Whether a replica besides those tried could take a request."""
         return bool(self._views(tried))
 
-    def _views(self, tried: list[str]) -> list[ReplicaView]:
-        fit = [link for link in self.links.values() if link.fit and link.route.replica_id not in tried]
-        return [link.view for link in fit if link.usable] or [link.view for link in fit]
+    def _views(self, tried: Sequence[ReplicaRoute]) -> list[ReplicaView]:
+        names = {route.replica_id for route in tried}
+        workers = {worker for route in tried for worker in route.workers}
+        fit = [link for link in self.links.values() if link.fit and link.route.replica_id not in names]
+        usable = [link for link in fit if link.usable]
+        elsewhere = [link for link in usable if workers.isdisjoint(link.route.workers)] if workers else []
+        return [link.view for link in elsewhere or usable or fit]
 
     def _unavailable(self) -> Unavailable:
         route = self.route
-        if route.state != "READY":
-            detail = f": {route.detail}" if route.detail else ""
+        if self.asleep:
+            return asleep(route.uid)
+        detail = f": {route.detail}" if route.detail else ""
+        if route.state != "READY" and not route.replicas:
             return Unavailable(
                 f"model '{route.uid}' is {route.state}{detail}", param="model", retry_after=RETRY_AFTER.get(route.state, 5.0)
             )
-        if self.asleep:
-            return asleep(route.uid)
-        why = (
-            "none of its replicas answers" if not any(link.alive for link in self.links.values()) else "its replicas are draining or stuck"
-        )
-        return Unavailable(f"model '{route.uid}' can't be served now: {why}; try again in a moment", param="model", retry_after=1.0)
+        alive = any(link.alive for link in self.links.values())
+        why = "its replicas are draining or stuck" if alive else "none of its replicas answers"
+        return Unavailable(f"model '{route.uid}' can't be served now: {why}{detail}; try again in a moment", param="model", retry_after=1.0)
 
 
 class RoutingTable:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from xi_core.api.body import decode_body
 from xi_core.api.control import CachedModelList, CacheRemoval
@@ -15,23 +17,24 @@ from xi_server.routes.answers import gateway_of, json_response
 
 router = APIRouter(tags=["cluster"])
 
+OfModel = Annotated[str | None, Query(description="Only this model: a hub id, the last part of one, or a family's name")]
+WithRest = Annotated[bool, Query(description="Also what came in part, or is damaged")]
+ToDelete = Annotated[str | None, Query(description="The model, which must be named: a hub id, the last part of one, or a family's name")]
+FromSource = Annotated[str | None, Query(description="Only what came from this source; default: from any")]
+OfRevision = Annotated[str | None, Query(description="Only this commit of it, as `model_version` tells it; default: all")]
+
 _pull_order = msgspec.json.Decoder(PullOrder).decode
 
 
 @router.get("/v1/cache/models")
-async def list_cache(request: Request, model_name: str | None = None, incomplete: bool = False) -> Response:
-    """The downloaded models; with `model_name`, a hub id or a family's name, only its; with `incomplete` also what came in part."""
+async def list_cache(request: Request, model_name: OfModel = None, incomplete: WithRest = False) -> Response:
+    """The downloaded models, on all workers."""
     answer: FoundModels = await gateway_of(request).supervisor.call(ListCache(name=model_name or "", incomplete=incomplete))
     return json_response(CachedModelList(answer.models))
 
 
 @router.delete("/v1/cache/models")
-async def remove_cache(
-    request: Request,
-    model_name: str | None = None,
-    source: str | None = None,
-    revision: str | None = None,
-) -> Response:
+async def remove_cache(request: Request, model_name: ToDelete = None, source: FromSource = None, revision: OfRevision = None) -> Response:
     """Delete a downloaded model from every worker that has it. One that a replica uses is a 409."""
     if not model_name:
         raise InvalidRequest("name the model that is to be deleted: model_name, a hub id or a family's name", param="model_name")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from xi_core import __version__
 from xi_core.access import is_loopback
 from xi_core.api.body import decode_body
-from xi_core.api.control import ClusterInfo, JoinTokenAnswer, JoinTokenOrder, MemberRole, ProcessInfo
+from xi_core.api.control import ClusterInfo, JoinTokenAnswer, JoinTokenOrder, KeyNeed, MemberRole, ProcessInfo
 from xi_core.api.members import KeyRotation, MemberRemoval
 from xi_core.cluster.messages import (
     Cluster,
@@ -29,6 +30,9 @@ from xi_server.asgi import read_body
 from xi_server.routes.answers import gateway_of, json_response
 
 router = APIRouter(tags=["cluster"])
+
+OfRole = Annotated[MemberRole | None, Query(description="Needed only where a worker and a gateway have this name")]
+Force = Annotated[bool, Query(description="Remove a worker though it runs replicas: they are cut off, and started elsewhere")]
 
 _order = msgspec.json.Decoder(JoinTokenOrder).decode
 
@@ -62,11 +66,8 @@ async def list_members(request: Request) -> Response:
 
 
 @router.delete("/v1/cluster/members/{name}")
-async def remove_member(request: Request, name: str, role: MemberRole | None = None, force: bool = False) -> Response:
-    """Strike a worker or gateway off the list and cut its connections; it ends. A worker that runs replicas is a 409 without `force`.
-
-    `role` is needed only where a worker and a gateway have this name.
-    """
+async def remove_member(request: Request, name: str, role: OfRole = None, force: Force = False) -> Response:
+    """Strike a worker or gateway off the list and cut its connections; it ends. A worker that runs replicas is a 409 without `force`."""
     _check_may_admit(request, "remove members")
     command = RemoveMember(name=name, role=role, force=force)
     removed: MemberRemoved = await gateway_of(request).supervisor.call(command)
@@ -91,4 +92,4 @@ def _check_may_admit(request: Request, what: str) -> None:
 @router.get("/v1/cluster/auth")
 async def cluster_auth(request: Request) -> Response:
     """Whether this server asks for an API key. It needs none itself: Xinference's clients ask it first."""
-    return json_response({"auth": bool(gateway_of(request).settings.api_key)})
+    return json_response(KeyNeed(auth=bool(gateway_of(request).settings.api_key)))

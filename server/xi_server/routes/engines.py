@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from xi_core.api.control import EngineStatus, LaunchSpec, SpecVerdict
+from xi_core.api.control import EngineModels, EngineStatus, LaunchSpec, SpecVerdict, VllmModels
 from xi_core.cluster.messages import Engines, Families, ListEngines, ListFamilies
 from xi_core.errors import InvalidRequest
 from xi_server.routes.answers import gateway_of, json_response
@@ -16,21 +16,25 @@ from xi_server.routes.registrations import known_type
 
 router = APIRouter(tags=["engines"])
 
+OfModel = Annotated[str | None, Query(description="The model whose specs are asked for: a name, a path or a hub id")]
+OfEngine = Annotated[str | None, Query(description="With `model`: only this engine")]
+OfFormat = Annotated[str | None, Query(description="With `model`: only specs of this format")]
+OfSize = Annotated[str | None, Query(description="With `model`: only specs of this size, in billions of weights: 7, 0.5 or 0_5")]
+OfQuantization = Annotated[str | None, Query(description="With `model`: only specs of this quantization")]
+OfType = Annotated[str | None, Query(description="With `model`: only specs of this type: `LLM`, `embedding` or `rerank`")]
+
 
 @router.get("/v1/engines")
 async def list_engines(
     request: Request,
-    model: str | None = None,
-    model_engine: str | None = None,
-    model_format: str | None = None,
-    size_in_billions: str | None = None,
-    quantization: str | None = None,
-    model_type: str | None = None,
+    model: OfModel = None,
+    model_engine: OfEngine = None,
+    model_format: OfFormat = None,
+    size_in_billions: OfSize = None,
+    quantization: OfQuantization = None,
+    model_type: OfType = None,
 ) -> Response:
-    """The engines, and whether they run on some worker; with `model`, also which of its specs each runs, and why not the others.
-
-    `model` is a name, a path or a hub id; the other parameters leave only some engines and specs.
-    """
+    """The engines, and whether they run on some worker; with `model`, also which of its specs each runs, and why not the others."""
     if model is None:
         filters = (model_engine, model_format, size_in_billions, quantization, model_type)
         if any(given is not None for given in filters):
@@ -59,7 +63,8 @@ async def vllm_models(request: Request) -> Response:
     """Names of the known models that vLLM runs, on Linux with a GPU; whether it is installed here is told by `/v1/engines`."""
     answer: Families = await gateway_of(request).supervisor.call(ListFamilies(model_type="LLM", engine="vLLM"))
     chats = [f.model_name for f in answer.families if "chat" in f.model_ability]
-    return json_response({"chat": chats, "generate": [f.model_name for f in answer.families if "chat" not in f.model_ability]})
+    others = [f.model_name for f in answer.families if "chat" not in f.model_ability]
+    return json_response(VllmModels(chat=chats, generate=others))
 
 
 async def _asked(request: Request, spec: LaunchSpec | None, model_type: str | None) -> list[EngineStatus]:
@@ -82,17 +87,17 @@ def _spec(
     )
 
 
-def _as_xinference(engine: EngineStatus, model: str) -> list[dict[str, Any]] | str:
+def _as_xinference(engine: EngineStatus, model: str) -> list[EngineModels] | str:
     """One entry for each format and size that runs, with its quantizations; else the reason why none does."""
-    entries: dict[tuple[str, str | None], dict[str, Any]] = {}
+    entries: dict[tuple[str, str | None], EngineModels] = {}
     for spec in engine.specs:
         if spec.runs:
             entry = entries.setdefault((spec.model_format, spec.model_size_in_billions), _entry(model, spec))
-            entry["quantizations"].append(spec.quantization or "none")
+            entry.quantizations.append(spec.quantization or "none")
     return list(entries.values()) or "; ".join(dict.fromkeys(spec.reason for spec in engine.specs)) or engine.reason
 
 
-def _entry(model: str, spec: SpecVerdict) -> dict[str, Any]:
+def _entry(model: str, spec: SpecVerdict) -> EngineModels:
     size = spec.model_size_in_billions
     theirs: int | str | None = int(size) if size is not None and size.isdecimal() else size and size.replace(".", "_")
-    return {"model_name": model, "model_format": spec.model_format, "model_size_in_billions": theirs, "quantizations": []}
+    return EngineModels(model_name=model, model_format=spec.model_format, model_size_in_billions=theirs, quantizations=[])

@@ -11,7 +11,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from xi_core.api.body import decode_body
-from xi_core.api.control import LaunchAnswer, LogPart, ModelStatus, ReplicaCount
+from xi_core.api.control import LaunchAnswer, LogPart, ModelRemoval, ModelStatus, ReplicaCount, ScaleAnswer
 from xi_core.api.openai import Model, ModelList
 from xi_core.cluster.messages import GetModel, Launch, Launched, ListModels, Models, ReadLog, Scale, Terminate
 from xi_core.errors import LaunchCancelled, ModelNotFound, Unavailable
@@ -24,7 +24,11 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 _replica_count = msgspec.json.Decoder(ReplicaCount).decode
 
-Index = Annotated[int, Query(ge=0)]
+OfReplica = Annotated[int | None, Query(ge=0, description="The replica's number, from 0; default: the first that there is")]
+OfRank = Annotated[int, Query(ge=0, description="The rank of a replica that is sharded over several workers, from 0")]
+From = Annotated[int, Query(description="The byte to begin at; below 0: so many before the end")]
+Previous = Annotated[bool, Query(description="The log before this one")]
+WaitReady = Annotated[bool, Query(description="Answer when the model is ready, or has failed; false: as soon as the launch is accepted")]
 
 POLL = 0.5
 """Seconds between looks at a launch where the routing table says nothing new."""
@@ -49,14 +53,18 @@ async def list_models(request: Request) -> Response:
 
 
 @router.post("")
-async def launch_model(request: Request, wait_ready: bool = True) -> Response:
-    """Launch a model. Answers with its uid when it is ready, or with `wait_ready=false` as soon as it is accepted."""
+async def launch_model(request: Request, wait_ready: WaitReady = True) -> Response:
+    """Launch a model. Answers with its uid when it is ready, or with `wait_ready=false` as soon as it is accepted.
+
+    The same launch again is the same launch. Where that was ready, and a part of it serves while the rest waits for a worker or for room,
+    or ends again and again, the answer comes at once; the launch's status says so.
+    """
     gateway = gateway_of(request)
     body = await read_body(request.scope, request.receive, gateway.settings.max_body)
     answer: Launched = await gateway.supervisor.call(Launch(launch_spec(body)))
     if wait_ready:
         await _wait_ready(gateway, answer.uid, request.is_disconnected)
-    return json_response(LaunchAnswer(model_uid=answer.uid))
+    return json_response(LaunchAnswer(model_uid=answer.uid, existed=answer.existed))
 
 
 @router.get("/{uid}")
@@ -86,13 +94,19 @@ async def scale_model(request: Request, uid: str) -> Response:
     body = await read_body(request.scope, request.receive, gateway.settings.max_body)
     count = decode_body(_replica_count, body)
     await gateway.supervisor.call(Scale(uid, count.replica))
-    return json_response({"model_uid": uid, "replica": count.replica})
+    return json_response(ScaleAnswer(model_uid=uid, replica=count.replica))
 
 
 @router.get("/{uid}/logs")
-async def read_log(request: Request, uid: str, replica: Index | None = None, rank: Index = 0, start: int = -65536) -> Response:
-    """A part of a replica's log, from byte `start` on (below 0: so many before the end); `next` is where to go on."""
-    part: LogPart = await gateway_of(request).supervisor.call(ReadLog(uid=uid, replica=replica, rank=rank, start=start))
+async def read_log(
+    request: Request, uid: str, replica: OfReplica = None, rank: OfRank = 0, start: From = -65536, previous: Previous = False
+) -> Response:
+    """A part of a replica's log, from byte `start` on (below 0: so many before the end); `next` is where to go on.
+
+    With `previous`: of the log before, which is that of the replica's life before, or of what this one wrote until its log grew too large.
+    """
+    command = ReadLog(uid=uid, replica=replica, rank=rank, start=start, previous=previous)
+    part: LogPart = await gateway_of(request).supervisor.call(command)
     return json_response(part)
 
 
@@ -102,7 +116,7 @@ async def terminate_model(request: Request, uid: str) -> Response:
     gateway = gateway_of(request)
     await gateway.supervisor.call(Terminate(uid), timeout=gateway.settings.grace + 30.0)
     await settled(gateway, lambda: _has_ended(gateway, uid))
-    return json_response({"id": uid, "object": "model", "deleted": True})
+    return json_response(ModelRemoval(id=uid))
 
 
 def _has_ended(gateway: Gateway, uid: str) -> bool:
@@ -112,11 +126,17 @@ def _has_ended(gateway: Gateway, uid: str) -> bool:
 
 
 async def _wait_ready(gateway: Gateway, uid: str, left: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for the launch's end. A client that leaves ends only its own wait. Raises `LaunchFailed`, `LaunchCancelled`."""
+    """Wait until the launch is READY, or stuck with a part that serves. A client that leaves ends only its own wait.
+
+    Raises `LaunchFailed`, `LaunchCancelled`, and `Unavailable` where nothing of it serves and that may stay so.
+    """
     loop = asyncio.get_running_loop()
+    moved = loop.time()
     deadline = loop.time() + gateway.settings.launch_timeout + 30.0  # the supervisor's own deadline comes first
     while loop.time() < deadline and not gateway.stopping:
-        if await _is_ready(gateway, uid):
+        status = await _status(gateway, uid)
+        moved = moved if status is not None and status.stuck else loop.time()
+        if status is not None and status.is_settled(loop.time() - moved):
             await settled(gateway, lambda: uid in gateway.table.models and bool(gateway.table.models[uid].usable()))
             return
         if await left():
@@ -126,14 +146,15 @@ async def _wait_ready(gateway: Gateway, uid: str, left: Callable[[], Awaitable[b
     raise Unavailable(f"no more waiting for model '{uid}': {why}", retry_after=5.0)
 
 
-async def _is_ready(gateway: Gateway, uid: str) -> bool:
+async def _status(gateway: Gateway, uid: str) -> ModelStatus | None:
+    """None while the supervisor doesn't say."""
     try:
         status: ModelStatus = await gateway.supervisor.call(GetModel(uid))
     except Unavailable:
-        return False
+        return None
     except ModelNotFound:
         raise LaunchCancelled(f"model '{uid}' was terminated before it was ready") from None
-    return status.is_ready()
+    return status
 
 
 async def settled(gateway: Gateway, reached: Callable[[], bool]) -> None:
@@ -150,7 +171,7 @@ def _from_table(gateway: Gateway) -> list[Model]:
         route = model.route
         entry = Model(
             id=uid, root=uid, created=0, state=route.state, context_length=route.context_length,
-            endpoints=route.endpoints, replica=len(model.links), ready_replicas=len(model.usable()),
+            endpoints=route.endpoints, replica=len(model.links), ready_replicas=len(model.usable()), detail=route.detail,
         )  # fmt: skip
         cards += _cards(entry, route.adapters)
     return cards
@@ -188,6 +209,7 @@ def _entry(gateway: Gateway, status: ModelStatus) -> Model:
         asleep_replicas=status.asleep_replicas,
         restarts=sum(replica.restarts for replica in status.replicas),
         state=status.state,
+        detail=status.hindrance(),
         endpoints=served.route.endpoints if served is not None else [],
     )
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from xi_core.api.body import decode_body
-from xi_core.api.control import MODEL_TYPES, RegisterAnswer, RegisterOrder, Registration, model_type_of
+from xi_core.api.control import MODEL_TYPES, RegisterAnswer, RegisterOrder, Registration, RegistrationRemoval, model_type_of
 from xi_core.cluster.messages import Families, GetFamily, ListFamilies, RegisterFamily, UnregisterFamily
 from xi_core.errors import InvalidRequest
 from xi_server.asgi import read_body
 from xi_server.routes.answers import gateway_of, json_response
 
 router = APIRouter(prefix="/v1/model_registrations", tags=["registrations"])
+
+OfEngine = Annotated[str | None, Query(description="Only those that this engine knows how to run where it is installed")]
+WithSpecs = Annotated[bool, Query(description="Tell all of their specs too")]
 
 _order = msgspec.json.Decoder(RegisterOrder).decode
 
@@ -26,15 +31,15 @@ def known_type(text: str) -> str:
 
 
 @router.get("")
-async def list_all_registrations(request: Request, engine: str | None = None, detailed: bool = False) -> Response:
-    """The models of all types that can be launched by name; with `engine`, those that it knows how to run where it is installed."""
+async def list_all_registrations(request: Request, engine: OfEngine = None, detailed: WithSpecs = False) -> Response:
+    """The models of all types that can be launched by name, built-in and registered ones."""
     answer: Families = await gateway_of(request).supervisor.call(ListFamilies(engine=engine, detailed=detailed))
     return json_response(answer.families)
 
 
 @router.get("/{model_type}")
-async def list_registrations(request: Request, model_type: str, engine: str | None = None, detailed: bool = False) -> Response:
-    """The models of one type, built-in and registered ones; with `detailed=true`, all of their specs."""
+async def list_registrations(request: Request, model_type: str, engine: OfEngine = None, detailed: WithSpecs = False) -> Response:
+    """The models of one type that can be launched by name, built-in and registered ones."""
     command = ListFamilies(model_type=known_type(model_type), engine=engine, detailed=detailed)
     answer: Families = await gateway_of(request).supervisor.call(command)
     return json_response(answer.families)
@@ -61,4 +66,4 @@ async def get_registration(request: Request, model_type: str, model_name: str) -
 async def unregister_model(request: Request, model_type: str, model_name: str) -> Response:
     """Take a registered model out again. What runs of it runs on."""
     await gateway_of(request).supervisor.call(UnregisterFamily(name=model_name, model_type=known_type(model_type)))
-    return json_response({"model_name": model_name, "deleted": True})
+    return json_response(RegistrationRemoval(model_name=model_name))

@@ -6,7 +6,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from xi_core.api.body import decode_body
-from xi_core.api.control import DrainOrder
+from xi_core.api.control import DrainAnswer, DrainOrder, EnvironmentRemoval, StopAnswer
 from xi_core.cluster.messages import (
     Drain,
     Explain,
@@ -41,7 +41,7 @@ async def drain_worker(request: Request, worker: str) -> Response:
     body = await read_body(request.scope, request.receive, gateway.settings.max_body)
     order = decode_body(_drain_order, body) if body else DrainOrder()
     await gateway.supervisor.call(Drain(worker=worker, seconds=order.seconds, undo=order.undo))
-    return json_response({"worker": worker, "draining": not order.undo})
+    return json_response(DrainAnswer(worker=worker, draining=not order.undo))
 
 
 @router.post("/v1/placements")
@@ -64,11 +64,11 @@ async def list_environments(request: Request) -> Response:
 async def remove_environment(request: Request, name: str) -> Response:
     """Delete an environment from every worker that has it. One that is used is a 409."""
     await gateway_of(request).supervisor.call(RemoveEnvironment(name=name))
-    return json_response({"name": name, "deleted": True})
+    return json_response(EnvironmentRemoval(name=name))
 
 
 @router.post("/v1/cluster/stop")
 async def stop_cluster(request: Request) -> Response:
     """Stop every worker with what it runs, the supervisor, and what was started with it."""
     await gateway_of(request).supervisor.call(StopCluster())
-    return json_response({"stopping": True})
+    return json_response(StopAnswer())

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from xi_core.api.control import ClusterInfo, EngineStatus, LaunchSpec, ModelStatus, ProcessInfo
+from xi_core.api.control import ClusterInfo, EngineStatus, LaunchSpec, ModelStatus, ProcessInfo, ReplicaStatus, launches
 from xi_core.api.openai import ModelList
 from xi_core.errors import ChannelClosed, UnknownEngine
 
@@ -56,6 +56,31 @@ async def test_launch_that_is_terminated_while_somebody_waits(stage: Any, kit: A
     assert (await stage.control("DELETE", "/v1/models/xi-tiny")).status == 200
     await call.task
     assert (call.status, call.error["code"]) == (409, "launch_cancelled")
+
+
+async def partly_away(stage: Any, **fields: Any) -> Any:
+    """The answer to one who launches again what was READY, while a worker of it is away."""
+
+    async def known(spec: LaunchSpec) -> None:
+        missing = ReplicaStatus(replica_id="m-1", state="PENDING", stage="worker w1 is away")
+        status = stage.supervisor.statuses["m"]
+        stage.supervisor.statuses["m"] = msgspec.structs.replace(status, state="PENDING", stuck=True, replicas=[missing], **fields)
+
+    stage.supervisor.on_launch = known
+    async with asyncio.timeout(5):
+        return await stage.control("POST", "/v1/models", {"model_name": "xi-tiny", "model_uid": "m"})
+
+
+async def test_what_is_stuck_while_a_part_of_it_serves_is_not_waited_for(stage: Any, replica: Any) -> None:
+    await stage.serve("m", replica(), state="PENDING")
+    call = await partly_away(stage, ready_replicas=1)
+    assert (call.status, call.json) == (200, {"model_uid": "m", "existed": True})
+
+
+async def test_what_is_stuck_and_does_not_serve_is_given_up_with_the_reason(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launches, "STUCK", 0.0)
+    call = await partly_away(stage)
+    assert (call.status, call.error["message"]) == (503, "none of the replicas of model 'm' serves: worker w1 is away")
 
 
 async def test_client_that_leaves_ends_only_its_wait(stage: Any, kit: Any) -> None:
@@ -131,6 +156,18 @@ async def test_list_and_get(stage: Any, replica: Any, kit: Any) -> None:
     assert (plain["model_type"], plain["model_name"], plain["model_ability"]) == ("LLM", "xi-tiny", ["chat", "generate"])
 
 
+async def test_the_list_says_why_a_launch_is_not_ready(stage: Any, replica: Any) -> None:
+    stage.supervisor.set_status("bad", "FAILED", error="the weights are not to my taste")
+    await stage.serve("m", replica())
+    waiting = ReplicaStatus(replica_id="w-0", state="PENDING", stage="waiting: no worker")
+    stage.supervisor.set_status("w", "PENDING")
+    stage.supervisor.statuses["w"].replicas = [waiting]
+    listed = (await stage.control("GET", "/v1/models")).json["data"]
+    told = {"bad": "the weights are not to my taste", "m": "", "w": "waiting: no worker"}
+    assert {model["id"]: model["detail"] for model in listed} == told
+    assert (await stage.control("GET", "/v1/models/w")).json["detail"] == "waiting: no worker"
+
+
 async def test_get_and_delete_of_an_unknown_model(stage: Any) -> None:
     for method in ("GET", "DELETE"):
         call = await stage.control(method, "/v1/models/none")
@@ -177,6 +214,9 @@ async def test_health_and_readiness(stage: Any, replica: Any, kit: Any) -> None:
     await kit.until(lambda: not stage.gateway.table.models["m"].usable())
     call = await stage.control("GET", "/ready")
     assert (call.status, call.json["reasons"]) == (503, ["no replica of model 'm' answers"])
+    stage.supervisor.serve("m", one, state="PENDING")  # a worker of it is away, the part that is here isn't reached either
+    await kit.until(lambda: stage.gateway.table.models["m"].route.state == "PENDING")
+    assert (await stage.control("GET", "/ready")).status == 503
 
 
 async def test_while_the_supervisor_is_away(stage: Any, replica: Any, kit: Any) -> None:

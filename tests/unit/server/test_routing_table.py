@@ -116,6 +116,16 @@ async def test_what_the_new_supervisor_lists_stays_as_it_says(stage: Any, replic
     assert (call.status, call.error["message"]) == (503, "model 'a' is PENDING: waiting: no worker")
 
 
+async def test_a_part_that_is_not_reached_while_the_rest_is_away_is_told_as_such(stage: Any, replica: Any, kit: Any) -> None:
+    one = replica("r1")
+    await stage.serve("a", one, state="PENDING", detail="worker w1 is away")
+    await one.close()
+    await kit.until(lambda: not stage.gateway.table.models["a"].usable())
+    call = await stage.ask(kit.chat("a"))
+    why = "none of its replicas answers: worker w1 is away"
+    assert (call.status, call.error["message"]) == (503, f"model 'a' can't be served now: {why}; try again in a moment")
+
+
 async def test_a_new_life_of_a_replica_gets_a_new_link(stage: Any, replica: Any, kit: Any) -> None:
     one, again = replica("r1"), replica("r1", script=kit.answering())
     await stage.serve("a", one)

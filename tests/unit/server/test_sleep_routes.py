@@ -32,6 +32,15 @@ async def test_requests_pass_by_a_replica_that_sleeps(stage: Any, replica: Any, 
     assert (one.submitted, len(two.submitted)) == ([], 1)
 
 
+async def test_a_model_that_sleeps_says_so_while_a_worker_of_it_is_away(stage: Any, replica: Any, kit: Any) -> None:
+    one = replica("r1")
+    await stage.serve("m", one, state="PENDING")
+    falls_asleep(one)(Sleep("m", 1))
+    await kit.until(lambda: stage.gateway.table.models["m"].asleep)
+    call = await stage.ask()
+    assert (call.status, call.error["code"]) == (503, "model_asleep")
+
+
 async def test_one_that_refuses_because_it_has_just_fallen_asleep_is_passed_by(stage: Any, replica: Any, kit: Any) -> None:
     one, two = replica("r1", script=kit.answering(503, b'{"error":"asleep"}')), replica("r2", script=kit.answering())
     await stage.serve("m", one, two)

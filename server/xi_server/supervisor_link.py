@@ -11,7 +11,19 @@ from typing import Any
 
 from msgspec import Struct
 
-from xi_core.cluster.messages import ANSWERS, OF_GATEWAYS, GatewayKeys, Launch, Scale, Subscribe, Subscribed, TableUpdate, Terminate
+from xi_core.cluster.messages import (
+    ANSWERS,
+    OF_GATEWAYS,
+    Done,
+    GatewayKeys,
+    Launch,
+    Scale,
+    Shutdown,
+    Subscribe,
+    Subscribed,
+    TableUpdate,
+    Terminate,
+)
 from xi_core.errors import ChannelClosed, DeadlineExceeded, Forbidden, InvalidRequest, TransportError, Unavailable, XiError
 from xi_core.transport.base import Transport
 from xi_core.transport.rpc import Calls, Link, Vocabulary, dial
@@ -32,7 +44,7 @@ REPEATED = (Launch, Scale)
 AWAY = "the supervisor is away; models that run go on serving, launching waits until it is back"
 UNSURE = "the supervisor is away; what was asked for may be done already, ask again in a moment"
 
-VOCABULARY = Vocabulary({command: ANSWERS[command] for command in OF_GATEWAYS}, [TableUpdate, GatewayKeys])
+VOCABULARY = Vocabulary({command: ANSWERS[command] for command in OF_GATEWAYS} | {Shutdown: Done}, [TableUpdate, GatewayKeys])
 
 
 class SupervisorClient:
@@ -45,6 +57,8 @@ class SupervisorClient:
         """What replicas on other machines want to be shown; the supervisor gives them."""
         self.on_removed: Callable[[XiError], None] = lambda error: None
         """Called once, when the supervisor says that this gateway is a member of the cluster no more."""
+        self.on_stop: Callable[[], None] = lambda: None
+        """Called when the supervisor tells this gateway to stop: the whole cluster is being stopped."""
         self._removed = False
         self._security = security
         self.subscribed = asyncio.Event()
@@ -66,7 +80,7 @@ class SupervisorClient:
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
     def _calls(self) -> Calls:
-        return {TableUpdate: self._update, GatewayKeys: self._new_keys}
+        return {TableUpdate: self._update, GatewayKeys: self._new_keys, Shutdown: self._shutdown}
 
     async def close(self) -> None:
         """Hang up and dial no more."""
@@ -170,6 +184,10 @@ class SupervisorClient:
             await asyncio.wait([closed, stale], return_when=asyncio.FIRST_COMPLETED)
         finally:
             stale.cancel()
+
+    async def _shutdown(self, command: Shutdown) -> Done:
+        self.on_stop()
+        return Done()
 
     async def _new_keys(self, notice: GatewayKeys) -> None:
         self._take_keys(notice.keys, notice.older)
