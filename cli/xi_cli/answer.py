@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from xi_cli.options import finite
+
 if TYPE_CHECKING:
     from xi_core.client import Deltas
 
@@ -16,13 +18,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SAMPLING = (
     click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of the answer."),
-    click.option("--temperature", type=float, help="0 is greedy; higher is more random."),
-    click.option("--top-p", type=float, help="Sample among the likeliest tokens that have this share of probability."),
+    click.option("--temperature", type=float, callback=finite, help="0 is greedy; higher is more random."),
+    click.option("--top-p", type=float, callback=finite, help="Sample among the likeliest tokens that have this share of probability."),
     click.option("--top-k", type=int, help="Sample among the k likeliest tokens."),
-    click.option("--min-p", type=float, help="Drop tokens less likely than this share of the likeliest."),
-    click.option("--presence-penalty", type=float, help="Against tokens that occurred, -2 to 2."),
-    click.option("--frequency-penalty", type=float, help="Against tokens by how often they occurred, -2 to 2."),
-    click.option("--repetition-penalty", type=float, help="Against repetition; 1 is none."),
+    click.option("--min-p", type=float, callback=finite, help="Drop tokens less likely than this share of the likeliest."),
+    click.option("--presence-penalty", type=float, callback=finite, help="Against tokens that occurred, -2 to 2."),
+    click.option("--frequency-penalty", type=float, callback=finite, help="Against tokens by how often they occurred, -2 to 2."),
+    click.option("--repetition-penalty", type=float, callback=finite, help="Against repetition; 1 is none."),
     click.option("--seed", type=int, help="The same seed gives the same answer."),
     click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; repeatable."),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -54,7 +55,7 @@ def convert(text: str) -> Any:
     """A value as JSON has it (numbers, true and false in any case, objects, lists), else the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if FLOAT.match(text):
+    if FLOAT.match(text) and math.isfinite(float(text)):
         return float(text)
     try:
         value = msgspec.json.decode(text)

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from xi_cli import INTERRUPTED
 from xi_core.errors import AuthenticationFailed, XiError
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ COMMANDS = "xi.commands"
 """Entry-point group of commands: `name = "module:click_command"`."""
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
 
 
 @dataclass
@@ -99,6 +98,12 @@ class Commands(click.Group):
         if self.plugged_in:
             with formatter.section("Commands of plugins"):
                 formatter.write_dl([(name, f"From {origin(point)}.") for name, point in self.plugged_in.items()])
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except KeyboardInterrupt:  # while it reads options or shows help, which click would end with status 1
+            raise click.exceptions.Exit(INTERRUPTED) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         ctx.obj = Common(**ctx.params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,6 +80,13 @@ def _default_endpoint(ours: Settings) -> str:
     host = group.host or ours.host
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - a server on all addresses is reached on this one
     return f"http://{f'[{host}]' if ':' in host else host}:{ours.port if group.port is None else group.port}"
+
+
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """A float option's callback. JSON has no `nan` and no `inf`: sent as null, they would be the default."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"'{value}' is not a finite number.", ctx, param)
+    return value
 
 
 def print_json(value: Any) -> None:

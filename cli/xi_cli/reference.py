@@ -7,15 +7,16 @@ from collections.abc import Iterator
 
 import click
 
-from xi_cli.main import BUILT_IN, cli
+from xi_cli.group import COMMANDS
+from xi_cli.root import BUILT_IN, cli
 
-PREFACE = """\
+PREFACE = f"""\
 # Command-line reference
 
 This page is made from the commands themselves: `python -m xi_cli.reference > docs/reference/cli.md`.
 
 Results go to stdout, talk and errors to stderr. Exit status: 0 when it worked, 1 when it failed, 2 for a wrong command line, 130 after
-Ctrl-C. Installed plugins may add commands; `xi --help` lists them.
+Ctrl-C. Installed plugins may add commands, by the entry-point group [`{COMMANDS}`](hooks.md#commands); `xi --help` lists them.
 """
 
 
@@ -24,10 +25,19 @@ def render() -> str:
     context = click.Context(cli, info_name="xi")
     sections = [PREFACE, *_section("xi", cli, context)]
     for name in BUILT_IN:
-        command = cli.get_command(context, name)
-        assert command is not None
-        sections.extend(_section(f"xi {name}", command, click.Context(command, info_name=name, parent=context)))
+        sections.extend(_sections(cli, name, context))
     return "\n".join(sections)
+
+
+def _sections(group: click.Group, name: str, above: click.Context) -> Iterator[str]:
+    """A command's section, and after it those of the commands that it holds itself."""
+    command = group.get_command(above, name)
+    assert command is not None
+    context = click.Context(command, info_name=name, parent=above)
+    yield from _section(context.command_path, command, context)
+    if isinstance(command, click.Group):
+        for inner in command.list_commands(context):
+            yield from _sections(command, inner, context)
 
 
 def _section(title: str, command: click.Command, context: click.Context) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xi_cli.options import client_options, connect, json_option, print_json, say
+from xi_cli.options import client_options, common, connect, json_option, print_json, say
 
 if TYPE_CHECKING:
     from xi_core.api.control import MemberRole, WorkerStatus
@@ -23,12 +23,15 @@ STAMP = "%Y-%m-%d %H:%M"
 def cluster(context: click.Context, as_json: bool, endpoint: str | None, api_key: str | None) -> None:
     """Show the workers: devices, memory, load, versions, and in what they aren't alike.
 
+    With -v also each worker's plugins with their versions.
+
     `xi cluster members` lists who may join, connected or not; `xi cluster remove NAME` strikes one of them off that list, which ends it;
     `xi cluster rotate-gateway-keys` replaces the keys that gateways show to replicas. Each has a --help of its own.
 
     \b
     Examples:
       xi cluster
+      xi cluster -v
       xi cluster --json
       xi cluster members
       xi cluster remove node-3
@@ -50,6 +53,9 @@ def cluster(context: click.Context, as_json: bool, endpoint: str | None, api_key
         ("WORKER", "STATE", "ADDRESS", "XI", "CPUS", "DEVICE", "MEMORY", "BUSY", "REPLICAS"),
         [row for w in workers for row in _rows(w)],
     )
+    if common(context).verbose:
+        click.echo()
+        table(("WORKER", "PLUGIN", "VERSION"), [(w.name, name, version) for w in workers for name, version in sorted(w.plugins.items())])
     for worker in workers:
         for difference in worker.differences:
             say(f"{worker.name}: {difference}")

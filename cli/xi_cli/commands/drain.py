@@ -6,7 +6,7 @@ import time
 
 import click
 
-from xi_cli.options import client_options, connect, json_option, print_json, say
+from xi_cli.options import client_options, connect, finite, json_option, print_json, say
 
 POLL = 0.5
 
@@ -14,8 +14,9 @@ POLL = 0.5
 @click.command()
 @click.argument("worker")
 @click.option(
-    "--timeout", type=click.FloatRange(0, 7 * 24 * 3600), default=600.0, show_default=True, help="Seconds; what is left then ends."
-)
+    "--timeout", type=click.FloatRange(0, 7 * 24 * 3600), callback=finite, default=600.0, show_default=True,
+    help="Seconds; what is left then ends.",
+)  # fmt: skip
 @click.option("--undo", is_flag=True, help="Let the worker take replicas again.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until nothing runs there.")
 @json_option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import click
@@ -21,9 +22,10 @@ class Duration(click.ParamType[float]):
         if isinstance(value, float):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value).strip().lower())
-        if found is None:
+        seconds = float(found[1]) * UNITS[found[2]] if found is not None else math.inf
+        if seconds == math.inf:
             self.fail(f"'{value}' is no duration: write 90s, 15m, 1h or 2d", param, ctx)
-        return float(found[1]) * UNITS[found[2]]
+        return seconds
 
 
 @click.command(name="join-token")

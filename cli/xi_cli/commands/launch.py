@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xi_cli import engine_options, lora_option
-from xi_cli.group import INTERRUPTED, Failure
+from xi_cli import INTERRUPTED, engine_options, lora_option
+from xi_cli.group import Failure
 from xi_cli.options import client_options, connect, json_option, one_of, print_json, say
 from xi_cli.placement_options import placement_options, show
 from xi_core.errors import LaunchCancelled, LaunchError, ModelNotFound, UnknownModel, UnknownOption, XiError
@@ -95,7 +95,7 @@ def launch(
     """Launch a model and wait until it is ready.
 
     MODEL is a model's name, a directory with weights or a .gguf file. Options that are not listed here go to the engine, which checks
-    them: --batch-size 8, --batch_size=8, bare --flags, and JSON values. Ctrl-C cancels the launch.
+    them: --batch-size 8, --batch_size=8, bare --flags, and JSON values. Ctrl-C cancels the launch, unless it was there before.
 
     \b
     Examples:
@@ -121,14 +121,31 @@ def launch(
     if explain:
         _explain(client, spec, as_json)
         return
-    uid = _start(ctx, client, spec, name)
+    uid, begun = _start(ctx, client, spec, name)
     if not wait:
         print_json({"model_uid": uid}) if as_json else click.echo(f"Model uid: {uid}")
         return
-    status = _watch(ctx, client, uid)
-    hint = f" Talk with it: xi chat {uid}" if status.spec.model_type == "LLM" else ""
-    say(f"{uid}: READY{_where(status)}.{hint}")
+    status = _watch(ctx, client, uid, begun)
+    say(_told(status))
     print_json(status) if as_json else click.echo(f"Model uid: {uid}")
+
+
+def _told(status: ModelStatus) -> str:
+    """How the launch is that was waited for."""
+    uid, asleep = status.model_uid, f", {status.asleep_replicas} asleep" if status.asleep_replicas else ""
+    if status.state != "READY":
+        serve = f"{status.ready_replicas} of {status.spec.replica} replicas serve{asleep}"
+        return f"{uid} is launched already; {serve}: {status.hindrance()}{_logs(status)}"
+    hint = f" Talk with it: xi chat {uid}" if status.spec.model_type == "LLM" else ""
+    return f"{uid}: READY{_where(status)}.{hint}"
+
+
+def _logs(status: ModelStatus) -> str:
+    """How to read what a replica wrote that has ended; one may stand for all of them."""
+    failing = next((replica.replica_id for replica in status.replicas if replica.error and replica.state != "READY"), None)
+    if failing is None:
+        return ""
+    return f"\nWhat {failing} wrote: xi logs {status.model_uid} --replica {failing.removeprefix(f'{status.model_uid}-')}"
 
 
 def _where(status: ModelStatus) -> str:
@@ -175,28 +192,29 @@ def _await_server(client: Client) -> None:
         time.sleep(0.05)
 
 
-def _start(ctx: click.Context, client: Client, spec: LaunchSpec, name: str) -> str:
-    """Send the launch. Ctrl-C waits for the answer, because without the uid nothing could be cancelled."""
+def _start(ctx: click.Context, client: Client, spec: LaunchSpec, name: str) -> tuple[str, bool]:
+    """Send the launch. Answers its uid, and whether it is begun by this. Ctrl-C waits for that: without it nothing could be cancelled."""
     with _held_interrupt() as interrupted:
         try:
-            uid = client.start(spec)
+            answer = client.begin(spec)
         except UnknownOption as error:
             raise _with_hint(error, _meant_flag(ctx, error.param)) from error
         except UnknownModel as error:
             raise _with_hint(error, f"'{name}' is a directory here: write ./{name} to launch it" if Path(name).is_dir() else "") from error
+    uid, begun = answer.model_uid, not answer.existed
     if interrupted:
-        _cancel(ctx, client, uid)
-    return uid
+        _cancel(ctx, client, uid, begun)
+    return uid, begun
 
 
-def _watch(ctx: click.Context, client: Client, uid: str) -> ModelStatus:
+def _watch(ctx: click.Context, client: Client, uid: str, begun: bool) -> ModelStatus:
     from xi_cli.progress import LaunchProgress
 
     try:
         with LaunchProgress() as progress:
             return client.wait_ready(uid, progress)
     except KeyboardInterrupt:
-        _cancel(ctx, client, uid)
+        _cancel(ctx, client, uid, begun)
         raise
     except LaunchCancelled:
         raise
@@ -205,8 +223,11 @@ def _watch(ctx: click.Context, client: Client, uid: str) -> ModelStatus:
         raise Failure(error.message) from error
 
 
-def _cancel(ctx: click.Context, client: Client, uid: str) -> None:
-    """Take the launch back after Ctrl-C, say so and exit."""
+def _cancel(ctx: click.Context, client: Client, uid: str, begun: bool) -> None:
+    """Take the launch back after Ctrl-C, say so and exit. What another command may have begun, and may serve, is left alone."""
+    if not begun:
+        say(f"\n{uid} goes on: it may have been launched before this command. To end it: xi terminate {uid}")
+        ctx.exit(INTERRUPTED)
     say(f"\nCancelling the launch of {uid}…")
     try:
         client.terminate(uid)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+
 import click
 
 from xi_cli.options import client_options, connect, json_option, print_json, say
@@ -12,6 +15,8 @@ from xi_cli.options import client_options, connect, json_option, print_json, say
 @client_options
 def list_(as_json: bool, endpoint: str | None, api_key: str | None) -> None:
     """List the models that are launched, and their LoRA modules.
+
+    Below them it says why one isn't ready.
 
     \b
     Examples:
@@ -44,3 +49,17 @@ def list_(as_json: bool, endpoint: str | None, api_key: str | None) -> None:
                 for m in models
             ],
         )
+        for m in models:
+            if m.detail and not m.parent:
+                say(_cut(f"{m.id}: {m.state}: {m.detail}"))
+
+
+def _cut(text: str) -> str:
+    """One line, no longer than the terminal is wide."""
+    line, most = " ".join(text.split()), width()
+    return line if not most or len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
+def width() -> int:
+    """Of the terminal that shows what is said; 0 where none does: nothing is cut then."""
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else 0

@@ -94,7 +94,7 @@ def _here(order: PullOrder) -> str:
     hub = PluginHub.load(config.plugins)
     RegisteredFamilies(hub.families, config.home_dir)
     if order.source:
-        hub.sources.get(order.source, param="source")
+        hub.sources.asked(order.source, param="source")
     default = hub.sources.get(config.model_src, param="XI_MODEL_SRC").name
     launch = as_launch(order, hub.families)
     path = path_of(launch, hub.families)  # a registered family may be files of one's own

@@ -11,7 +11,9 @@ from xi_cli.options import client_options, confirm, connect, say
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 @client_options
 def stop_cluster(yes: bool, endpoint: str | None, api_key: str | None) -> None:
-    """Stop every worker with its models, the supervisor and its gateway.
+    """Stop every worker with its models, every gateway and the supervisor.
+
+    Those that are away dial on, and have to be stopped on their own machines.
 
     \b
     Examples:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from xi_cli.main import cli
+from xi_cli.root import cli
 from xi_core.config import settings
 
 

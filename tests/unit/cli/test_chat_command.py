@@ -45,6 +45,16 @@ def test_sampling_and_system(xi, talking):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize("name", ["temperature", "top-p", "min-p", "presence-penalty", "frequency-penalty", "repetition-penalty"])
+def test_a_number_that_json_does_not_have_is_refused(xi, talking, name, value):
+    for command in ("chat", "generate"):
+        result = xi(command, "xi-tiny", "-p", "Hi", f"--{name}={value}")
+        assert result.exit_code == 2
+        assert f"Invalid value for '--{name}': '{float(value)}' is not a finite number" in result.stderr
+    assert talking.seen == []
+
+
 def test_each_line_of_a_pipe_is_a_turn(xi, talking):
     result = xi("chat", "xi-tiny", stdin="Hi\n\nAgain\n")
     assert result.stdout == "Hello!\nHello!\n"
@@ -149,6 +159,8 @@ def test_a_conversation_on_a_terminal(spawn, talking, words):
         talking.script[CHAT] = (503, words.error("nothing is ready", "unavailable"))
         screen.type("four\n", after="> ")
         screen.wait("Error: nothing is ready")
+        screen.type("caf\udcff\n", after="> ")
+        screen.wait("Error: the text is not UTF-8")
         screen.type("/exit\n", after="> ")
         assert process.wait(timeout=20) == 0
     finally:
@@ -173,4 +185,4 @@ class Screen:
 
     def type(self, text: str, after: str) -> None:
         self.wait(after)
-        os.write(self._descriptor, text.encode())
+        os.write(self._descriptor, text.encode(errors="surrogateescape"))

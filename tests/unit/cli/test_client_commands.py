@@ -44,6 +44,17 @@ def test_list_json(xi, models):
     assert MODEL.items() <= shown.items()
 
 
+def test_list_says_below_why_a_launch_is_not_ready(xi, server, monkeypatch):
+    why = "no worker has 1 device(s) to give; ask for fewer (w1: has no devices)\nand a second line of it"
+    server.script[MODELS] = {"object": "list", "data": [MODEL, {**MODEL, "id": "big", "state": "PENDING", "detail": why}]}
+    result = xi("list")
+    assert len(result.stdout.splitlines()) == 3
+    assert result.stderr.splitlines() == [f"big: PENDING: {' '.join(why.split())}"]
+    assert json.loads(xi("list", "--json").stdout)[1]["detail"] == why
+    monkeypatch.setattr("xi_cli.commands.list.width", lambda: 40)
+    assert xi("list").stderr.splitlines() == ["big: PENDING: no worker has 1 device(s)…"]
+
+
 def test_list_of_none(xi, server):
     server.script[MODELS] = {"object": "list", "data": []}
     result = xi("list")
@@ -288,6 +299,22 @@ def test_cluster(xi, server):
         "- - - - - cuda:0 H100 20.0 of 80.0 GiB free 50% 0",
         "w2 away b - - CPU - - 0",
     ]
+
+
+def test_cluster_shows_the_plugins_of_each_worker(xi, server):
+    known = {"name": "w1", "address": "a", "state": "ready", "version": "1", "plugins": {"engine-vllm": "1.2", "devices": "1"}}
+    server.script["GET", "/v1/workers"] = [
+        {**known, "differences": ["lacks the plugin x 1"]},
+        {"name": "w2", "address": "b", "state": "away"},
+    ]
+    assert "vllm" not in xi("cluster").stdout
+    assert xi("cluster").stderr.splitlines() == ["w1: lacks the plugin x 1"]
+    result = xi("cluster", "-v")
+    assert [line.split() for line in result.stdout.splitlines()[-3:]] == [
+        ["WORKER", "PLUGIN", "VERSION"], ["w1", "devices", "1"], ["w1", "engine-vllm", "1.2"],
+    ]  # fmt: skip
+    assert result.stderr.splitlines() == ["w1: lacks the plugin x 1"]
+    assert json.loads(xi("cluster", "--json").stdout)[0]["plugins"] == {"engine-vllm": "1.2", "devices": "1"}
 
 
 def test_cluster_members(xi, server):

@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 import click
 import pytest
 
-from xi_cli.main import BUILT_IN, cli
+from xi_cli.root import BUILT_IN, cli
 from xi_core import __version__
 
 HEAVY = (
@@ -50,7 +50,7 @@ print("IMPORTED", *sys.modules)
 def test_help_of_a_command_needs_no_rich_and_no_plugins():
     code = """
 import sys
-from xi_cli.main import BUILT_IN, cli
+from xi_cli.root import BUILT_IN, cli
 for name in BUILT_IN:
     assert cli.main([name, "--help"], standalone_mode=False) == 0
 print("IMPORTED", *sys.modules)
@@ -72,6 +72,19 @@ def test_every_help_shows_an_example(xi, name):
     result = xi(name, "--help")
     assert result.exit_code == 0
     assert f"\n    xi {name}" in result.stdout
+
+
+def test_options_that_are_floats_take_only_those_that_json_has():
+    checked = []
+    for name in BUILT_IN:
+        command = cli.get_command(click.Context(cli), name)
+        for option in command.params:
+            if option.type.name in ("float", "float range"):
+                for value in ("nan", "inf"):
+                    with pytest.raises(click.BadParameter):
+                        option.process_value(click.Context(command), value)
+                checked.append(option.name)
+    assert {"temperature", "timeout"} <= set(checked)
 
 
 def test_entry_points_and_table_agree():

@@ -10,6 +10,7 @@ import pytest
 
 READY = ("GET", "/v1/models/xi-tiny")
 LAUNCH = ("POST", "/v1/models?wait_ready=false")
+END = ("DELETE", "/v1/models/xi-tiny")
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ def test_refusals_of_the_server(xi, server, words, tmp_path, monkeypatch, code, 
 
 def test_ctrl_c_cancels_the_launch(spawn, launched, words):
     launched.script[READY] = words.status("LOADING")
-    launched.script["DELETE", "/v1/models/xi-tiny"] = {}
+    launched.script[END] = {}
     process = spawn("launch", "xi-tiny")
     words.eventually(lambda: launched.calls(*READY))
     process.send_signal(signal.SIGINT)
@@ -160,7 +161,49 @@ def test_ctrl_c_cancels_the_launch(spawn, launched, words):
     assert out == ""
     assert "The launch of xi-tiny is cancelled." in err
     assert "Traceback" not in err
-    assert len(launched.calls("DELETE", "/v1/models/xi-tiny")) == 1
+    assert len(launched.calls(*END)) == 1
+
+
+def test_ctrl_c_leaves_what_this_command_has_not_begun(spawn, launched, words):
+    launched.script[LAUNCH] = {"model_uid": "xi-tiny", "existed": True}
+    launched.script[READY] = words.status("LOADING")
+    process = spawn("launch", "xi-tiny")
+    words.eventually(lambda: launched.calls(*READY))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "xi-tiny goes on: it may have been launched before this command. To end it: xi terminate xi-tiny"
+    assert launched.calls(*END) == []
+
+
+def away(words, **fields):
+    missing = {**words.replica("PENDING", "worker w1 is away"), "replica_id": "xi-tiny-1"}
+    launched = words.status("PENDING", replicas=[words.replica("READY"), missing], stuck=True, **fields)
+    return {**launched, "spec": {"model_name": "xi-tiny", "replica": 2}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [({"ready_replicas": 1}, "1 of 2 replicas serve"), ({"asleep_replicas": 1}, "0 of 2 replicas serve, 1 asleep")],
+)
+def test_what_serves_in_part_is_told_and_not_waited_for(xi, launched, words, fields, told):
+    launched.script[READY] = away(words, **fields)
+    result = xi("launch", "xi-tiny", "-r", "2")
+    assert (result.exit_code, result.stdout) == (0, "Model uid: xi-tiny\n")
+    assert result.stderr.splitlines()[-1] == f"xi-tiny is launched already; {told}: xi-tiny-1: worker w1 is away"
+    assert json.loads(xi("launch", "xi-tiny", "-r", "2", "--json").stdout)["state"] == "PENDING"
+
+
+def test_what_ends_again_and_again_is_not_waited_for_and_its_log_is_named(xi, launched, words):
+    failing = {**words.replica("PENDING", "ends again and again", error="it ended with status 9"), "replica_id": "xi-tiny-1"}
+    status = words.status("PENDING", replicas=[words.replica("READY"), failing], stuck=True, ready_replicas=1)
+    launched.script[READY] = {**status, "spec": {"model_name": "xi-tiny", "replica": 2}}
+    result = xi("launch", "xi-tiny", "-r", "2")
+    assert (result.exit_code, result.stdout) == (0, "Model uid: xi-tiny\n")
+    assert result.stderr.splitlines()[-2:] == [
+        "xi-tiny is launched already; 1 of 2 replicas serve: xi-tiny-1: ends again and again: it ended with status 9",
+        "What xi-tiny-1 wrote: xi logs xi-tiny --replica 1",
+    ]
 
 
 def test_launch_says_when_it_was_terminated_by_another(xi, launched, words):

@@ -218,7 +218,7 @@ def test_registered_models_are_known(xi, tmp_path, monkeypatch, where):
 
 
 def test_no_engine_library_is_imported():
-    code = "import sys; from xi_cli.main import cli; cli(['cal-model-mem', 'xi-tiny'], standalone_mode=False); print(sorted(sys.modules))"
+    code = "import sys; from xi_cli.root import cli; cli(['cal-model-mem', 'xi-tiny'], standalone_mode=False); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "'xi_core.models.memory'" in done.stdout
     assert not [name for name in ("torch", "transformers", "numpy", "fastapi", "zmq") if f"'{name}'" in done.stdout]
