@@ -1,7 +1,7 @@
 """The control plane alone: 1,000 simulated workers of 8 devices and 5,000 replicas in the real lifecycle, and the real links' beats.
 
 What is timed is what the supervisor does for each event, on one core: the lifecycle's step, the routing table and the next wake. Times are
-of CPU, so that a busy machine changes them little.
+of CPU, so that a busy machine changes them little. That leaves the system's and ZeroMQ's part out: `tcp_links` measures it all together.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from statistics import quantiles
 
 import msgspec
 
+from benchmarks import tcp_links
 from benchmarks.results import Row, at_most, report
-from xi_core.api.control import LaunchSpec, ReplicaStatus
+from benchmarks.simulated import DEVICES, ENGINE, GIB, LAUNCHES, MEMORY, MODEL, REPLICAS, WORKERS, devices_of, name_of, ready, spec_of
 from xi_core.cluster import messages as m
-from xi_core.cluster.devices import Device
 from xi_core.cluster.launches import Wanted
 from xi_core.cluster.lifecycle import Lifecycle
 from xi_core.cluster.members import Member
@@ -26,20 +26,14 @@ from xi_core.cluster.replicas import Action, Start
 from xi_core.cluster.supervisor import COLLECT
 from xi_core.cluster.table import RoutingTable
 from xi_core.errors import NoPlacement
-from xi_core.models.family import ModelSpec, SourceRef
-from xi_core.testing.simulation.processes import MANIFEST
 from xi_core.transport.rpc import BEAT, MISSED, LinkServer, dial
 from xi_core.transport.vocabulary import Vocabulary
-from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan
 from xi_plugins.schedulers.idle_first import IdleFirst
 from xi_plugins.transports.inproc import InprocTransport
 
-WORKERS, DEVICES, LAUNCHES, REPLICAS = 1000, 8, 1000, 5
-GIB = 2**30
 MILLI, MICRO = 1e3, 1e6
 BEATS = 200
 """Words of workers on their devices between two placements."""
-ENGINE = "simulated"
 VOCABULARY = Vocabulary(m.ANSWERS, m.NOTICES)
 SILENCE = BEAT * (MISSED + 1)
 """Seconds after which a dead worker's link is given up, at the latest."""
@@ -66,8 +60,7 @@ class Plane:
         self.core = Lifecycle(IdleFirst(), "e", launch_timeout=600.0, grace=10.0, schedulers={"fill": Fill()})
         self.table = RoutingTable("e")
         for number in range(WORKERS):
-            devices = [Device(id=f"cuda:{n}", kind="cuda", memory=80 * GIB, memory_free=80 * GIB) for n in range(DEVICES)]
-            member = Member(f"w{number:04}", "i", devices, (ENGINE,))
+            member = Member(name_of(number), "i", devices_of(), (ENGINE,))
             self.do(lambda member=member: self.core.worker_joined(0.0, member, []))
 
     def do(self, step: Callable[[], list[Action]]) -> tuple[float, list[Start]]:
@@ -80,9 +73,8 @@ class Plane:
 
     def launch(self, uid: str, replicas: int, now: float = 0.0, scheduler: str | None = None) -> float:
         """Launch, and have it READY. Answers the seconds of the launch alone."""
-        model = ModelSpec(name="toy", format="toy", source=SourceRef(source="local", id="x"))
-        spec = LaunchSpec(model_name="toy", model_uid=uid, replica=replicas, n_gpu=1, scheduler=scheduler)
-        wanted = Wanted(uid=uid, spec=spec, model=model, engine=ENGINE, n_gpu=1, created=1, memory=20 * GIB)
+        spec = spec_of(uid, replicas, scheduler)
+        wanted = Wanted(uid=uid, spec=spec, model=MODEL, engine=ENGINE, n_gpu=1, created=1, memory=MEMORY)
         took, starts = self.do(lambda: self.core.accept(now, wanted))
         for start in starts:
             self.update(start, wanted, now)
@@ -98,19 +90,8 @@ class Plane:
 
     def update(self, start: Start, wanted: Wanted, now: float) -> float:
         """A replica is READY. Answers the seconds that its word took."""
-        worker = start.assignments[0].worker
-        plan = LaunchPlan(
-            uid=start.uid,
-            replica_id=start.replica_id,
-            incarnation=start.incarnation,
-            engine=EngineRef(name=ENGINE, path="x:X"),
-            artifact=Artifact(format="toy", path="/x"),
-            endpoint="tcp://x:1",
-            devices=list(start.assignments[0].devices),
-            memory=wanted.memory,
-        )
-        status = ReplicaStatus(replica_id=start.replica_id, state="READY", worker=worker, pid=7)
-        record = m.ReplicaRecord(plan=plan, spec=wanted.spec, status=status, created=1, model=wanted.model, manifest=MANIFEST, slots=8)
+        worker, devices = start.assignments[0].worker, start.assignments[0].devices
+        record = ready(wanted.spec, start.replica_id, start.incarnation, worker, devices)
         return self.do(lambda: self.core.replica_updated(now, worker, record))[0]
 
 
@@ -123,7 +104,7 @@ def _placements(plane: Plane, count: int) -> list[Row]:
     for n in range(count):
         plane.end(f"more-{n}", 1.0)
     cuts = quantiles(times, n=100)
-    huge = LaunchSpec(model_name="toy", model_uid="huge", replica=1, n_gpu=DEVICES + 1)
+    huge = msgspec.structs.replace(spec_of("huge", 1), n_gpu=DEVICES + 1)
     refused = plane.core.find("m0")
     assert refused is not None
     wanted = msgspec.structs.replace(refused.wanted, uid="huge", spec=huge, n_gpu=DEVICES + 1)
@@ -144,7 +125,7 @@ def _beat_of_workers(plane: Plane, rounds: int, first: int = 0) -> float:
     encode, decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(m.WorkerBeat).decode
     said = []
     for number in range(first, first + rounds):
-        name = f"w{number % WORKERS:04}"
+        name = name_of(number % WORKERS)
         devices = [msgspec.structs.replace(d, memory_free=40 * GIB + number, utilisation=0.5) for d in plane.core.members[name].devices]
         said.append(encode(m.WorkerBeat(worker=name, devices=devices)))
     began = time.process_time()
@@ -172,7 +153,7 @@ async def _beat_of_links(links: int, seconds: float) -> float:
 
 def _lost(plane: Plane) -> list[Row]:
     """A worker is lost: how long its replicas have no place, in simulated time, and what the steps cost."""
-    worker = "w0000"
+    worker = name_of(0)
     held = {replica.replica_id for replica, _ in plane.core.on(worker)}
     lost_at = 10.0
     now = lost_at + SILENCE
@@ -193,6 +174,7 @@ def _lost(plane: Plane) -> list[Row]:
 
 def run(*, quick: bool, save: bool) -> bool:
     """Measure and report. True when all targets are met."""
+    over_tcp, measured = tcp_links.rows(WORKERS, 5.0 if quick else 20.0)  # first: it may be refused
     before = gc.get_threshold()
     gc.set_threshold(*COLLECT)
     try:
@@ -200,7 +182,7 @@ def run(*, quick: bool, save: bool) -> bool:
     finally:
         gc.set_threshold(*before)
     conditions = {"workers": WORKERS, "devices": WORKERS * DEVICES, "launches": LAUNCHES, "replicas": LAUNCHES * REPLICAS}
-    return report("control_plane", rows, conditions, save=save)
+    return report("control_plane", [*rows, *over_tcp], conditions | measured, save=save)
 
 
 def _measured(quick: bool) -> list[Row]:

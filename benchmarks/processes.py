@@ -54,6 +54,19 @@ class Child:
             raise NotReady(f"process {self.pid} ended before it was ready\n{self.output()}")
         return line
 
+    def hear(self, text: str, timeout: float = READY) -> None:
+        """Wait until it has written this, to whichever output. Raises `NotReady`."""
+        deadline = time.monotonic() + timeout
+        while text not in "".join(self._output):
+            if time.monotonic() > deadline:
+                raise NotReady(f"process {self.pid} did not write '{text}' within {timeout:g} s\n{self.output()}")
+            if not self.running():
+                self._join_readers()  # what it wrote last may not be read yet
+                if text in "".join(self._output):
+                    return
+                raise NotReady(f"process {self.pid} ended and did not write '{text}'\n{self.output()}")
+            time.sleep(0.02)
+
     def tell(self, line: str) -> None:
         """Write a line to its standard input."""
         if self._process.stdin is None:
@@ -90,8 +103,7 @@ class Child:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
-        for thread in self._threads:
-            thread.join(1.0)
+        self._join_readers()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
@@ -101,6 +113,10 @@ class Child:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+    def _join_readers(self) -> None:
+        for thread in self._threads:
+            thread.join(1.0)
 
     def _read_lines(self) -> None:
         for line in self._process.stdout or ():

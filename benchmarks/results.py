@@ -17,7 +17,10 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Row(msgspec.Struct, kw_only=True):
-    """One claim. `value` is what is claimed: for a comparison the median of the pairs' ratios, ours over theirs."""
+    """One claim, or without a target one figure to look at, which is always met.
+
+    `value` is what is claimed: for a comparison the median of the pairs' ratios, ours over theirs.
+    """
 
     what: str
     unit: str
@@ -54,7 +57,8 @@ def report(name: str, rows: Sequence[Row], conditions: dict[str, Any], *, save: 
     table = Table("", "xi", "peer", "unit", "ratio or value", "target", "met", title=f"{name}: {conditions}", title_justify="left")
     for row in rows:
         theirs = f"{_short(row.theirs)} ({row.peer})" if row.peer else ""
-        table.add_row(row.what, _short(row.ours), theirs, row.unit, _short(row.value), row.target, "yes" if row.met else "NO")
+        met = "" if not row.target else "yes" if row.met else "NO"
+        table.add_row(row.what, _short(row.ours), theirs, row.unit, _short(row.value), row.target, met)
     Console(width=150).print(table)
     if save:
         RESULTS.mkdir(exist_ok=True)
