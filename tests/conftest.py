@@ -21,9 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Who starts the tests in a shell's background has Ctrl-C ignored, in them and in all that they start; some of them press it."""
+    """Who starts the tests in a shell's background has Ctrl-C ignored, and who starts them by `nohup` the hanging up, in them and in all that
+    they start; some of them send these signals."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

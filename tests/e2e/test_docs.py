@@ -20,6 +20,7 @@ PAGES = [
     "docs/how-to/structured-output.md",
     "docs/how-to/lora.md",
     "docs/how-to/memory.md",
+    "docs/how-to/python.md",
 ]
 BLOCK = re.compile(r"<!-- run -->\n```(bash|python)\n(.*?)```", re.DOTALL)
 DONE_ALREADY = ("pip install", "xi serve", "python3 -m venv")

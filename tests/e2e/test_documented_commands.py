@@ -7,7 +7,9 @@ Models of the guides come from a stand-in for the hubs, which has xi-tiny's file
 
 from __future__ import annotations
 
+import inspect
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +21,11 @@ from xi_core.testing.hub_standin import HubModel, HubStandIn
 from xi_core.testing.server import RunningServer
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from-xinference.md"
-ROW = re.compile(r"^\| `([^`]+)` \| .+ \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `([^`]+)` \| (.+) \|$", re.MULTILINE)
+COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*xi [^`]+")
+PLACES = {"xi", "-e", "URL", "-p", "9997"}
+"""Words of a command that say where the server is: the tests' own is elsewhere."""
+PLACEHOLDER = re.compile(r"[A-Z]+")
 
 VLLM = "needs vLLM, which is no part of the development environment; `make test-engines` runs what of it runs on a CPU"
 GPUS = "needs several GPUs"
@@ -54,7 +60,7 @@ GUIDED: dict[str, Guided] = {
     ),
     "XINFERENCE_TEXT_TO_IMAGE_BATCHING_SIZE=1024*1024 xinference-local --log-level debug": Guided(reason=IMAGES),
     "xinference launch -n qwen3-xxx --model-engine vllm --enable-thinking": Guided(runs.thinking),
-    "xinference-local --host 0.0.0.0 --port 9997": Guided(runs.serving("--host", "0.0.0.0", XI_API_KEY="a-long-secret-of-the-test")),
+    "xinference-local --host 0.0.0.0 --port 9997": Guided(runs.serving("-H", "0.0.0.0", XI_API_KEY="a-long-secret-of-the-test")),
     "XINFERENCE_HOME=/tmp/xinference xinference-local --host 0.0.0.0 --port 9997": Guided(runs.home_of_their_name),
     "http://127.0.0.1:9997/ui": Guided(reason=NO_UI),
     "http://127.0.0.1:9997/docs": Guided(runs.http_docs),
@@ -90,7 +96,9 @@ GUIDED: dict[str, Guided] = {
     "xinference-supervisor -H HOST": Guided(runs.in_a_cluster),
     "xinference-worker -e URL -H HOST": Guided(runs.in_a_cluster),
     "xinference launch -n qwen2.5-instruct -s 0_5 -f pytorch -e URL": Guided(runs.in_a_cluster),
-    "docker run --gpus all xprobe/xinference:VERSION xinference-local -H 0.0.0.0 --log-level debug": Guided(reason=DOCKER),
+    "docker run --gpus all xprobe/xinference:VERSION xinference-local -H 0.0.0.0 --log-level debug": Guided(
+        runs.serving("-H", "0.0.0.0", "--log-level", "debug", XI_API_KEY="a-long-secret-of-the-test")
+    ),
     "docker run xprobe/xinference:VERSION-cpu xinference-local -H 0.0.0.0 --log-level debug": Guided(reason=DOCKER),
     "xinference cached": Guided(runs.from_modelscope),
     "xinference cal-model-mem": Guided(runs.says("xi cal-model-mem -n qwen2.5-instruct -s 0_5 -f pytorch", "total:")),
@@ -145,4 +153,43 @@ def test_every_entry_runs_or_says_why_not() -> None:
 
 
 def test_the_page_has_xis_words_for_each() -> None:
-    assert ROW.findall(PAGE.read_text(encoding="utf-8")) == list(GUIDED)
+    assert [theirs for theirs, _ in rows()] == list(GUIDED)
+
+
+def test_what_is_run_is_what_the_page_shows() -> None:
+    """Of the commands that are run as one line: the others are spread over several calls."""
+    compared = 0
+    for theirs, ours in rows():
+        shown, run = COMMAND.match(ours.removeprefix("`")), line_of(GUIDED[theirs])
+        if shown is not None and run:
+            missing = words(shown.group()) - words(run)
+            assert not missing, f"{theirs}: the page shows {shown.group()!r}, and {run!r} is run"
+            compared += 1
+    assert compared >= 15
+
+
+def test_the_page_opens_no_server_without_a_key() -> None:
+    for _, ours in rows():
+        for command in COMMAND.findall(ours):
+            if re.search(r"\bxi (serve|supervisor|gateway)\b.* (-H|--host) ", command):
+                assert "XI_API_KEY=" in command, command
+
+
+def rows() -> list[tuple[str, str]]:
+    """The page's tables: their commands and what stands beside them."""
+    return ROW.findall(PAGE.read_text(encoding="utf-8"))
+
+
+def line_of(entry: Guided) -> str:
+    """The command that an entry of `serving`, `launched`, `says` or `plans` runs; empty for others."""
+    known = inspect.getclosurevars(inspect.unwrap(entry.run)).nonlocals if entry.run is not None else {}
+    if "arguments" in known:
+        variables = [f"{name}={value}" for name, value in known["env"].items()]
+        return shlex.join([*variables, "xi", "serve", *known["arguments"]])
+    return known.get("line", "")
+
+
+def words(command: str) -> set[str]:
+    """What a command says: its words but for placeholders; of the secret, its name; Xinference's names of variables as xi's."""
+    said = {word.replace("XINFERENCE_", "XI_") for word in shlex.split(command) if not PLACEHOLDER.fullmatch(word)}
+    return {re.sub("^XI_API_KEY=.*", "XI_API_KEY", word) for word in said} - PLACES

@@ -90,7 +90,8 @@ def test_layouts_that_can_not_be(server: RunningServer) -> None:
         (("--gpu-idx", "0", "--n-gpu", "2"), "gpu_idx names 1 device(s), and n_gpu asks for 2"),
         (("-r", "2", "--replica-config", '[{"n_gpu": 0}]'), "replica_config describes 1 replica(s), and replica is 2"),
         (("--scheduler", "fastest"), "idle_first"),
-        (("--worker-ip", "10.0.0.9"), "not among the workers asked for (10.0.0.9)"),
+        (("--worker-ip", "10.0.0.9"), "worker_ip: there is no worker '10.0.0.9'; workers: "),
+        (("--replica-config", '[{"n_gpu": 0, "gpu_idx": [0]}]'), "gpu_idx names devices, but replica_config[0].n_gpu asks for none"),
     ]:
         failed = run(server, "launch", "xi-tiny", "-u", "wrong", *arguments)
         assert failed.returncode == 1, arguments
@@ -139,6 +140,7 @@ def test_a_drained_worker_and_its_return(server: RunningServer) -> None:
     status = server.client.model("xi-tiny")
     assert status.state == "PENDING"
     assert "no worker is connected that may take replicas" in status.replicas[0].stage
+    assert f"{worker.name}: is drained" in status.replicas[0].stage
     out(server, "drain", worker.name, "--undo")
     wait_until(lambda: ready(server) == 1, 30.0, "the replica to be back")
 
