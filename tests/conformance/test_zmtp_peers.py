@@ -178,6 +178,17 @@ async def test_what_came_before_the_end_is_handed_over_though_a_send_finds_the_e
     assert peer.log == [b"%d" % i for i in range(300)] + [b"LOST"]
 
 
+async def test_a_peer_that_ends_without_reading_is_a_loss_after_what_came_before(peer: RawPeer) -> None:
+    """Such a connection is reset, and uvloop calls a reader only once more then, however much there is to read."""
+    await peer.open()
+    peer.channel.send(b"never read")
+    messages = [b"%d" % i * 1000 for i in range(40)]
+    peer.sock.sendall(b"".join(map(message_frame, messages)))
+    peer.sock.close()  # before the loop reads
+    await peer.lost()
+    assert peer.log == [*messages, b"LOST"]
+
+
 async def test_another_try_when_it_goes_before_the_handshake(peer: RawPeer) -> None:
     peer.channel.send(b"early")
     for part in (b"", GREETING, OPENING[:-1]):

@@ -7,6 +7,8 @@ and the end of a connection is seen at once.
   the end first; and a send goes to the kernel at once, with an exact count of what waits.
 * One `recv` of at most `CHUNK` bytes per round of the loop, and all that is whole in it handed over. So the loop is not starved: real
   messages are some hundred bytes, and a chunk holds a few hundred of them.
+* A connection whose other side ended without reading all is reset. uvloop calls a reader once more then and never again, though there
+  may be more to read, and the end itself. So an `epoll` of its own watches for that, which a message doesn't wake.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import asyncio
 import contextlib
 import errno
 import logging
+import select
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -71,6 +75,7 @@ class ZmtpChannel(Channel):
         self._sent = asyncio.Event()
         """Nothing waits, or nothing will be sent any more."""
         self._sock: socket.socket | None = None
+        self._ends: select.epoll | None = None
         self._handshake = Handshake()
         self._frames = FrameReader()
         self._partial = self._frames.held
@@ -128,12 +133,13 @@ class ZmtpChannel(Channel):
             sock.setblocking(False)
             sock.connect(self._path)  # a local socket connects at once or not at all
             sock.send(GREETING)  # a fresh socket has room for it, and for READY later
+            self._ends = _ends_of(sock)
         except OSError:
             sock.close()
             raise
         self._sock = sock
         self._handshake = Handshake()
-        self._loop.add_reader(sock.fileno(), self._shake_hands)
+        self._read_by(self._shake_hands)
 
     def _dial_later(self) -> None:
         self._retry = self._loop.call_later(RETRY, self._dial_again)
@@ -169,12 +175,19 @@ class ZmtpChannel(Channel):
         self._open = True
         self._deadline.cancel()
         self._recv = self._sock.recv
-        self._loop.add_reader(self._sock.fileno(), self._read)
+        self._read_by(self._read)
         self._flush()
         if self._handshake.rest:
             self._take(self._handshake.rest)
 
     # ---- receiving -----------------------------------------------------------------------------
+
+    def _read_by(self, read: Callable[[], None]) -> None:
+        """Read with this when there is something, and until the end is found once there is one."""
+        assert self._sock is not None
+        self._loop.add_reader(self._sock.fileno(), read)
+        if self._ends is not None:
+            self._loop.add_reader(self._ends.fileno(), read)
 
     def _read(self) -> None:
         try:
@@ -319,6 +332,23 @@ class ZmtpChannel(Channel):
                 self._writing = False
                 self._loop.remove_writer(sock.fileno())
             sock.close()
+        ends, self._ends = self._ends, None
+        if ends is not None:
+            self._loop.remove_reader(ends.fileno())
+            ends.close()
+
+
+def _ends_of(sock: socket.socket) -> select.epoll | None:
+    """What can be read once the connection has ended and never before. Only Linux has it, and only there is it needed."""
+    if sys.platform != "linux":
+        return None
+    ends = select.epoll()
+    try:
+        ends.register(sock.fileno(), 0)  # an end and an error are always told of
+    except OSError:
+        ends.close()
+        raise
+    return ends
 
 
 def _drop(message: bytes) -> None:
