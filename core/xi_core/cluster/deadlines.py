@@ -15,7 +15,8 @@ from xi_core.cluster.state import ClusterState
 LEASE = 1.25
 """Seconds for which a worker's word holds after its link went down. That is noticed within 2 s; with two leases a replica moves in 5."""
 KEPT = 600.0
-"""Seconds for which an ended launch is remembered: for its reason to be read, and for a worker that comes back with replicas of it."""
+"""Seconds for which an ended launch is remembered: for its reason to be read, and for a worker that comes back with replicas of it. Of one
+that was stopped only its name is."""
 
 
 def wake_of(state: ClusterState, uid: str) -> float | None:
@@ -23,7 +24,9 @@ def wake_of(state: ClusterState, uid: str) -> float | None:
     launch = state.launches.get(uid)
     if launch is None:
         return None
-    times = [launch.ended_at + KEPT] if launch.end else [launch.deadline] if launch.deadline is not None else []
+    if launch.end and not launch.live:
+        return launch.ended_at + _kept(launch)
+    times = [launch.deadline] if launch.deadline is not None and not launch.end else []
     for replica in launch.replicas:
         if replica.lost_at is not None:
             times.append(replica.lost_at + 2 * LEASE)
@@ -40,8 +43,7 @@ def tick(state: ClusterState, now: float) -> list[Action]:
     due = state.touched.due(now, partial(wake_of, state), state.launches)
     for launch in due:
         if launch.end:
-            if now >= launch.ended_at + KEPT and not launch.live:
-                state.forget(launch)
+            _forget(state, now, launch)
         elif launch.deadline is not None and now >= launch.deadline:
             if launch.serves or launch.waits:
                 actions += state.begin_rest_anew(now, launch)
@@ -57,6 +59,20 @@ def tick(state: ClusterState, now: float) -> list[Action]:
         if replica.move_by is not None and now >= replica.move_by and replica.live and not replica.leaving and not launch.end:
             actions += state.overdue(now, launch, replica)
     return actions + state.start_due(now)
+
+
+def _kept(launch: LaunchEntry) -> float:
+    """Seconds from its end for which all of it is kept, while nothing of it runs."""
+    return 0.0 if launch.end == "STOPPED" else KEPT
+
+
+def _forget(state: ClusterState, now: float, launch: LaunchEntry) -> None:
+    """Forget a launch whose time has come."""
+    if launch.live or now < launch.ended_at + _kept(launch):
+        return
+    if launch.end == "STOPPED":
+        state.over.add(now, launch, now - KEPT)
+    state.forget(launch)
 
 
 def _stays_away(replica: Replica, now: float) -> bool:

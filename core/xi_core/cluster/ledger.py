@@ -18,7 +18,7 @@ from xi_core.cluster.replicas import Rank, Replica, rank_of
 Key = tuple[str, int]
 """An incarnation and the number of a rank."""
 Held = tuple[LaunchEntry, Replica, Rank]
-REMEMBERED = 1024
+REMEMBERED = 512
 """Lives that are known to be over. Their launches are known for `KEPT` anyway; more lives would only be memory that fills slowly."""
 
 

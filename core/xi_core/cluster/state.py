@@ -10,6 +10,7 @@ from xi_core.cluster.launches import LaunchEntry, Launches
 from xi_core.cluster.ledger import Ledger
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
+from xi_core.cluster.over import OverLaunches
 from xi_core.cluster.placement import Placement, Rejection, Scheduler
 from xi_core.cluster.replicas import BACKOFF, RESTARTS, WINDOW, Action, Ending, Rank, Replica, Start, Stop, rank_of
 from xi_core.cluster.touched import Touched
@@ -35,8 +36,7 @@ class ClusterState:
         self.touched = Touched()
         self.launches = Launches()
         self.launch_timeout, self.grace, self.settled_at = launch_timeout, grace, settled_at
-        self.over = ended
-        """Launches that aren't taken over from workers."""
+        self.over = OverLaunches(ended)
         self._schedulers = schedulers
         self._epoch, self._lives = epoch, 0
         self._numbers = itertools.count(1)
@@ -59,6 +59,7 @@ class ClusterState:
         self.launches.pop(launch.uid, None)
         self.launches[launch.uid] = launch
         launch.number = next(self._numbers)
+        self.over.discard(launch)
         self.touched.touch(launch)
 
     def forget(self, launch: LaunchEntry) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 
 from xi_core.cluster.launches import LaunchEntry
 
+SLACK = 64
+"""Times that are not due any more and may wait among the others."""
+
 
 class Touched:
     """Launches that were touched since each of its three readers looked last. By uid: one that is gone is a change too."""
@@ -47,6 +50,9 @@ class Touched:
                 self._wake_of[uid] = at
                 heapq.heappush(self._wakes, (at, uid))
         self._clock.clear()
+        if len(self._wakes) > 2 * len(self._wake_of) + SLACK:  # most are of launches that have ended long before their time
+            self._wakes = [(at, uid) for uid, at in self._wake_of.items()]
+            heapq.heapify(self._wakes)
         while self._wakes and self._wake_of.get(self._wakes[0][1]) != self._wakes[0][0]:
             heapq.heappop(self._wakes)
         return self._wakes[0][0] if self._wakes else None

@@ -48,25 +48,27 @@ def stops(actions: list[Action]) -> list[str]:
     return [a.replica_id for a in actions if isinstance(a, Stop)]
 
 
+def record(life: Start, what: Wanted) -> ReplicaRecord:
+    """What a worker tells of a life that is READY."""
+    plan = LaunchPlan(
+        uid=life.uid,
+        replica_id=life.replica_id,
+        incarnation=life.incarnation,
+        engine=EngineRef(name="e", path="x:X"),
+        artifact=Artifact(format="toy", path="/x"),
+        endpoint="ipc:///x",
+        devices=list(life.assignments[0].devices),
+    )
+    status = ReplicaStatus(replica_id=life.replica_id, state="READY", worker=life.assignments[0].worker, pid=7)
+    return ReplicaRecord(plan=plan, spec=what.spec, status=status, created=1, model=what.model, manifest=of_fields(chat={}))
+
+
 def ready(core: Lifecycle, *lives: Start, now: float = 0.0) -> list[Action]:
     actions: list[Action] = []
     for life in lives:
         found = core.find(life.uid)
         assert found is not None
-        plan = LaunchPlan(
-            uid=life.uid,
-            replica_id=life.replica_id,
-            incarnation=life.incarnation,
-            engine=EngineRef(name="e", path="x:X"),
-            artifact=Artifact(format="toy", path="/x"),
-            endpoint="ipc:///x",
-            devices=list(life.assignments[0].devices),
-        )
-        status = ReplicaStatus(replica_id=life.replica_id, state="READY", worker=life.assignments[0].worker, pid=7)
-        record = ReplicaRecord(
-            plan=plan, spec=found.wanted.spec, status=status, created=1, model=found.wanted.model, manifest=of_fields(chat={})
-        )
-        actions += core.replica_updated(now, life.assignments[0].worker, record)
+        actions += core.replica_updated(now, life.assignments[0].worker, record(life, found.wanted))
     return actions
 
 
