@@ -27,8 +27,7 @@ SLOPE = 0.01
 """Of a process's memory, per hour."""
 PACE = 1.25
 """Seconds from one launch to the next, while memory is looked at: what has ended is remembered for ten minutes, so that a pace that changes
-would show as memory that does. A machine that is busy with other things doesn't keep it: in an hour beside other tests, with 2,558 launches in
-place of 2,880, the supervisor grew by 1.25 %; it keeps some 3 KB of each."""
+would show as memory that does. A machine that is busy with other things doesn't keep it."""
 ABORTS = 300
 STORY = {**BODY, "max_tokens": 2000, "stream": True}
 

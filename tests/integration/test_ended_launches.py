@@ -80,7 +80,7 @@ async def test_terminate_while_it_is_written_down(tmp_path: Path, monkeypatch: p
         with contextlib.suppress(XiError):
             await launching
         assert [found.state for found in (await made.link.call(m.ListModels())).models] == ["CANCELLED"]
-        assert not tagged("toy-0@"), "nothing runs on"
+        assert not tagged(f"toy-0@{made.supervisor._lifecycle._state._epoch}"), "nothing of this supervisor's runs on"
     finally:
         await made.stack.aclose()
         await made.supervisor.close()
