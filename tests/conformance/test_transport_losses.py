@@ -137,6 +137,23 @@ def _is_gone(listener: Listener, peer: bytes) -> bool:
     return False
 
 
+def _is_gone_later(listener: Listener, peer: bytes) -> bool:
+    """The same after a moment in which the loop stands still, and what was sent arrives."""
+    time.sleep(0.1)
+    return _is_gone(listener, peer)
+
+
+async def test_what_comes_while_a_send_fails_is_read(wire: Wire) -> None:
+    """The failed send may have taken the socket's only word that there is something to read."""
+    listener = wire.listen()
+    gone, other = await wire.connected(), await wire.connected()
+    gone.channel.abort()
+    await until(lambda: _is_gone(listener, gone.peer))
+    other.channel.send(b"x")
+    assert _is_gone_later(listener, gone.peer)
+    await until(lambda: wire.received == [(other.peer, b"x")], 1.0)
+
+
 async def test_closing_from_within_a_callback(wire: Wire) -> None:
     listener = wire.listen()
     got: list[bytes] = []

@@ -5,7 +5,8 @@ Why it is written as it is:
 
 * `zmq.asyncio` costs many times more per message, so each socket's descriptor has one readable callback that reads all there is,
   bounded so that the loop is not starved.
-* The descriptor is edge-triggered and a send may swallow its edge: `Reader.look_soon` looks once after every batch of sends.
+* The descriptor is edge-triggered and a send may swallow its edge, also one that fails: `Reader.look_soon` looks once after every batch
+  of sends.
 * ZeroMQ hides disconnects and would resume on another listener. The dialling side watches its socket's monitor, never reconnects
   once a connection stood, and hands no message to ZeroMQ before that.
 * ZeroMQ's own `ipc` bind silently takes over a path in use, and removes the file at some later time. So the local socket is bound
@@ -127,8 +128,9 @@ class ZmqChannel(Channel):
             raise ChannelFull(f"{self._endpoint} doesn't read: its queue is full and nothing was sent") from None
         except zmq.ZMQError as error:
             raise ChannelClosed(f"{self._endpoint}: {error}") from None
-        if not self._reader.looking:
-            self._reader.look_soon()
+        finally:
+            if not self._reader.looking:
+                self._reader.look_soon()
 
     def missed_beats(self) -> int:
         if not self._open:
@@ -288,8 +290,9 @@ class ZmqListener(Listener):
             raise ChannelFull(f"{self.endpoint}: peer {peer.hex()} doesn't read; nothing was sent") from None
         except zmq.ZMQError:
             raise ChannelClosed(f"{self.endpoint}: peer {peer.hex()} is gone") from None
-        if not self._reader.looking:
-            self._reader.look_soon()
+        finally:
+            if not self._reader.looking:
+                self._reader.look_soon()
 
     async def close(self, grace: float = 1.0) -> None:
         self._shut(grace)
