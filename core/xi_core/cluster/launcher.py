@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from xi_core.access import allowed_origins, check_access, is_loopback
 from xi_core.cluster import addresses
 from xi_core.cluster.runtime import RuntimeFolder, sweep
-from xi_core.cluster.sibling import Sibling
+from xi_core.cluster.sibling import BACKOFF_MOST, Sibling
 from xi_core.config import settings
 from xi_core.errors import ConfigError, XiError
 
@@ -80,7 +80,15 @@ class Launcher:
         self._signals += 1
 
     def _start(self, sibling: Sibling) -> None:
-        sibling.start()
+        """Start one; where the system has no room for a process now, try again later. Raises `ConfigError` where nothing runs yet."""
+        try:
+            sibling.start()
+        except OSError as error:
+            if not self._started:
+                raise ConfigError(f"{sibling.role} can't be started: {error}") from None
+            say(f"{sibling.role:<11} can't be started now ({error}); trying again in {BACKOFF_MOST:g} s")
+            sibling.start_at = time.monotonic() + BACKOFF_MOST
+            return
         self._selector.register(sibling.stdout, selectors.EVENT_READ, sibling)
 
     def _wait(self, timeout: float | None) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
-from xi_core.cluster.launcher import check_ports, listen, say, siblings_of, url_of
+from xi_core.cluster.launcher import Launcher, check_ports, listen, say, siblings_of, url_of
 from xi_core.cluster.runtime import RuntimeFolder
+from xi_core.cluster.sibling import Sibling
 from xi_core.errors import ConfigError
 
 
@@ -23,6 +25,27 @@ def test_the_supervisor_is_told_whether_other_machines_reach_the_server(tmp_path
     finally:
         runtime.remove()
     assert ("--exposed" in supervisor._command) is exposed
+
+
+def test_a_sibling_for_which_there_is_no_room_is_tried_again_later(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure to fork must not end the others, which serve."""
+    monkeypatch.setattr(Launcher, "_catch_signals", lambda self: None)
+    with socket.socket() as listening:
+        sibling = Sibling("gateway", ["nothing"], secret=False)
+        launcher = Launcher(listening, [sibling], 1.0)
+
+        def full() -> None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        monkeypatch.setattr(sibling, "start", full)
+        with pytest.raises(ConfigError, match=r"gateway can't be started: .*unavailable"):
+            launcher._start(sibling)
+        launcher._started, sibling.start_at = True, 0.0
+        assert launcher._look() == 0
+    assert sibling.start_at > time.monotonic()
+    assert "can't be started now" in capsys.readouterr().err
 
 
 def test_nobody_reads_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
