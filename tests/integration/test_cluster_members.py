@@ -63,6 +63,17 @@ async def test_differences_are_told_at_joining(town: Town, caplog: pytest.LogCap
     assert shown.differences == answer.warnings
 
 
+async def test_a_worker_that_is_stopping_takes_nothing_though_it_registers_again(town: Town) -> None:
+    member = town.identity()
+    await town.enter(member, town.token())
+    command = registration("w1")
+    command.leaving = True
+    await town.link(member.keys).call(command)
+    (shown,) = (await town.link(await _gateway(town)).call(m.ListWorkers())).workers
+    assert shown.state == "draining"
+    assert town.supervisor._lifecycle.members["w1"].leaving
+
+
 async def test_members_say_more_than_strangers_may(town: Town) -> None:
     identity = town.identity()
     await town.enter(identity, town.token())

@@ -85,3 +85,26 @@ async def test_terminate_while_it_is_written_down(tmp_path: Path, monkeypatch: p
         await made.stack.aclose()
         await made.supervisor.close()
         store.close()
+
+
+async def test_terminate_does_not_wait_for_the_next_launch_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is slow: the old replica is gone and the next one runs before it is written down that the old one isn't wanted."""
+    made = Stage(tmp_path)
+    store = Store(tmp_path / "home")
+    made.supervisor = Supervisor(made.hub, made.settings, made.endpoint, 0.0, store=store)
+    try:
+        await made.work()
+        made.client()
+        await made.launch()
+        first = (await made.until("READY")).replicas[0].pid
+        monkeypatch.setattr(store, "keep_launches", lambda *what: time.sleep(3.0))
+        terminating = asyncio.create_task(made.link.call(m.Terminate("toy")))
+        await until(lambda: not made.supervisor._lifecycle.wanted())
+        await asyncio.gather(made.launch(), terminating)
+        assert first is not None
+        assert not alive(first)
+        assert (await made.until("READY")).replicas[0].pid != first
+    finally:
+        await made.stack.aclose()
+        await made.supervisor.close()
+        store.close()

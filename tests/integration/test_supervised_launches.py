@@ -14,6 +14,7 @@ from xi_core.api.control import LaunchSpec
 from xi_core.cluster import messages as m
 from xi_core.errors import (
     ArtifactError,
+    ChannelFull,
     Conflict,
     EngineNotInstalled,
     InvalidRequest,
@@ -53,6 +54,21 @@ async def test_launch_publish_and_terminate(stage: Stage) -> None:
         await stage.status()
     await until(lambda: stage.notices[-1].removed == ["toy"])
     assert (stage.folder / "home" / "logs" / "toy-0.log").read_text().startswith("hello from toy-0")
+
+
+async def test_a_gateway_that_takes_no_news_is_let_go_so_that_it_begins_anew(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one of them its table would be wrong until the next change."""
+    await stage.link.call(m.Subscribe("g", 1))
+    (gateway,) = stage.supervisor._executor.gateways
+    stage.client()
+
+    def full(notice: object) -> None:
+        raise ChannelFull("it doesn't read")
+
+    monkeypatch.setattr(gateway, "notify", full)
+    await stage.launch()
+    await until(lambda: gateway.closed.is_set())
+    assert gateway not in stage.supervisor._executor.gateways
 
 
 async def test_the_same_launch_and_another(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xi_core.cluster.deadlines import LEASE
 from xi_core.cluster.launches import LaunchEntry, Wanted
 from xi_core.cluster.members import Member
 from xi_core.cluster.messages import ReplicaRecord
@@ -42,7 +43,7 @@ def adopt(state: ClusterState, now: float, member: Member, record: ReplicaRecord
     if found is None:
         if launch.end or replica.live or replica.leaving:
             return state.refuse(member.name, record)
-        _take_life(now, replica, member.name, record)
+        _take_life(max(now, state.settled_at - 2 * LEASE), replica, member.name, record)
         state.ledger.begin(launch, replica, plan)
     rank = replica.ranks[number] if number < len(replica.ranks) else Rank("", gone=True)
     if rank.gone or rank.worker != member.name:
@@ -95,12 +96,13 @@ def _launch_of(deadline: float, record: ReplicaRecord) -> LaunchEntry:
     return LaunchEntry(wanted=wanted, replicas=[Replica(replica_id=f"{plan.uid}-{n}") for n in range(spec.replica)], deadline=deadline)
 
 
-def _take_life(now: float, replica: Replica, worker: str, record: ReplicaRecord) -> None:
-    """Make the life that a worker reports that of `replica`. Its other ranks are as those of workers that are away, until these report."""
+def _take_life(lost_at: float, replica: Replica, worker: str, record: ReplicaRecord) -> None:
+    """Make the life that a worker reports that of `replica`. Its other ranks are as those of workers that went away at `lost_at`, until
+    these report: they have at least as long as the supervisor takes to settle."""
     plan = record.plan
     world = plan.rendezvous.world if plan.rendezvous is not None else ()
     replica.clear()
     replica.incarnation, replica.starts, replica.start_at = plan.incarnation, 1, None
     replica.restarts, replica.moves = record.status.restarts, record.status.moves
-    replica.ranks = [Rank(a.worker, a.devices, lost_at=now) for a in world] or [Rank(worker, tuple(plan.devices))]
+    replica.ranks = [Rank(a.worker, a.devices, lost_at=lost_at) for a in world] or [Rank(worker, tuple(plan.devices))]
     replica.last_workers = {number: rank.worker for number, rank in enumerate(replica.ranks)}

@@ -102,12 +102,13 @@ class Executor:
             self.tell_gateways(update)
 
     def tell_gateways(self, notice: Struct) -> None:
-        """Send all gateways a notice."""
+        """Send all gateways a notice. One that doesn't take it begins anew: without it, it would be wrong until the next change."""
         for link in [one for one in self.gateways if not one.closed.is_set()]:
             try:
                 link.notify(notice)
             except TransportError as error:
                 log.warning("a gateway doesn't take %s: %s", type(notice).__name__, error)
+                link.lose(error)
 
     async def _start_replica(self, action: Start) -> None:
         launch = self._lifecycle.find(action.uid)

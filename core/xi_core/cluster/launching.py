@@ -87,10 +87,11 @@ class Launching:
         await self._executor.settled()
         if uid in self._resolving and self._resolving[uid][1].cancel() and self._lifecycle.find(uid) is None:
             return m.Done()  # else there is one that it was to follow, or that would have been in its way
+        launch = self._lifecycle.known(uid)
         self._executor.do(self._lifecycle.terminate(time.monotonic(), uid))
         await self._executor.kept()
         gone = f"'{uid}' is stopping, but its replicas aren't gone yet"
-        await self._executor.until(lambda: not self._lifecycle.has_live(uid), self._grace + STOP_MARGIN, gone)
+        await self._executor.until(lambda: not launch.live, self._grace + STOP_MARGIN, gone)  # another of this name may run by then
         return m.Done()
 
     async def _list_models(self, command: m.ListModels) -> m.Models:

@@ -19,7 +19,8 @@ Key = tuple[str, int]
 """An incarnation and the number of a rank."""
 Held = tuple[LaunchEntry, Replica, Rank]
 REMEMBERED = 512
-"""Lives that are known to be over. Their launches are known for `KEPT` anyway; more lives would only be memory that fills slowly."""
+"""Lives that are known to be over. Of launches that are over the names are known besides; more lives would only be memory that fills
+slowly."""
 
 
 class Promise(Protocol):

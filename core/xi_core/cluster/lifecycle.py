@@ -203,10 +203,15 @@ class Lifecycle:
     def drain(self, now: float, worker: str, seconds: float) -> list[Action]:
         """Move everything from a worker to others, each replica once its replacement is READY; what is left then ends after `seconds`.
 
+        Of one that is drained already this sets another time.
+
         Raises `WorkerNotFound`.
         """
         _require(worker, self.members.keys() | self.drains.keys() | self.expected)
         self.drains[worker] = now + seconds
+        for _, launch, replica, _ in self._state.ledger.on(worker):
+            if replica.move_by is not None:  # of what moves already the time is another now
+                self._state.stay(launch, replica)
         return self._state.move_all(worker) + self._state.start_due(now)
 
     def undrain(self, now: float, worker: str) -> list[Action]:

@@ -99,7 +99,7 @@ class Operations:
         return WorkerStatus(
             name=member.name,
             address=member.address,
-            state="away" if register is None else "draining" if member.name in self._lifecycle.drains else "ready",
+            state="away" if register is None else "draining" if member.leaving or member.name in self._lifecycle.drains else "ready",
             version=register.version if register is not None else "",
             plugins=register.plugins if register is not None else {},
             cpus=register.cpus if register is not None else 0,

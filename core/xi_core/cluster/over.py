@@ -16,22 +16,22 @@ class OverLaunches:
     def __init__(self, former: Set[Name]) -> None:
         """`former`: those of the supervisor's former lives."""
         self._former = former
-        self._at: dict[Name, float] = {}
-        """When each was over, the oldest first."""
+        self._newest: dict[str, tuple[int, float]] = {}
+        """By uid: when the newest that is over was created, which those before it are as well, and when it was over. The oldest first."""
 
     def __contains__(self, name: Name) -> bool:
-        return name in self._at or name in self._former
+        uid, created = name
+        newest = self._newest.get(uid)
+        return name in self._former or (newest is not None and created <= newest[0])
 
     def add(self, now: float, launch: LaunchEntry, since: float) -> None:
         """Nothing is left of this one. Those that were over before `since` are forgotten."""
-        self._at[_name(launch)] = now
-        while (oldest := next(iter(self._at))) and self._at[oldest] < since:
-            del self._at[oldest]
+        self._newest.pop(launch.uid, None)
+        self._newest[launch.uid] = launch.wanted.created, now
+        while self._newest[oldest := next(iter(self._newest))][1] < since:
+            del self._newest[oldest]
 
     def discard(self, launch: LaunchEntry) -> None:
-        """This one begins."""
-        self._at.pop(_name(launch), None)
-
-
-def _name(launch: LaunchEntry) -> Name:
-    return launch.uid, launch.wanted.created
+        """This one begins, within the second in which another of its uid did."""
+        if (launch.uid, launch.wanted.created) in self:
+            self._newest.pop(launch.uid, None)

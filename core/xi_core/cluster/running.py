@@ -21,7 +21,7 @@ from xi_core.cluster.messages import ReplicaRecord, StartReplica
 from xi_core.cluster.orders import Orders
 from xi_core.cluster.process import REPLICA_COMMAND, ReplicaProcess, environment, seen_by_engine, tag
 from xi_core.cluster.replicas import rank_of
-from xi_core.cluster.threads import in_thread
+from xi_core.cluster.threads import in_thread, surely
 from xi_core.cluster.vitals import Vitals
 from xi_core.errors import ArtifactError, Conflict, LaunchCancelled, LaunchError, LaunchFailed, XiError
 from xi_core.models.adapter import read_adapter
@@ -328,11 +328,11 @@ class RunningReplica:
         process.kill()
         await _exited(process, KILL_TIMEOUT)
         tags = {tag(self.plan)}
-        await in_thread(lambda: keeper.kill_tagged(tags))  # which looks at every process of the machine
+        await surely(lambda: keeper.kill_tagged(tags))  # which looks at every process of the machine
         self._guard.drop(process.pid)
         process.close()
         self.record.status.pid = None
-        await in_thread(lambda: _remove_socket(self.plan.endpoint))
+        await surely(lambda: _remove_socket(self.plan.endpoint))
 
     async def _until_stopped(self, work: asyncio.Future[T]) -> T | None:
         """The result of `work`, or None when `stop` comes first."""

@@ -256,7 +256,7 @@ class ClusterState:
         self.touched.touch(launch)
 
     def stay(self, launch: LaunchEntry, replica: Replica) -> None:
-        """A worker of this replica is no longer drained: unless another one is, it ends only once something has taken its place."""
+        """A worker of this replica is drained no more, or for another time. Unless one is, this ends only once something has its place."""
         replica.move_by = min((self.ledger.drains[r.worker] for r in replica.ranks if r.worker in self.ledger.drains), default=None)
         heir = launch.heir(replica)
         if replica.move_by is None and heir is not None and not heir.live:

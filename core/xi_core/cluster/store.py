@@ -125,10 +125,13 @@ class Store:
     # ---- epochs and keys ------------------------------------------------------------------------
 
     def next_epoch(self) -> int:
-        """A number larger than at any start before."""
-        with self._transaction():
-            self._db.execute("INSERT INTO counters VALUES ('epoch', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1")
-            return int(self._db.execute("SELECT value FROM counters WHERE name = 'epoch'").fetchone()[0])
+        """A number larger than at any start before. Raises `ConfigError` where it can't be written down."""
+        try:
+            with self._transaction():
+                self._db.execute("INSERT INTO counters VALUES ('epoch', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1")
+                return int(self._db.execute("SELECT value FROM counters WHERE name = 'epoch'").fetchone()[0])
+        except sqlite3.Error as error:
+            raise ConfigError(f"the supervisor's memory {self.path} can't be written: {error}; XI_HOME says where it is") from None
 
     def keys(self, name: str) -> KeyPair:
         """The key pair of this name, made when it is first asked for."""

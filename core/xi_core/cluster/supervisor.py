@@ -204,7 +204,16 @@ class Supervisor:
             raise Conflict(f"another worker is named {command.worker} and is connected; give this one a name of its own with --name")
         self._executor.workers[command.worker] = WorkerLink(command, link)
         engines = tuple(name for name, support in command.engines.items() if support.ok)
-        member = Member(command.worker, command.incarnation, command.devices, engines, address=command.address, memory=command.memory)
+        member = Member(
+            command.worker,
+            command.incarnation,
+            command.devices,
+            engines,
+            present=not command.leaving,
+            leaving=command.leaving,
+            address=command.address,
+            memory=command.memory,
+        )
         self._executor.do(self._lifecycle.worker_joined(time.monotonic(), member, command.replicas))
         if before is None:
             devices = ", ".join(device.id for device in command.devices) or "no devices but CPU"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,7 +13,10 @@ T = TypeVar("T")
 
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """The result of `work`, done in a thread that doesn't keep the process from ending."""
+    """The result of `work`, done in a thread that doesn't keep the process from ending.
+
+    The result is a `BlockingIOError` where the system allows no more threads now.
+    """
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()
 
@@ -33,5 +37,16 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, value, failure)
 
-    threading.Thread(target=run, name="beside-the-loop", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="beside-the-loop", daemon=True).start()
+    except RuntimeError as error:
+        result.set_exception(BlockingIOError(errno.EAGAIN, str(error)))
     return result
+
+
+async def surely(work: Callable[[], None]) -> None:
+    """Do `work` beside the loop, or on it where there can be no more threads: what must be done, such as to end processes."""
+    try:
+        await in_thread(work)
+    except BlockingIOError:
+        work()

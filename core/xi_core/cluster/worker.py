@@ -106,9 +106,8 @@ class Worker:
         }
         self._secure, self._local = security is not None, supervisor.startswith("ipc:")
         self._link = SupervisorLink(by_scheme(hub.transports, supervisor), supervisor, security, calls, self._introduce, self._drop_waiting)
-        self._stopping = False
-        self._losses = 0
-        """How often the link to the supervisor was lost."""
+        self._losses, self._stopping = 0, False
+        """How often the link to the supervisor was lost, and whether this worker was told to stop."""
         self._environments = Environments(self._home, os.environ)
         self._ports = PortRange.parse(config.port_range)
         self._blocks: dict[str, PortBlock] = {}
@@ -172,6 +171,7 @@ class Worker:
             cpus=self._host.cpus,
             memory=self._host.memory,
             host=self._host,
+            leaving=self._stopping,
             replicas=[*(r.record for r in self._running.values() if not (r.waits and r.stopping)), *told],
         )
 

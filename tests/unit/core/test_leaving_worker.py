@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from xi_core.api.control import LaunchSpec
+from xi_core.api.control import LaunchSpec, ReplicaStatus
 from xi_core.cluster.devices import Device
 from xi_core.cluster.launches import Wanted
 from xi_core.cluster.ledger import Ledger
 from xi_core.cluster.lifecycle import RESTARTS, Lifecycle
 from xi_core.cluster.members import Member, place
+from xi_core.cluster.messages import ReplicaRecord
 from xi_core.cluster.placement import Assignment, ClusterView, Placement, PlacementRequest, Rejection, Scheduler
 from xi_core.cluster.replicas import Start
 from xi_core.errors import Conflict
 from xi_core.models.family import ModelSpec, SourceRef
+from xi_core.wire.plan import Artifact, EngineRef, LaunchPlan
 
 
 class Anywhere(Scheduler):
@@ -70,6 +73,34 @@ def test_being_stopped_is_no_death() -> None:
     assert found is not None
     assert found.state != "FAILED"
     assert found.replicas[0].error is None
+
+
+def test_one_that_is_stopping_and_registers_again_takes_nothing() -> None:
+    """Its word may not have been heard: no supervisor was there."""
+    core, now = cluster(), 0.0
+    (life,) = starts(core.accept(now, wanted()))
+    core.worker_left(1.0, "w1")
+    record = ReplicaRecord(
+        plan=LaunchPlan(
+            uid="m",
+            replica_id="m-0",
+            incarnation=life.incarnation,
+            engine=EngineRef(name="e", path="x:X"),
+            artifact=Artifact(format="toy", path="/x"),
+            endpoint="ipc:///x",
+        ),
+        spec=wanted().spec,
+        status=ReplicaStatus(replica_id="m-0", state="STOPPING", worker="w1"),
+        created=1,
+        model=wanted().model,
+    )
+    stopping = replace(member(), present=False, leaving=True)
+    core.worker_joined(2.0, stopping, [record])
+    assert core.replica_gone(3.0, life.incarnation, "it was stopped") == []
+    found = core.find("m")
+    assert found is not None
+    assert (found.state, found.replicas[0].restarts, found.replicas[0].error) == ("PENDING", 0, None)
+    assert starts(core.worker_joined(9.0, member(), []))
 
 
 def test_its_replicas_go_to_another_worker() -> None:

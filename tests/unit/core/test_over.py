@@ -39,6 +39,14 @@ def test_of_a_launch_that_was_stopped_only_the_name_is_kept_and_only_for_a_while
     assert ("other", 1) in core._state.over
 
 
+def test_with_a_launch_those_before_it_of_its_name_are_over() -> None:
+    """One that failed is followed by another: only that one's end is heard of, and what a worker runs of the first isn't wanted either."""
+    core = cluster(member("w1"))
+    brief(core, 1.0, "m", created=2)
+    assert left_over(core, 2.0, "m"), "which was created at 1"
+    assert ("m", 3) not in core._state.over
+
+
 def test_another_launch_of_that_name_is_another() -> None:
     core = cluster(member("w1"))
     brief(core, 1.0, "m", created=1)

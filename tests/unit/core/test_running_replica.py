@@ -224,6 +224,41 @@ async def test_what_waited_while_the_supervisor_went_away_is_not_begun(host: Wor
     assert not host._running
 
 
+async def test_a_worker_that_is_stopping_says_so_whenever_it_registers(host: Worker) -> None:
+    assert not host._introduce()[0].leaving
+    await host._stop_all()
+    assert host._introduce()[0].leaving
+
+
+async def test_a_replica_ends_wholly_where_there_can_be_no_more_threads(
+    host: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = await serve_first(host, tmp_path)
+    process = replica._process
+    assert process is not None
+
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    replica.stop(0.0)
+    await until(lambda: not host._running, 10.0)
+    assert process.returncode is not None
+    assert replica.record.status.pid is None
+
+
+async def test_a_replica_for_which_there_is_no_thread_has_ended(host: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    await host._start(life(tmp_path, "first"))
+    replica = host._running["under-test-0"]
+    await until(lambda: not host._running, 10.0)
+    assert "can't start new thread" in (replica.error or "")
+    assert not replica.final, "it may be tried again"
+
+
 async def test_a_rank_that_waits_for_others_is_told_of_until_it_is_told_to_end(host: Worker, tmp_path: Path) -> None:
     """The worker may register again on the same link, where its keeper has died."""
     one = life(tmp_path, "first")

@@ -185,6 +185,17 @@ def test_a_drain_that_is_undone_ends_nothing() -> None:
     assert stops(core.tick(151.0)) == ["m-0"], "a second drain is as the first"
 
 
+def test_another_time_for_a_drain_holds_for_what_moves_already() -> None:
+    core = cluster(member("w1"))
+    ready(core, *starts(core.accept(0.0, wanted())))
+    core.drain(1.0, "w1", 60.0)
+    assert core.drain(2.0, "w1", 600.0) == []
+    assert core.next_wake() == 602.0
+    assert core.tick(100.0) == []
+    core.drain(101.0, "w1", 0.0)
+    assert stops(core.tick(101.0)) == ["m-0"]
+
+
 def test_what_has_begun_to_move_when_a_drain_is_undone_moves_on_for_as_long_as_it_takes() -> None:
     core = cluster(member("w1"), member("w2"))
     ready(core, *starts(core.accept(0.0, wanted())))

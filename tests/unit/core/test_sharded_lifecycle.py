@@ -200,6 +200,16 @@ def test_a_forgetful_supervisor_adopts_rank_by_rank() -> None:
     assert core.tick(3.0) == []
 
 
+def test_an_adopted_replica_waits_for_its_other_worker_as_long_as_the_supervisor_settles() -> None:
+    (old,) = starts(cluster("w1", "w2").accept(0.0, wanted()))
+    core = Lifecycle(IdleFirst(), "e2", launch_timeout=TIMEOUT, grace=5.0, settled_at=3.0)
+    core.worker_joined(0.1, member("w3"), [])
+    core.worker_joined(0.1, member("w1"), [record(old, 0)])
+    assert core.tick(2.7) == []
+    assert core.worker_joined(2.8, member("w2"), [record(old, 1)]) == []
+    assert state(core) == "READY"
+
+
 def test_an_adopted_replica_whose_other_rank_is_gone_is_ended_and_relaunched() -> None:
     old = cluster("w1", "w2")
     (start,) = starts(old.accept(0.0, wanted()))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from xi_core.cluster.store import Entry, Store
+from xi_core.errors import ConfigError
 
 
 @pytest.fixture
@@ -29,6 +30,12 @@ def test_a_full_disk_is_told_as_one_and_changes_nothing(full: Store) -> None:
         full._db.execute("INSERT INTO keys VALUES (?, ?, ?)", ("x", "y" * 100_000, "z"))
     assert not full._db.in_transaction
     assert full.entry("key-1") == Entry("worker", "w1")
+
+
+def test_an_epoch_that_can_not_be_written_down_is_told_with_its_place(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    full._db.execute("PRAGMA query_only = 1")
+    with pytest.raises(ConfigError, match=r"state\.db can't be written: .*XI_HOME"):
+        full.next_epoch()
 
 
 def test_a_member_that_is_struck_off_is_so_in_memory_too(full: Store) -> None:

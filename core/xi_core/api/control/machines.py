@@ -35,7 +35,7 @@ class WorkerStatus(Struct, kw_only=True):
     address: str
     """The host under which other machines reach it."""
     state: Literal["ready", "draining", "away"]
-    """draining: it takes no replicas, and those that it has move elsewhere. away: it isn't connected."""
+    """draining: it takes no replicas, and those that it has move elsewhere, or end where it was told to stop. away: it isn't connected."""
     version: str = ""
     """The version of xi there."""
     plugins: dict[str, str] = msgspec.field(default_factory=dict)

@@ -32,6 +32,8 @@ class Register(Struct, tag="register", kw_only=True):
     """Bytes of main memory."""
     host: HostInfo | None = None
     """What engines were asked with; None from a worker that is older than this field."""
+    leaving: bool = False
+    """It was told to stop, and is here only until what it runs has ended."""
 
 
 class Registered(Struct):
