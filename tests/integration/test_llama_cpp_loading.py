@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def test_listener_is_closed_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             door.connect(path)
         assert _listening_ports() == before
         assert loaded.ask("What is", max_tokens=2).end == "done"
+    finally:
+        loaded.engine.close(5.0)
+
+
+def test_a_folder_too_long_for_a_socket_is_no_fault_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch systems have such. llama.cpp listens at a port then, with a key."""
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    loaded = Loaded(endpoint="tcp://127.0.0.1:1", slots=1)
+    try:
+        assert loaded.ask("What is", max_tokens=2).end == "done"
+        assert list(long.iterdir()) == []
     finally:
         loaded.engine.close(5.0)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,26 @@ def test_what_is_written_is_collected_and_written_on(capfd: pytest.CaptureFixtur
         os.write(2, _WHY + b"0.00.2 E cmn  init: failed to load model 'm'\n" + _END)
     assert said.reasons() == "tensor 'a' is cut"
     assert "tensor 'a' is cut" in capfd.readouterr().err
+
+
+ABORTS = """
+import os, sys
+from xi_plugins.engines.llama_cpp.native import native_log
+with native_log() as said:
+    os.write(2, b"CUDA error: no kernel image is available\\n")
+    {end}
+print(said.text, end="")
+"""
+
+
+@pytest.mark.parametrize(("end", "status", "told"), [("os.abort()", -6, ""), ("pass", 0, "CUDA error: no kernel image is available\n")])
+def test_what_is_written_before_an_abort_is_in_the_log_file(tmp_path: Path, end: str, status: int, told: str) -> None:
+    path = tmp_path / "replica.log"
+    path.write_text("before\n")
+    with path.open("ab") as log:
+        ended = subprocess.run([sys.executable, "-c", ABORTS.format(end=end)], stderr=log, stdout=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stdout) == (status, told)
+    assert path.read_text() == "before\nCUDA error: no kernel image is available\n"
 
 
 def test_the_end_of_the_log_may_come_after_the_failure() -> None:

@@ -1,7 +1,8 @@
 """The HTTP listener that llama.cpp's server opens whether one wants it or not. Used by `engine.py` at load.
 
-It gets a random key and, where there are Unix sockets, a path in a folder of our own. Once the properties are read over it and its
-loop is known to turn, the path is removed: nobody can connect any more, and nothing is left behind when the replica is killed.
+It gets a random key and, where there are Unix sockets and it isn't too long for one, a path in a folder of our own. Once the properties are
+read over it and its loop is known to turn, the path is removed: nobody can connect any more, and nothing is left behind when the replica
+is killed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from xi_core.errors import EngineError
 
 _IPC = "ipc://"
 _TIMEOUT = 10.0
+_LONGEST_PATH = 100
+"""Bytes; systems allow 104 to 108 in a Unix socket's address."""
 
 
 class Listener:
@@ -28,9 +31,10 @@ class Listener:
     def __init__(self, endpoint: str) -> None:
         self._key = secrets.token_urlsafe(32)
         self._folder: Path | None = None
-        if hasattr(socket, "AF_UNIX"):
-            beside = Path(endpoint.removeprefix(_IPC)).parent if endpoint.startswith(_IPC) else None
-            self._folder = Path(tempfile.mkdtemp(prefix="llama-", dir=beside if beside and beside.is_dir() else None))
+        beside = Path(endpoint.removeprefix(_IPC)).parent if endpoint.startswith(_IPC) else None
+        base = beside if beside and beside.is_dir() else Path(tempfile.gettempdir())
+        if hasattr(socket, "AF_UNIX") and len(os.fsencode(base / "llama-12345678" / "s.sock")) <= _LONGEST_PATH:
+            self._folder = Path(tempfile.mkdtemp(prefix="llama-", dir=base))
 
     def apply(self, params: Any) -> None:
         """Fill in the fields of a `CommonParams` that concern the listener."""

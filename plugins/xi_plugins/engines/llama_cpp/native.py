@@ -1,9 +1,15 @@
-"""What llama.cpp writes to the process's standard error while it loads: the only place where it says why it failed. Used by `engine.py`."""
+"""What llama.cpp writes to the process's standard error while it loads: the only place where it says why it failed. Used by `engine.py`.
+
+A replica's standard error is the end of its log, and is read there: what is written just before llama.cpp aborts must not be lost.
+Elsewhere it is collected in a file of its own, and written where it belongs afterwards.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import stat
 import sys
 import tempfile
 import time
@@ -24,8 +30,9 @@ _LOOK = 0.005  # seconds between two looks for it
 class NativeLog:
     """Filled when the capture ends."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, start: int = 0) -> None:
+        """It is what follows `start`, in bytes, in the file of this descriptor."""
+        self._descriptor, self._start = descriptor, start
         self.text = ""
 
     def wait_for_end(self, limit: float = _LATE) -> None:
@@ -36,7 +43,7 @@ class NativeLog:
 
     def read(self) -> bytes:
         """What was written so far; the place where writing goes on stays."""
-        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+        return os.pread(self._descriptor, max(0, os.fstat(self._descriptor).st_size - self._start), self._start)
 
     def reasons(self) -> str:
         """The first errors that say something particular, once each, as one sentence."""
@@ -47,8 +54,37 @@ class NativeLog:
 
 @contextmanager
 def native_log() -> Iterator[NativeLog]:
-    """Collect what is written to descriptor 2, then write it there after all."""
+    """Read what is written to descriptor 2."""
     sys.stderr.flush()
+    reading = _opened_for_reading()
+    with _collected() if reading is None else _read_in_place(reading) as log:
+        yield log
+
+
+def _opened_for_reading() -> int | None:
+    """The file that descriptor 2 writes at the end of; None where it is none, or can't be read."""
+    if not stat.S_ISREG(os.fstat(_STDERR).st_mode) or not fcntl.fcntl(_STDERR, fcntl.F_GETFL) & os.O_APPEND:
+        return None
+    try:
+        return os.open(f"/proc/self/fd/{_STDERR}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+@contextmanager
+def _read_in_place(descriptor: int) -> Iterator[NativeLog]:
+    log = NativeLog(descriptor, os.fstat(descriptor).st_size)
+    try:
+        yield log
+    finally:
+        sys.stderr.flush()
+        log.text = log.read().decode("utf-8", "replace")
+        os.close(descriptor)
+
+
+@contextmanager
+def _collected() -> Iterator[NativeLog]:
+    """Collect it apart, then write it to descriptor 2 after all."""
     saved = os.dup(_STDERR)
     with tempfile.TemporaryFile() as file:
         log = NativeLog(file.fileno())
