@@ -42,7 +42,7 @@ def reserved(spec: LaunchSpec, model: ModelSpec, engine: EngineInfo, n_gpu: int)
         sharding=memory.Sharding(pipeline=min(devices, figures.layers)),
         cached=model.model_type == "LLM",
     )
-    return each.total
+    return each.total - math.floor((each.weights + each.cache) * _left_in_main_memory(options, figures.layers))
 
 
 def of_main_memory(spec: LaunchSpec, model: ModelSpec) -> int:
@@ -62,6 +62,14 @@ def _weights(model: ModelSpec) -> int | None:
         return memory.weight_bytes(model.architecture_figures, model.format, model.quantization)
     except InvalidRequest:  # a quantization of which nobody knows the size: that is no reason to refuse the launch
         return None
+
+
+def _left_in_main_memory(options: dict[str, Any], layers: int) -> float:
+    """The part of the layers that the options don't put on devices."""
+    on_devices = options.get("n_gpu_layers")
+    if not isinstance(on_devices, int) or isinstance(on_devices, bool) or not 0 <= on_devices < layers:
+        return 0.0
+    return 1 - on_devices / layers
 
 
 def _whole(options: dict[str, Any], name: str) -> int:

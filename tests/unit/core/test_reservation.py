@@ -60,6 +60,17 @@ def test_options_that_make_the_cache_larger_or_smaller() -> None:
     assert kept(model(), slots="many", context_length=-4) == one
 
 
+def test_layers_that_stay_in_main_memory_take_nothing_of_a_device() -> None:
+    assert FIGURES is not None
+    whole = estimate(FIGURES, WEIGHTS, CONTEXT)
+    kept_always = whole.activations + whole.overhead
+    assert FIGURES.layers == 80
+    assert kept(model(), n_gpu_layers=20) - kept_always == pytest.approx((whole.weights + whole.cache) / 4, abs=1)
+    assert kept(model(), n_gpu_layers=0) == kept_always
+    for everything in (-1, 80, 999, "all", True):
+        assert kept(model(), n_gpu_layers=everything) == whole.total
+
+
 def test_files_tell_more_than_figures() -> None:
     assert kept(model(weight_bytes=7 * GIB)) - kept(model(weight_bytes=6 * GIB)) == GIB
     assert kept(model(architecture_figures=None, weight_bytes=6 * GIB)) == 6 * GIB + OVERHEAD

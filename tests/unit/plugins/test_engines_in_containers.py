@@ -68,10 +68,10 @@ def ggml(free: int = 0) -> SimpleNamespace:
 
 
 def test_memory_of_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert llama_cpp._memory(ggml(), plan()) == 4 * GIB
-    assert llama_cpp._memory(ggml(80 * GIB), plan(devices=1)) == 72 * GIB
+    assert llama_cpp._memory(ggml(), plan()) == (0, 4 * GIB)
+    assert llama_cpp._memory(ggml(80 * GIB), plan(devices=1)) == (72 * GIB, 4 * GIB)
     monkeypatch.setattr(machine, "memory", lambda: machine.Memory(0, 0))
-    assert llama_cpp._memory(ggml(), plan()) == 256 * GIB, "where xi doesn't know, ggml may"
+    assert llama_cpp._memory(ggml(), plan()) == (0, 256 * GIB), "where xi doesn't know, ggml may"
 
 
 @pytest.mark.parametrize(("options", "threads"), [({}, 3), ({"threads": 8}, 8)])
@@ -92,7 +92,7 @@ def test_threads_of_llama_cpp_python(monkeypatch: pytest.MonkeyPatch) -> None:
         assert threads == 3
         raise Reached
 
-    for name, found in (("load_library", ggml), ("memory", lambda on: 4 * GIB), ("read_header", lambda path: HEADER)):
+    for name, found in (("load_library", ggml), ("memory", lambda on: (0, 4 * GIB)), ("read_header", lambda path: HEADER)):
         monkeypatch.setattr(llama_cpp_python, name, found)
     monkeypatch.setattr(llama_cpp_python, "load_model", lambda *_: SimpleNamespace(size=1, rewinds=False, window=0))
     monkeypatch.setattr(llama_cpp_python, "Context", stop)

@@ -15,12 +15,11 @@ import pytest
 from xi_core.engine.base import ApiRequest
 from xi_core.engine.formats import PATTERNS
 from xi_core.engine.info import EngineInfo, HostInfo
-from xi_core.errors import ArtifactError, EngineError, InvalidRequest, UnknownOption, UnsupportedField
+from xi_core.errors import ArtifactError, InvalidRequest, UnknownOption, UnsupportedField
 from xi_core.models.family import ModelSpec, SourceRef
 from xi_plugins.engines.llama_cpp import plugin
 from xi_plugins.engines.llama_cpp.gguf import Header, read_header
 from xi_plugins.engines.llama_cpp.options import ALIASES, LlamaCppOptions
-from xi_plugins.engines.llama_cpp.sizing import size_for, threads_for
 from xi_plugins.engines.llama_cpp.stopping import StopStream
 from xi_plugins.engines.llama_cpp.threads import CallThreads
 from xi_plugins.engines.llama_cpp.translate import CHAT, COMPLETIONS, Limits, refusal, refusal_of, to_llama
@@ -149,6 +148,7 @@ def test_header(tmp_path: Path) -> None:
         kv_values=4 * 2 * (32 + 32),
         has_chat_template=True,
         size=path.stat().st_size,
+        layers=4,
     )
     path.write_bytes(gguf(PAIRS | {"qwen2.attention.head_count_kv": [2, 0, 2, 0], "qwen2.attention.key_length": 64}))
     assert read_header(path).kv_values == 4 * (64 + 32)
@@ -180,32 +180,6 @@ def test_broken_header(tmp_path: Path, data: bytes, reason: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="No such file"):
         read_header(tmp_path / "m.gguf")
-
-
-def test_sizes() -> None:
-    gib = 1024**3
-    assert size_for(HEADER, LlamaCppOptions(), 64 * gib, 32).slots == 32
-    assert size_for(HEADER, LlamaCppOptions(), 64 * gib, 32).context_length == 4096
-    assert size_for(HEADER, LlamaCppOptions(context_length=100, slots=3), gib, 32).slots == 3
-    # 4096 tokens * 1024 values * 2 bytes = 8 MiB per slot, of a quarter of 128 MiB
-    assert size_for(HEADER, LlamaCppOptions(), 128 * 1024 * 1024, 32).slots == 4
-    assert size_for(HEADER, LlamaCppOptions(cache_type_k="f32", cache_type_v="f32"), 128 * 1024 * 1024, 32).slots == 2
-    with pytest.raises(UnknownOption, match="8192 is more than this model's 4096"):
-        size_for(HEADER, LlamaCppOptions(context_length=8192), gib, 32)
-    with pytest.raises(EngineError, match="choose fewer slots"):
-        size_for(HEADER, LlamaCppOptions(slots=256), gib, 32)
-
-
-def test_small_models_get_one_thread() -> None:
-    small = Header(architecture="a", context_length=1, vocabulary_size=1, kv_values=1, has_chat_template=False, size=2**20)
-    assert threads_for(small, LlamaCppOptions(), None) == threads_for(small, LlamaCppOptions(), 3) == 1
-    assert threads_for(small, LlamaCppOptions(threads=4), 2) == 4
-    assert threads_for(HEADER, LlamaCppOptions(), None) is None
-
-
-def test_a_container_gets_no_more_threads_than_processors() -> None:
-    assert threads_for(HEADER, LlamaCppOptions(), 2) == 2
-    assert threads_for(HEADER, LlamaCppOptions(threads=4), 2) == 4
 
 
 # ---- translation ----------------------------------------------------------------------------------

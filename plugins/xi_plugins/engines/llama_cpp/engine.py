@@ -28,7 +28,7 @@ from xi_plugins.engines.llama_cpp.native import native_log
 from xi_plugins.engines.llama_cpp.options import LlamaCppOptions
 from xi_plugins.engines.llama_cpp.params import common_params
 from xi_plugins.engines.llama_cpp.plugin import INSTALL, MANIFEST, WITHOUT_GRAMMARS
-from xi_plugins.engines.llama_cpp.sizing import Size, size_for, threads_for
+from xi_plugins.engines.llama_cpp.sizing import Size, room, size_for, threads_for
 from xi_plugins.engines.llama_cpp.stopping import StopStream
 from xi_plugins.engines.llama_cpp.threads import CallThreads
 from xi_plugins.engines.llama_cpp.translate import (
@@ -72,8 +72,8 @@ class LlamaCppEngine(ApiEngine):
         library = _library()
         options = read_options("llama.cpp", LlamaCppOptions, plan.options)
         header = read_header(Path(plan.artifact.path))
-        memory = _memory(library, plan)
-        size = size_for(header, options, memory, plan.limits.batch_size)
+        memory = room(header, options, *_memory(library, plan))
+        size = size_for(header, options, memory, plan.limits.batch_size, on_devices=bool(plan.devices))
         params = common_params(library, plan, options, size, threads_for(header, options, machine.fewer_than_cores()))
         self._adjust(library, params, size)
         _fetch(Path(plan.artifact.path), memory, progress)
@@ -271,13 +271,13 @@ def _library() -> Any:
     return xllamacpp
 
 
-def _memory(library: Any, plan: LaunchPlan) -> int:
-    """Bytes that weights and cache may take: the devices' free memory, or where there is none what the machine lets this process have."""
+def _memory(library: Any, plan: LaunchPlan) -> tuple[int, int]:
+    """Bytes that weights and cache may take: of the devices' free memory, and of what the machine lets this process have."""
     cpu = library.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
     found = library.get_device_info()
     free = sum(int(device["memory_free"]) for device in found if device["type"] != cpu) if plan.devices else 0
     own = machine.memory().total or max(int(device["memory_total"]) for device in found if device["type"] == cpu)
-    return int(free * _GPU_SHARE) or own
+    return int(free * _GPU_SHARE), own
 
 
 def _fetch(path: Path, memory: int, progress: Progress) -> None:

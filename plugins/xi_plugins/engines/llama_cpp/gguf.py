@@ -18,6 +18,8 @@ class Header(Struct, kw_only=True, frozen=True):
     kv_values: int
     has_chat_template: bool
     size: int
+    layers: int = 0
+    """0 where the file doesn't tell."""
 
 
 def read_header(path: Path) -> Header:
@@ -31,6 +33,7 @@ def read_header(path: Path) -> Header:
         kv_values=_kv_values(metadata),
         has_chat_template="tokenizer.chat_template" in metadata.values,
         size=metadata.size,
+        layers=metadata.number("block_count"),
     )
 
 

@@ -30,7 +30,7 @@ class BindingOptions(EngineOptions, kw_only=True):
     ubatch_size: Batch | None = None
     """Most tokens that are computed at once. Default: 512, at most `batch_size`."""
     n_gpu_layers: Annotated[int, Meta(ge=-1)] | None = None
-    """Layers to put on the devices. Default: as many as fit; 0 when the replica has no device."""
+    """Layers to put on the devices; the others stay in main memory. Default: all; 0 when the replica has no device."""
     main_gpu: Annotated[int, Meta(ge=0)] = 0
     split_mode: Literal["none", "layer", "row"] = "layer"
     tensor_split: Annotated[list[float], Meta(max_length=16)] | None = None

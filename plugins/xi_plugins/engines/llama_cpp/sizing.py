@@ -34,8 +34,23 @@ class Size(Struct, kw_only=True, frozen=True):
     slots: int
 
 
-def size_for(header: Header, options: BindingOptions, memory: int, most: int) -> Size:
-    """Context and slots within `memory` bytes; at most `most` slots unless the options name a number.
+def room(header: Header, options: BindingOptions, on_devices: int, in_main: int) -> int:
+    """Bytes that weights and cache may take in all, of which so much is free on the devices, 0 without any, and in main memory.
+
+    Layers that the options leave in main memory, with their part of the cache, take nothing of the devices.
+    """
+    layers = options.n_gpu_layers
+    if not on_devices:
+        return in_main
+    if layers is None or not 0 <= layers < header.layers:
+        return on_devices
+    share = layers / header.layers
+    rest = int(in_main / (1 - share))
+    return min(rest, int(on_devices / share)) if share else rest
+
+
+def size_for(header: Header, options: BindingOptions, memory: int, most: int, *, on_devices: bool = False) -> Size:
+    """Context and slots within `memory` bytes; at most `most` slots unless the options name a number. `on_devices`: it is theirs.
 
     Raises `UnknownOption` for too long a context, `EngineError` for too little memory.
     """
@@ -47,9 +62,11 @@ def size_for(header: Header, options: BindingOptions, memory: int, most: int) ->
     slots = options.slots or max(1, min(most, int(memory * _CACHE_SHARE / per_slot)))
     needed = header.size + slots * per_slot
     if needed > memory:
+        other = ", or leave layers in main memory with n_gpu_layers" if on_devices else ""
         raise EngineError(
             f"the model needs about {needed / _GIB:.1f} GiB with a context_length of {context} and {slots} slots, and there are "
             f"{memory / _GIB:.1f} GiB; choose fewer slots, a shorter context_length, a quantized cache_type_k or a smaller quantization"
+            + other
         )
     return Size(context_length=context, slots=slots)
 

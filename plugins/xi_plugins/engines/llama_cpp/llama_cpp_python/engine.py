@@ -34,7 +34,7 @@ from xi_plugins.engines.llama_cpp.llama_cpp_python.slots import Sequence, Slots
 from xi_plugins.engines.llama_cpp.llama_cpp_python.tokenizer import GgufTokenizer
 from xi_plugins.engines.llama_cpp.options import LlamaCppPythonOptions
 from xi_plugins.engines.llama_cpp.plugin import python_manifest
-from xi_plugins.engines.llama_cpp.sizing import size_for, threads_for
+from xi_plugins.engines.llama_cpp.sizing import room, size_for, threads_for
 
 _GPU_SHARE = 0.9
 """Part of the devices' free memory that weights and cache may take; the rest is for computing."""
@@ -66,9 +66,9 @@ class LlamaCppPythonEngine(TokenEngine):
         options = read_options("llama-cpp-python", LlamaCppPythonOptions, plan.options)
         progress("reading the model's header", None)
         header = read_header(Path(plan.artifact.path))
-        room = memory(bool(plan.devices))
+        free, own = memory(bool(plan.devices))
         most = min(plan.limits.batch_size, library.llama_max_parallel_sequences())
-        size = size_for(header, options, int(room * _GPU_SHARE) if plan.devices else room, most)
+        size = size_for(header, options, room(header, options, int(free * _GPU_SHARE), own), most, on_devices=free > 0)
         model = load_model(library, plan, options, progress)
         progress("preparing to compute", None)
         self._length, self._size = size.context_length, model.size

@@ -71,8 +71,8 @@ def reasons() -> str:
     return "; ".join((particular or told)[:_SHOWN]) or "its log does not say why"
 
 
-def memory(on_devices: bool) -> int:
-    """Bytes: the devices' free memory, or all that the machine lets this process have where there is none or none is to be used."""
+def memory(on_devices: bool) -> tuple[int, int]:
+    """Bytes: the devices' free memory, 0 where there is none or none is to be used, and all that the machine lets this process have."""
     from llama_cpp._ggml import libggml
 
     libggml.ggml_backend_dev_count.restype = ctypes.c_size_t
@@ -89,4 +89,4 @@ def memory(on_devices: bool) -> int:
             whole_machine = max(whole_machine, whole.value)
         else:
             free += left.value
-    return free if on_devices and free else machine.memory().total or whole_machine
+    return free if on_devices else 0, machine.memory().total or whole_machine
