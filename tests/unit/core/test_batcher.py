@@ -1,3 +1,4 @@
+import itertools
 import queue
 import threading
 from typing import Any
@@ -93,15 +94,24 @@ def test_a_refused_sequence_harms_no_other() -> None:
 
 
 def test_an_engine_that_breaks_is_reported_once() -> None:
+    asked, steps = threading.Event(), itertools.count()
+
     class Broken(CountingEngine):
         def step(self) -> StepOutput:
-            raise RuntimeError("out of memory")
+            asked.wait(5)
+            if next(steps):
+                raise RuntimeError("out of memory")
+            return StepOutput([])
 
     with Steps(Broken()) as run:
-        run.batcher.submit(1, [1], GREEDY)
+        for id in (1, 2, 3):
+            run.batcher.submit(id, [1], GREEDY)
+        asked.set()
         assert str(run.failures.get(timeout=5)) == "out of memory"
         run.batcher.stop(5.0)
         assert run.failures.empty()
+        assert run.queue.get(timeout=5).errors == []
+        assert [(error.id, error.status) for error in run.queue.get(timeout=5).errors] == [(3, 503)], "which waited"
 
 
 def test_after_idleness_it_waits_to_fill_the_batch() -> None:

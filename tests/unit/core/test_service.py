@@ -1,6 +1,7 @@
 """Services beyond what the engine kit checks: queues, failures, draining, broken events."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -55,24 +56,44 @@ async def test_an_aborted_waiting_request_never_reaches_the_engine() -> None:
         assert service.load().waiting == 0
 
 
-async def test_an_engine_that_breaks_ends_its_requests_and_the_service() -> None:
-    class Breaks(CountingEngine):
-        def step(self) -> StepOutput:
-            if self.stats().steps > 5:
-                raise RuntimeError("CUDA out of memory")
-            return super().step()
+class Breaks(CountingEngine):
+    """After some steps, of which the first waits until all have asked."""
 
-    async with serving(Breaks()) as service:
-        streamed, waiting = Client(service, 1, **ENDLESS), Client(service, 2)
+    def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
+        self.asked = threading.Event()
+        return super().load(plan, progress)
+
+    def step(self) -> StepOutput:
+        self.asked.wait(5)
+        if self.stats().steps > 5:
+            raise RuntimeError("CUDA out of memory")
+        return super().step()
+
+
+async def test_an_engine_that_breaks_ends_its_requests_and_the_service() -> None:
+    engine = Breaks()
+    async with serving(engine) as service:
+        streamed, waiting, twice = Client(service, 1, **ENDLESS), Client(service, 2), Client(service, 3, n=2)
+        engine.asked.set()
         answer = await streamed.answer()
         assert answer.status == 200
         assert answer.error is not None
         assert "CUDA out of memory" in answer.error["message"]
         assert b"[DONE]" not in answer.raw
-        assert (await waiting.answer()).status == 500
+        assert (await waiting.answer()).status == 503, "it had no part in that, and another replica may serve it"
+        assert (await twice.answer()).status == 503
         assert service.failure is not None
         assert service.unhealthy()
-        assert (await Client(service, 3).answer()).status == 503
+        assert (await Client(service, 4).answer()).status == 503
+
+
+async def test_a_request_of_which_a_part_ran_when_the_engine_broke_is_not_tried_elsewhere() -> None:
+    """It may be what broke it."""
+    engine = Breaks()
+    async with serving(engine) as service:
+        client = Client(service, 1, n=2, **(ENDLESS | {"stream": False}))
+        engine.asked.set()
+        assert (await client.answer()).status == 500
 
 
 async def test_drain_waits_then_ends_with_a_typed_error() -> None:
