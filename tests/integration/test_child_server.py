@@ -4,8 +4,8 @@ import contextlib
 import os
 import signal
 import socket
-import tempfile
 from collections import defaultdict
+from typing import ClassVar
 
 import msgspec
 import psutil
@@ -13,7 +13,6 @@ import pytest
 
 from xi_core.engine import child_server
 from xi_core.engine.base import ApiRequest, ApiSink
-from xi_core.engine.child_address import Address
 from xi_core.errors import EngineError
 from xi_core.testing.harness import Harness, plan_for
 from xi_core.testing.stub_engine import StubServerEngine
@@ -29,6 +28,15 @@ class PortEngine(StubServerEngine):
     """The same on a port of loopback."""
 
     unix_socket = False
+
+
+class ListeningEngine(StubServerEngine):
+    """The same server without metrics: its log tells of its work."""
+
+    metrics: ClassVar[dict[str, str]] = {}
+
+    def works(self, line):
+        return line.startswith("prefilled")
 
 
 def plan(engine=ENGINE, **options):
@@ -176,7 +184,20 @@ def test_death_while_serving_fails_every_request():
 def test_kill_of_an_idle_child_is_noticed(harness):
     os.kill(child_of(harness).pid, signal.SIGKILL)
     wait_until(lambda: harness.load().healthy is False, 5.0)
-    assert harness.chat("Hi").status in (500, 503)
+    answer = harness.chat("Hi")
+    assert (answer.status, answer.error["code"]) == (503, "unavailable")
+
+
+def test_what_waits_when_the_child_is_killed_may_go_to_another_replica():
+    with Harness(plan(slots=1)) as harness:
+        running = harness.start_chat("#hang", temperature=0)
+        wait_until(lambda: harness.engine.stats().tokens > 0)
+        waiting = [harness.start_chat("Hi", temperature=0) for _ in range(3)]
+        os.kill(child_of(harness).pid, signal.SIGKILL)
+        for answer in [call.answer() for call in waiting]:
+            assert (answer.status, answer.error["code"]) == (503, "unavailable")
+            assert "was killed by SIGKILL" in answer.error["message"]
+        assert running.answer().status == 500, "it may be what killed the child"
 
 
 def test_hang_is_no_progress_and_abort_frees_the_slot():
@@ -188,6 +209,17 @@ def test_hang_is_no_progress_and_abort_frees_the_slot():
         call.abort()
         harness.wait_idle()
         assert harness.chat("Hi", temperature=0).status == 200
+
+
+@pytest.mark.parametrize("engine", [ENGINE, f"{__name__}:ListeningEngine"], ids=["metrics", "lines"])
+def test_a_long_prompt_is_progress_where_metrics_or_lines_tell_of_it(engine):
+    hasty = msgspec.structs.replace(plan(engine), limits=ServingLimits(hang_timeout=0.5))
+    with Harness(hasty) as harness:
+        call = harness.start_chat("#prefill", temperature=0, stream=True)
+        wait_until(lambda: harness.load().healthy is False or not call.frames.empty())
+        assert not call.frames.empty(), harness.service.unhealthy()
+        assert call.answer().text == STUB_TEXT
+        assert harness.engine.stats().steps > harness.engine.stats().tokens, "signs of work are no tokens"
 
 
 def test_frozen_child_is_killed_at_close(harness):
@@ -365,27 +397,3 @@ def test_many_streams_are_whole_and_in_order():
         calls = [harness.start_chat("Hi", temperature=0, stream=True, max_tokens=count) for count in range(1, 17)]
         texts = [call.answer().text for call in calls]
     assert texts == [STUB_TEXT[:count] for count in range(1, 17)]
-
-
-# ---- the address ------------------------------------------------------------------------------------
-
-
-def test_address_lies_beside_the_replica(tmp_path):
-    short = Address.make(f"ipc://{tmp_path}/r.sock", unix_socket=True)
-    assert (os.path.dirname(short.folder) == str(tmp_path)) == (len(str(tmp_path)) < 76)
-    assert len(short.socket) < 104
-    path = short.write("a.yaml", "x: 1")
-    assert os.stat(path).st_mode & 0o777 == 0o600
-    short.remove()
-    short.remove()
-    assert not os.path.exists(short.folder)
-
-
-def test_path_that_is_too_long_for_a_socket(tmp_path, monkeypatch):
-    deep = tmp_path / ("d" * 100)
-    deep.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    address = Address.make("inproc://x", unix_socket=True)
-    assert address.socket is None
-    assert address.port > 0
-    address.remove()

@@ -8,16 +8,15 @@ import logging
 import random
 import re
 import socket
-from pathlib import Path
 
 from xi_core.errors import ConfigError, LaunchFailed
+from xi_core.local_ports import ephemeral
 
 log = logging.getLogger(__name__)
 
 BLOCK = 8
 """Ports that one rank gets: engines use the first one or two, and some count on from there."""
 TRIES = 64
-_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class PortRange:
@@ -35,10 +34,10 @@ class PortRange:
             raise ConfigError(
                 f"XI_PORT_RANGE={text!r}: write it as FIRST-LAST, from 1024 to 65535, with {BLOCK} ports at least", param="XI_PORT_RANGE"
             )
-        with contextlib.suppress(OSError, ValueError):
-            low, high = (int(word) for word in _EPHEMERAL.read_text().split())
-            if first <= high and low <= last:
-                log.warning("XI_PORT_RANGE=%s overlaps the ports that this system gives to outgoing connections (%d-%d)", text, low, high)
+        given = ephemeral()
+        if first < given.stop and given.start <= last:
+            low, high = given.start, given.stop - 1
+            log.warning("XI_PORT_RANGE=%s overlaps the ports that this system gives to outgoing connections (%d-%d)", text, low, high)
         return cls(first, last)
 
     def take(self, host: str) -> PortBlock:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -13,7 +15,12 @@ from pathlib import Path
 from msgspec import Struct
 
 from xi_core.engine.child_http import Place, Reply, ask, encode
+from xi_core.local_ports import ephemeral
 
+PORTS = range(10_000, 19_000)
+"""Where a port is looked for first, but for what the system gives to outgoing connections: it might give the port away meanwhile. They end
+well below those of `XI_PORT_RANGE`, for some servers count on from theirs."""
+TRIES = 64
 _IPC = "ipc://"
 _LONGEST_PATH = 100
 """Characters; systems allow 104 to 108 in a Unix socket's address."""
@@ -67,6 +74,17 @@ def _ignore(data: bytes) -> None:
 
 
 def _free_port() -> int:
+    """A port that is free and likely to stay so: the server binds it when it has loaded the model, minutes later."""
+    given = ephemeral()
+    kept = [port for port in PORTS if port not in given]
+    for port in random.sample(kept, min(len(kept), TRIES)):
+        with contextlib.suppress(OSError):
+            return _bound(port)
+    return _bound(0)
+
+
+def _bound(port: int) -> int:
+    """The port, or any for 0, where it can be bound. Raises `OSError`."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("127.0.0.1", port))
         return int(probe.getsockname()[1])

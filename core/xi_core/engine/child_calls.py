@@ -14,7 +14,7 @@ from xi_core.engine.child_address import Address
 from xi_core.engine.child_http import BadAnswer, Reply
 from xi_core.engine.child_refusal import Refusal
 from xi_core.engine.child_words import ServerWords
-from xi_core.errors import EngineError, XiError
+from xi_core.errors import Unavailable, XiError
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +121,8 @@ class Calls:
         self._words.ended(call.request)
 
     async def _exchange(self, call: _Call) -> Reply:
-        if self.dead:
-            raise EngineError(self.dead)
+        if self.dead:  # the server has seen nothing of it, so that another replica may take it
+            raise Unavailable(self.dead)
         request = call.request
         reply = await self._post(call, self._words.body(request))
         if 400 <= reply.status < 500 and (second := self._words.second_body(request, reply.body)) is not None:

@@ -14,7 +14,9 @@ import msgspec
 from msgspec import Meta
 
 from xi_core.errors import UnknownOption
+from xi_core.process_end import how_ended
 
+_ARGPARSE = how_ended(2)
 _Positive = Annotated[int, Meta(ge=1)]
 _COMPLAINT = re.compile(r"^\S.*?: error: (.+)$")
 _OPTION = re.compile(r"--[A-Za-z][\w-]*")
@@ -99,8 +101,13 @@ def parallelism(engine: str, options: Mapping[str, Any], devices: int, names: Se
     return {**given, names[0]: first}
 
 
-def complaint(engine: str, lines: Sequence[str]) -> UnknownOption | None:
-    """The error that argparse has ended with, with options of like names, which its usage lists; None where it was something else."""
+def complaint(engine: str, how: str, lines: Sequence[str]) -> UnknownOption | None:
+    """The error that argparse has ended with, with options of like names, which its usage lists; None where it was something else.
+
+    `how` it ended, in words, tells it from the complaints of compilers, which servers run as they start: those have the same form.
+    """
+    if how != _ARGPARSE:
+        return None
     found = next((match for line in reversed(lines) if (match := _COMPLAINT.match(line))), None)
     if found is None:
         return None

@@ -57,6 +57,8 @@ FOLLOWING = 60.0
 """Seconds after which a follower that has said nothing known counts as started: whether all goes well is rank 0's to tell."""
 LAUNCH_SHARE = 0.95
 """Part of the launch's time after which the engine gives up itself, and can tell the server's last words."""
+METRICS_SHARE = 0.25
+"""Part of the hang timeout within which the metrics are looked at again, for they may be all that tells of progress."""
 _CLOSED = "no model is loaded, or it was closed"
 _FOLLOWER = LoadedModel(context_length=0, slots=0, manifest=Manifest(endpoints={}))
 """What a follower tells of its model: nothing, for nobody asks it for anything."""
@@ -75,6 +77,10 @@ class ChildServerEngine(ServerWords, ApiEngine):
         self._child: Child | None = None
         self._calls: Calls | None = None
         self._counters: EngineCounters | None = None
+        self._changes = 0
+        """Looks at the metrics that found them changed…"""
+        self._lines = 0
+        """…and lines of the output that told of work: what moves while a long prompt is read, of which no event comes."""
         self._tasks: list[asyncio.Task[None]] = []
         self._patience = 0.0
         """Seconds that the server may take to fall asleep or to wake: it may load the model again."""
@@ -103,7 +109,8 @@ class ChildServerEngine(ServerWords, ApiEngine):
         calls = self._calls
         if calls is None:
             return EngineStats()
-        return EngineStats(running=calls.running, steps=calls.steps, tokens=calls.steps, own=self._counters)
+        steps = calls.steps + self._changes + self._lines
+        return EngineStats(running=calls.running, steps=steps, tokens=calls.steps, own=self._counters)
 
     def sleep(self, level: int) -> None:
         self._ask_all(self.sleep_calls(level))
@@ -163,6 +170,8 @@ class ChildServerEngine(ServerWords, ApiEngine):
                 progress(*found)
             if self.joined(line):
                 joined.set()
+            if self.works(line):
+                self._lines += 1
 
         env = {**command.defaults, **os.environ, **command.env}
         try:
@@ -176,7 +185,8 @@ class ChildServerEngine(ServerWords, ApiEngine):
         self._calls = calls
         self._tasks = [asyncio.ensure_future(self._until_dead(child, calls))]
         if self.metrics and not follows:
-            self._tasks.append(asyncio.ensure_future(self._follow_metrics(address)))
+            interval = min(self.metrics_interval, plan.limits.hang_timeout * METRICS_SHARE)
+            self._tasks.append(asyncio.ensure_future(self._follow_metrics(address, interval)))
         return model
 
     async def _until_ready(self, child: Child, address: Address, seconds: float, joined: threading.Event | None) -> None:
@@ -211,13 +221,16 @@ class ChildServerEngine(ServerWords, ApiEngine):
         calls.end(f"the server of engine {self.name} {child.how()}; {last_lines(child.lines)}")
         await child.sweep()
 
-    async def _follow_metrics(self, address: Address) -> None:
+    async def _follow_metrics(self, address: Address, interval: float) -> None:
         while True:
             with contextlib.suppress(OSError, BadAnswer, TimeoutError, UnicodeDecodeError):
                 reply = await asyncio.wait_for(address.ask("GET", self.metrics_path), ANSWER)
                 if reply.status == 200:
-                    self._counters = counters_of(reply.body.decode(), self.metrics)
-            await asyncio.sleep(self.metrics_interval)
+                    found = counters_of(reply.body.decode(), self.metrics)
+                    if found != self._counters:
+                        self._counters = found
+                        self._changes += 1
+            await asyncio.sleep(interval)
 
     async def _stop(self, grace: float) -> None:
         for task in self._tasks:

@@ -49,7 +49,8 @@ class ServerWords(ABC):
     metrics_path: ClassVar[str] = "/metrics"
     metrics: ClassVar[Mapping[str, str]] = {}
     """Fields of `EngineCounters`, and the names of the server's metrics (Prometheus' text, at `metrics_path`) that they are; without any it
-    is not asked."""
+    is not asked. One of them, or a line (`works`), must move while the server reads a long prompt: until its first token nothing else tells
+    that it doesn't hang."""
 
     @abstractmethod
     def command(self, plan: LaunchPlan, address: Address) -> ServerCommand:
@@ -97,6 +98,10 @@ class ServerWords(ABC):
 
     def joined(self, line: str) -> bool:
         """Whether a line of a follower's output tells that it has begun its work. Not needed where it answers `health_path`."""
+        return False
+
+    def works(self, line: str) -> bool:
+        """Whether a line of the server's output tells that it has got on with its work, as each part of a long prompt does."""
         return False
 
     def failed_start(self, how: str, lines: list[str]) -> XiError:

@@ -2,7 +2,8 @@
 
 It answers every prompt with the same text, a token per character, and honours what the conformance kits check, those of embeddings and
 rerank included. It can misbehave:
-`--die-at-start TEXT`, `--hang-at-start`, and by words in a prompt: `#die`, `#hang`, `#error`, `#abort`, `#cut`, `#garbage`.
+`--die-at-start TEXT`, `--hang-at-start`, and by words in a prompt: `#die`, `#hang`, `#error`, `#abort`, `#cut`, `#garbage`. With
+`#prefill` it takes a while to read the prompt, of which its metrics and its log tell, but no event.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ TEXT = "one two three four five six seven eight nine ten 😀 你好 eleven twel
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = 257
 METRICS = """# TYPE stub_running gauge
-stub_running{rank="0"} 2.0
-stub_running{rank="1"} 3.0
+stub_running{{rank="0"}} 2.0
+stub_running{{rank="1"}} 3.0
 # TYPE stub_cache gauge
-stub_cache{rank="0"} 0.25
-stub_cache{rank="1"} 0.5
+stub_cache{{rank="0"}} 0.25
+stub_cache{{rank="1"}} 0.5
 # TYPE stub_tokens_total counter
-stub_tokens_total 1e3
+stub_tokens_total {tokens}
 """
+CHUNKS = 30
+"""Parts of a long prompt…"""
+CHUNK = 0.05
+"""…and the seconds that each takes."""
 KEY = "STUB_SERVER_API_KEY"
 SLEEP_ROUTES = ("/sleep", "/wake_up", "/collective_rpc", "/flush_cache", "/release_memory_occupation", "/resume_memory_occupation")
 
@@ -49,6 +54,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.names = [options.name, *options.adapter]
+        self.tokens = 1e3
+        """What its metrics count."""
         self.asleep = 0
         """Level of sleep, as vLLM's and SGLang's servers have it; then it answers requests with 500."""
         if options.uds:
@@ -83,7 +90,7 @@ class Answering(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/metrics":
-            self._answer(200, "text/plain; version=0.0.4", METRICS.encode())
+            self._answer(200, "text/plain; version=0.0.4", METRICS.format(tokens=self.server.tokens).encode())
         elif self.path == "/is_sleeping":
             self._whole(200, {"is_sleeping": bool(self.server.asleep)})
         else:
@@ -151,6 +158,8 @@ class Answering(BaseHTTPRequestHandler):
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         chat = self.path.endswith("/chat/completions")
         text, finish, tokens = script(body, TEXT if body["model"] == self.server.options.name else f"{body['model']} {TEXT}")
+        if "#prefill" in str(body.get("messages") or body.get("prompt")):
+            self._prefill()
         for done, piece in enumerate(text):
             time.sleep(self.server.options.pace)
             logprobs = {"content": [logprob(piece, body)]} if body.get("logprobs") is not None else None
@@ -166,6 +175,12 @@ class Answering(BaseHTTPRequestHandler):
             last["token_ids"] = [VOCABULARY - 1] * (tokens - len(text))
         yield {"choices": [last]}
         yield {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": 3 + tokens}}
+
+    def _prefill(self) -> None:
+        for part in range(CHUNKS):
+            time.sleep(CHUNK)
+            self.server.tokens += 1
+            say(f"prefilled {part}")
 
     def _misbehave(self, prompt: str) -> Iterator[dict[str, Any]]:
         if "#die" in prompt:

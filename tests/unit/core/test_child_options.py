@@ -6,7 +6,10 @@ import pytest
 
 from xi_core.engine.child_options import cause, complaint, count, flags, normalised, parallelism, refuse
 from xi_core.errors import UnknownOption
+from xi_core.process_end import how_ended
 
+WRONG = how_ended(2)
+"""As argparse ends."""
 NAMES = ("tensor_parallel_size", "pipeline_parallel_size")
 
 
@@ -89,18 +92,25 @@ def argparse_lines(capsys, *words):
 
 
 def test_unknown_option_names_those_of_like_names(capsys):
-    error = complaint("x", argparse_lines(capsys, "--gpu-memory-utilisation=0.5"))
+    error = complaint("x", WRONG, argparse_lines(capsys, "--gpu-memory-utilisation=0.5"))
     assert error.param == "gpu_memory_utilisation"
     assert error.message.endswith("unrecognized arguments: --gpu-memory-utilisation=0.5; did you mean --gpu-memory-utilization?")
 
 
 def test_wrong_value(capsys):
-    error = complaint("x", argparse_lines(capsys, "--dtype=int3"))
+    error = complaint("x", WRONG, argparse_lines(capsys, "--dtype=int3"))
     assert (error.param, "invalid choice: 'int3'" in error.message, "did you mean" in error.message) == ("dtype", True, False)
 
 
 def test_other_ends_are_no_complaint():
-    assert complaint("x", ["Traceback", "ValueError: no"]) is None
+    assert complaint("x", WRONG, ["Traceback", "ValueError: no"]) is None
+
+
+@pytest.mark.parametrize("status", [0, 1, 3, -6, -9])
+def test_a_line_like_argparses_is_no_complaint_at_another_end(status):
+    lines = ["serve.py: error: unrecognized arguments: --dtipe=1"]
+    assert complaint("x", WRONG, lines) is not None
+    assert complaint("x", how_ended(status), lines) is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xi_core.cluster import ports
+from xi_core import local_ports
 from xi_core.cluster.ports import BLOCK, PortBlock, PortRange, interface_of
 from xi_core.errors import ConfigError, LaunchFailed
 
@@ -41,7 +41,7 @@ def test_a_range_that_the_system_gives_out_itself_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "range"
-    monkeypatch.setattr(ports, "_EPHEMERAL", file)
+    monkeypatch.setattr(local_ports, "_EPHEMERAL", file)
     PortRange.parse("19000-19100")
     file.write_text("32768\t60999\n")
     PortRange.parse("19000-19100")

@@ -34,6 +34,8 @@ _LOGPROBS = b'"logprobs":{'
 _MARKS = (MARK.encode(), b"\\ufffd")
 _TOO_MANY = re.compile(rb"maximum context length of (\d+) tokens.*?: (\d+) tokens from the input")
 _STAGES = {"Load weight begin": "loading weights", "Load weight end": "preparing the cache", "Capture cuda graph": "capturing CUDA graphs"}
+_WORK = ("Prefill batch", "Decode batch")
+"""In a line for each part of a prompt, and for every 40th token: its scheduler writes them where `log_level` is not above info."""
 
 
 class SglangEngine(ChildServerEngine):
@@ -104,8 +106,11 @@ class SglangEngine(ChildServerEngine):
     def stage(self, line: str) -> tuple[str, float | None] | None:
         return next(((stage, None) for sign, stage in _STAGES.items() if sign in line), None)
 
+    def works(self, line: str) -> bool:
+        return any(sign in line for sign in _WORK)
+
     def failed_start(self, how: str, lines: list[str]) -> XiError:
-        if (wrong := complaint(NAME, lines)) is not None:
+        if (wrong := complaint(NAME, how, lines)) is not None:
             return wrong
         why = cause(lines)
         if "No module named 'sglang" in why:

@@ -52,6 +52,7 @@ _METRICS = {
     "prompt_tokens": "vllm:prompt_tokens_total",
     "generated_tokens": "vllm:generation_tokens_total",
 }
+"""While a long prompt is read, `cache_usage` alone moves: each part of it takes blocks. The counts of tokens wait for its first token."""
 _PICKLES = "VLLM_ALLOW_INSECURE_SERIALIZATION"
 """Never on, whatever `--env` of the launch says: with it vLLM reads pickles of others."""
 _SOCKETS = "VLLM_RPC_BASE_PATH"
@@ -69,6 +70,12 @@ _STAGES = {
     "Capturing CUDA graphs": "capturing CUDA graphs",
     "Starting vLLM": "starting to serve",
 }
+_NO_ROOM = re.compile(
+    r"out of memory|(?:can't|cannot) allocate memory(?! in static TLS)|no available memory"
+    r"|less than (?:desired|requested) (?:[CG]PU )?memory|larger than the available KV cache memory",
+    re.IGNORECASE,
+)
+"""How vLLM and torch say that memory is too small. Others that name it don't: illegal access, shared memory of a kernel."""
 _NO_CAUSE = (
     "Engine core initialization failed",
     "Engine process failed to start",
@@ -145,14 +152,14 @@ class VllmEngine(ChildServerEngine):
         return JOINED in line
 
     def failed_start(self, how: str, lines: list[str]) -> XiError:
-        if (wrong := complaint(NAME, lines)) is not None:
+        if (wrong := complaint(NAME, how, lines)) is not None:
             return wrong
         why = cause(lines, _NO_CAUSE)
         if "No module named 'vllm" in why:
             return EngineNotInstalled(f"vLLM can't be imported: {why}; install it with: {INSTALL}")
         if (wrong := too_long(why, "context_length", "max_model_len")) is not None:
             return wrong
-        if "memory" in why.lower():
+        if _NO_ROOM.search(why):
             return EngineError(f"vLLM has too little memory: {why}")
         return EngineError(f"vLLM {how} while it started: {why}") if why else super().failed_start(how, lines)
 
