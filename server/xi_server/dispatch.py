@@ -20,7 +20,7 @@ from xi_server.asgi import ClientGone, Message, Receive, Scope, Send, new_reques
 from xi_server.limits import Backlog, SlowClient, check_queue
 from xi_server.metrics import Metrics
 from xi_server.prefix import prefix_chain
-from xi_server.replica_link import ReplicaDied, ReplicaLink, Stream
+from xi_server.replica_link import ReplicaDied, ReplicaFull, ReplicaLink, Stream
 from xi_server.route import Route, read_route
 from xi_server.table import RoutingTable, ServedModel
 
@@ -83,25 +83,8 @@ class Exchange:
     """One request and its answer."""
 
     __slots__ = (
-        "_began",
-        "_body",
-        "_dispatcher",
-        "_loop",
-        "_receive",
-        "_request_id",
-        "_scope",
-        "_send",
-        "_started",
-        "_status",
-        "_task",
-        "_tried",
-        "_whole",
-        "dropped",
-        "gone",
-        "link",
-        "model",
-        "slow",
-        "stream",
+        "_began", "_body", "_dispatcher", "_loop", "_receive", "_request_id", "_scope", "_send", "_started", "_status", "_task", "_tried",
+        "_whole", "dropped", "gone", "link", "model", "slow", "stream",
     )  # fmt: skip
 
     def __init__(self, dispatcher: Dispatcher, scope: Scope, receive: Receive, send: Send) -> None:
@@ -189,32 +172,37 @@ class Exchange:
         deadline = self._loop.time() + self._dispatcher.request_timeout
         tried = self._tried
         losses = deaths = 0
+        lost: ReplicaLost | None = None
         while True:
             await self._wait_while_stalled(model, tried)
-            link = model.choose(request, tried)
+            try:
+                link = model.choose(request, tried)
+            except Unavailable as error:
+                raise lost or error from None
             tried.append(link.route)
             may_retry = len(tried) < MAX_TRIES
             try:
-                if await self._try(model, link, request, deadline, may_retry and model.has_other(tried)):
+                if await self._try(model, link, request, deadline, may_retry):
                     return
-            except ReplicaLost as lost:
-                losses += 1
-                deaths += isinstance(lost, ReplicaDied)
+            except ReplicaLost as error:
+                lost = error.with_traceback(None)  # whose frames hold what the replica sent
+                losses += not isinstance(error, ReplicaFull)
+                deaths += isinstance(error, ReplicaDied)
                 if deaths == MAX_DEATHS:
                     raise _deadly(self._request_id, self._body, tried) from None
-                if self._started or losses == MAX_LOSSES or not may_retry or not model.has_other(tried):
+                if self._started or losses == MAX_LOSSES or not may_retry or not model.may_take(tried):
                     raise
             self._dispatcher.metrics.retries.add(model.route.uid)
             log.info("request %s goes from replica %s to another", self._request_id, link.route.replica_id)
 
     async def _wait_while_stalled(self, model: ServedModel, tried: list[ReplicaRoute]) -> None:
         """Where no replica can take the request, but one may that stands still: in seconds it goes on, or is lost."""
-        while model.stalled and not model.has_other(tried):
+        while model.may_take(tried) and not model.has_other(tried):
             if self.gone:
                 raise ClientGone
             await asyncio.sleep(STALLED_POLL)
 
-    async def _try(self, model: ServedModel, link: ReplicaLink, request: RouteRequest, deadline: float, may_pass_on: bool) -> bool:
+    async def _try(self, model: ServedModel, link: ReplicaLink, request: RouteRequest, deadline: float, may_retry: bool) -> bool:
         """Ask one replica. False when it refused with 503 and another is to be asked; else the client has its answer, or it is `_whole`."""
         self.slow.taken()
         stream = self.stream = Stream(self._loop, self.slow)
@@ -224,12 +212,14 @@ class Exchange:
         link.view.tokens += expected
         model.router.on_start(request, link.route.replica_id)
         timer = self._loop.call_at(deadline, self._expire, stream)
+        judged = False
         try:
             link.submit(stream, request.route, self._body)
             opened = await self._opened(stream)
             timer.cancel()
             link.judge(opened.status < 500)
-            if opened.status == 503 and may_pass_on:
+            judged = True
+            if opened.status == 503 and may_retry and model.may_take(self._tried):
                 return False
             if opened.content_type.startswith("text/event-stream"):
                 await self._relay(stream, opened)
@@ -240,9 +230,9 @@ class Exchange:
             timer.cancel()
             link.view.outstanding -= 1
             link.view.tokens -= expected
-            if stream.opened is None:
+            if not judged:
                 link.judge(None)
-            elif stream.over and stream.error is None and stream.opened.status == 200:
+            elif stream.over and stream.error is None and stream.opened is not None and stream.opened.status == 200:
                 model.expected.learn(request.route, request.max_tokens, stream.tokens)
             link.release(stream)
             self.slow.taken()

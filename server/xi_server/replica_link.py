@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from xi_core.cluster.messages import ReplicaRoute
 from xi_core.cluster.routing import ReplicaView
-from xi_core.errors import ChannelClosed, ConfigError, ReplicaLost, TransportError, XiError
+from xi_core.errors import ChannelClosed, ChannelFull, ConfigError, ReplicaLost, TransportError, XiError
 from xi_core.transport.base import Channel, Transport
 from xi_core.transport.security import ClientSecurity, KeyPair
 from xi_core.wire import UNREADABLE
@@ -39,6 +39,10 @@ _ids = itertools.count(1)
 
 class ReplicaDied(ReplicaLost):
     """It had this request when its connection ended, without a word that it stops: it may have died of it."""
+
+
+class ReplicaFull(ReplicaLost):
+    """It had no room for this request, which was not sent; it goes on serving."""
 
 
 class Stream:
@@ -140,12 +144,18 @@ class ReplicaLink:
         return len(self._streams)
 
     def submit(self, stream: Stream, path: str, body: bytes) -> None:
-        """Send a request. A replica that can't be sent to is lost, now or once what it had said is read, and the stream with it."""
+        """Send a request. A replica that can't be sent to is lost, now or once what it had said is read, and the stream with it; one
+        that has no room for the request, as where many large ones wait to be sent, only doesn't get it."""
         if self.breaker.state != "closed":
             self.breaker.sent()
             self._on_change()
         self._streams[stream.id] = stream
-        stream.sent = self._send(encode(Submit(stream.id, path, body)))
+        try:
+            stream.sent = self._send(encode(Submit(stream.id, path, body)))
+        except ChannelFull as error:
+            log.info("replica %s did not get a request of %d bytes: %s", self.route.replica_id, len(body), error)
+            del self._streams[stream.id]
+            stream.fail(ReplicaFull("the replica takes no more at the moment; send the request again", retry_after=1.0))
 
     def judge(self, well: bool | None) -> None:
         """How a request began: `well` with an answer, if only a refusal; not, with a 5xx; None, nobody knows (its client left)."""
@@ -164,18 +174,18 @@ class ReplicaLink:
     def release(self, stream: Stream) -> None:
         """The request has no more interest in its answer: abort it unless it is whole."""
         if self._streams.pop(stream.id, None) is not None and not stream.over:
-            self._send(encode(Abort(stream.id)))
+            self._tell(encode(Abort(stream.id)))
 
     def tick(self, on_time: bool) -> None:
         """Called each `PING_INTERVAL`. `on_time` is False when this process itself stood still, so that answers may lie unread."""
-        before = self.usable
+        before = self.fit, self.usable
         self.breaker.tick(self._loop.time())
         if self._channel is None:
             if self._loop.time() >= self._redial_at:
                 self._dial()
         else:
             self._listen(self._channel, on_time)
-        if self.usable != before:
+        if (self.fit, self.usable) != before:
             self._on_change()
 
     def close(self) -> None:
@@ -235,11 +245,18 @@ class ReplicaLink:
     def _ping(self) -> None:
         self._pings += 1
         self._unanswered += 1
-        self._send(encode(Ping(self._pings)))
+        self._tell(encode(Ping(self._pings)))
+
+    def _tell(self, message: bytes) -> None:
+        """Send what is small: a replica that has no room even for that doesn't read, and is lost."""
+        try:
+            self._send(message)
+        except ChannelFull as error:
+            self._lose(f"can't be sent to: {error}")
 
     def _send(self, message: bytes) -> bool:
         """False where it can't be sent. A connection that has ended is lost only when what came before its end has been read, perhaps
-        the word that the replica stops: the channel tells then."""
+        the word that the replica stops: the channel tells then. Raises `ChannelFull`."""
         if self._channel is None:
             self._fail_streams("is not connected")
             return False
@@ -248,6 +265,8 @@ class ReplicaLink:
         except ChannelClosed as error:
             log.debug("replica %s: %s", self.route.replica_id, error)
             return False
+        except ChannelFull:
+            raise
         except TransportError as error:
             self._lose(f"can't be sent to: {error}")
             return False
@@ -291,7 +310,7 @@ class ReplicaLink:
             self._lose(f"is another life ({pong.incarnation}) than the routing table's ({self.route.incarnation})")
             return
         self._unanswered, self._heard = 0, True
-        before = self.usable
+        before = self.fit, self.usable
         self.late = False
         load = self.load = pong.load
         self.view.running, self.view.waiting = load.running, load.waiting
@@ -302,7 +321,7 @@ class ReplicaLink:
             self.alive, self.stalled = True, False
             self._redial_wait = REDIAL_FIRST
             self._set_stalled(False)
-        if self.usable != before:
+        if (self.fit, self.usable) != before:
             self._on_change()
 
     def _on_lost(self) -> None:

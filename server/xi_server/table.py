@@ -83,6 +83,11 @@ class ServedModel:
         """Whether a replica besides those tried could take a request."""
         return bool(self._views(tried))
 
+    def may_take(self, tried: Sequence[ReplicaRoute]) -> bool:
+        """Whether a replica besides those tried could take a request, now or once it shows life again."""
+        names = {route.replica_id for route in tried}
+        return self.has_other(tried) or any(link.stalled and name not in names for name, link in self.links.items())
+
     def _views(self, tried: Sequence[ReplicaRoute]) -> list[ReplicaView]:
         names = {route.replica_id for route in tried}
         workers = {worker for route in tried for worker in route.workers}

@@ -251,6 +251,19 @@ def fill(channel: Channel, message: bytes) -> int:
     raise AssertionError("it takes any number of messages")
 
 
+async def test_small_messages_behind_large_ones_are_bounded_by_number_only(peer: RawPeer) -> None:
+    """Else a burst of large requests would keep pings from a replica that is well."""
+    await peer.open()
+    large, small = b"x" * 1_000_000, b"y" * 4000
+    first = fill(peer.channel, large)
+    second = fill(peer.channel, small)
+    assert 500 < second < 1000
+    with pytest.raises(ChannelFull):
+        peer.channel.send(large)
+    assert await peer.read(first * 1_000_009) == message_frame(large) * first
+    assert await peer.read(second * 4009) == message_frame(small) * second
+
+
 async def test_pings_of_who_does_not_read_take_no_memory(peer: RawPeer) -> None:
     await peer.open()
     fill(peer.channel, b"x" * 100_000)

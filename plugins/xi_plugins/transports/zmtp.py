@@ -50,13 +50,15 @@ CHUNK = 64 * 1024
 """Bytes read in one callback of the loop."""
 MAX_UNSENT = MAX_MESSAGE
 """Bytes that may wait to be sent; a single message may be this large."""
+SMALL = 4096
+"""Bytes of a frame that may wait however many bytes do: pings and aborts have room behind large requests."""
 
 _HOPELESS = (None, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
 """Reasons for not even trying again. None: Python itself finds that the path is too long."""
 
 
 class ZmtpChannel(Channel):
-    """A DEALER socket that dials `ipc://PATH`. What can't be sent at once waits here, bounded in messages and in bytes."""
+    """A DEALER socket that dials `ipc://PATH`. What can't be sent at once waits here, bounded in messages, and large ones in bytes."""
 
     def __init__(self, endpoint: str, on_message: Callable[[bytes], None], on_lost: Callable[[], None], high_water: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -242,7 +244,8 @@ class ZmtpChannel(Channel):
         """Send a frame at once, or let it wait."""
         rest: bytes | memoryview = frame
         if self._unsent:
-            if len(self._unsent) >= self._high_water or self._unsent_bytes + len(frame) > MAX_UNSENT:
+            full = self._unsent_bytes + len(frame) > MAX_UNSENT and len(frame) > SMALL
+            if full or len(self._unsent) >= self._high_water:
                 why = "doesn't read" if self._open else "isn't connected yet"
                 raise ChannelFull(f"{self._endpoint} {why}: its queue is full and nothing was sent")
         elif self._open:

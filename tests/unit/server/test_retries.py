@@ -7,12 +7,13 @@ import json
 import logging
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from xi_core.errors import ChannelClosed
+from xi_core.errors import ChannelClosed, ChannelFull
 from xi_core.wire.frames import Data, End, Load, Open, Ping, encode
 from xi_server.replica_link import ReplicaLink
 
@@ -153,6 +154,76 @@ async def test_where_all_are_on_one_worker_the_next_is_asked_there(stage: Any, r
     await dying.close()
     await call.task
     assert call.status == 200
+
+
+@pytest.fixture
+def no_room(stage: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ReplicaLink]:
+    """Lets the link of this replica take no message of more than 1 KiB: many large ones wait there."""
+
+    def fill(name: str) -> ReplicaLink:
+        link: ReplicaLink = stage.gateway.table.models["m"].links[name]
+        assert link._channel is not None
+        send = link._channel.send
+
+        def full(message: bytes) -> None:
+            if len(message) > 1024:
+                raise ChannelFull("its queue is full and nothing was sent")
+            send(message)
+
+        monkeypatch.setattr(link._channel, "send", full)
+        return link
+
+    return fill
+
+
+async def test_a_request_that_finds_no_room_goes_elsewhere_and_what_runs_there_goes_on(
+    stage: Any, replica: Any, kit: Any, no_room: Any
+) -> None:
+    one, two = replica("r1"), replica("r2", script=kit.answering())
+    await stage.serve("m", one, two)
+    running = stage.start(kit.chat(stream=True))
+    await kit.until(lambda: one.submitted)
+    no_room("r1")
+    assert (await stage.ask(kit.chat(user="x" * 2000))).status == 200
+    submit = one.submitted[0]
+    one.send(kit.opened(submit), Data(submit.id, kit.EVENT, 1), Data(submit.id, kit.DONE), End(submit.id))
+    await running.task
+    assert running.body_text == kit.EVENT + kit.DONE
+    assert (len(one.submitted), one.aborted, len(two.submitted)) == (1, [], 1)
+    assert b"xi_replica_losses_total{" not in (await stage.control("GET", "/metrics")).body_text
+
+
+async def test_a_request_that_finds_no_room_at_all_is_refused_and_only_that(stage: Any, replica: Any, kit: Any, no_room: Any) -> None:
+    one = replica("r1", script=kit.answering())
+    await stage.serve("m", one)
+    link = no_room("r1")
+    call = await stage.ask(kit.chat(user="x" * 2000))
+    assert (call.status, call.error["code"], call.answer_headers["retry-after"]) == (502, "replica_lost", "1")
+    assert "takes no more at the moment" in call.error["message"]
+    assert (link.alive, link.open_streams, link.view.outstanding) == (True, 0, 0)
+    assert (await stage.ask()).status == 200
+
+
+async def test_replicas_without_room_are_no_losses_of_the_request(stage: Any, replica: Any, kit: Any, no_room: Any) -> None:
+    full = [replica(f"r{n}", script=kit.answering()) for n in range(3)]
+    await stage.serve("m", *full, replica("r3", script=kit.answering()))
+    for one in full:
+        no_room(one.replica_id)
+    assert (await stage.ask(kit.chat(user="x" * 2000))).status == 200
+
+
+async def test_a_replica_that_has_no_room_even_for_a_ping_is_lost(
+    stage: Any, replica: Any, kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stage.serve("m", replica("r1"), replica("r2", script=kit.answering()))
+    link: ReplicaLink = stage.gateway.table.models["m"].links["r1"]
+
+    def full(message: bytes) -> None:
+        raise ChannelFull("its queue is full and nothing was sent")
+
+    monkeypatch.setattr(link._channel, "send", full)
+    await kit.until(lambda: not link.alive)
+    assert (await stage.ask()).status == 200
 
 
 async def test_loss_in_a_stream_ends_it_with_a_typed_event(stage: Any, replica: Any, kit: Any) -> None:

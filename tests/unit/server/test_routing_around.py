@@ -105,6 +105,60 @@ async def test_one_replica_that_died_and_one_that_fell_silent_are_both_survived(
     assert b'xi_retries_total{model="m"} 2' in (await stage.control("GET", "/metrics")).body_text
 
 
+@pytest.mark.parametrize("stopping", [True, False])
+async def test_a_request_whose_replica_dies_or_stops_waits_for_one_that_stands_still(
+    stage: Any, replica: Any, kit: Any, stopping: bool
+) -> None:
+    """As one that arrives at that moment would."""
+    one, two = replica("r1"), replica("r2")
+    await stage.serve("m", one, two)
+    await kit.until(lambda: two.pings >= 2)
+    two.silent = True
+    await kit.until(lambda: link_of(stage, "r2").stalled)
+    call = stage.start()
+    await kit.until(lambda: one.submitted)
+    if stopping:
+        one.answer(one.submitted[0], 503, b'{"error":"drains"}')
+    else:
+        await one.close()
+    two.silent = False
+    await kit.until(lambda: two.submitted)
+    two.answer(two.submitted[0])
+    await call.task
+    assert (call.status, call.json) == (200, {"ok": True})
+
+
+async def test_a_request_that_waited_in_vain_for_one_that_stands_still_tells_of_the_first_loss(stage: Any, replica: Any, kit: Any) -> None:
+    one, two = replica("r1"), replica("r2")
+    await stage.serve("m", one, two)
+    link = link_of(stage, "r2")
+    await kit.until(lambda: two.pings >= 2)
+    two.silent = True
+    await kit.until(lambda: link.stalled)
+    call = stage.start()
+    await kit.until(lambda: one.submitted)
+    await one.close()
+    await kit.until(lambda: link_of(stage, "r1").open_streams == 0)
+    assert not call.task.done()
+    link._unanswered = replica_link.LOST_PINGS
+    await call.task
+    assert (call.status, call.error["code"], two.submitted) == (502, "replica_lost", [])
+
+
+async def test_a_stalled_replica_that_the_request_has_left_is_not_waited_for(stage: Any, replica: Any, kit: Any) -> None:
+    one, two = replica("r1"), replica("r2")
+    await stage.serve("m", one, two)
+    link = link_of(stage, "r1")
+    call = stage.start()
+    await kit.until(lambda: one.submitted)
+    one.silent = True
+    await kit.until(lambda: two.submitted)
+    assert link.stalled
+    await two.close()
+    await call.task
+    assert (call.status, call.error["code"], link.stalled) == (502, "replica_lost", True)
+
+
 async def test_a_request_under_which_three_replicas_fell_silent_is_not_tried_again(stage: Any, replica: Any, kit: Any) -> None:
     replicas = [replica(f"r{n}") for n in range(4)]
     await stage.serve("m", *replicas)
@@ -165,6 +219,27 @@ async def test_a_client_that_leaves_a_trial_makes_room_for_the_next(stage: Any, 
     assert link.usable
 
 
+async def test_an_answer_that_crosses_its_leaving_client_makes_room_for_the_next_trial(
+    stage: Any, replica: Any, kit: Any, fast_breaker: None
+) -> None:
+    """The client is seen to have left, and before the request's coroutine goes on the answer begins too."""
+    one, two = replica("r1", script=kit.answering(500, b"{}")), replica("r2", script=kit.answering())
+    await stage.serve("m", one, two)
+    for _ in range(5):
+        await stage.ask()
+    link = link_of(stage, "r1")
+    await kit.until(lambda: link.usable)
+    one.script = None
+    trying = stage.start()
+    await kit.until(lambda: len(one.submitted) == 6)
+    assert not link.usable
+    trying.leave()
+    one.answer(one.submitted[-1])
+    await trying.task
+    assert trying.parts == []
+    assert link.usable
+
+
 async def test_breakers_never_leave_a_model_without_a_replica(stage: Any, replica: Any, kit: Any) -> None:
     one = replica("r1", script=kit.answering(500, b"{}"))
     await stage.serve("m", one)
@@ -192,6 +267,40 @@ async def test_a_loss_counts_once_however_many_requests_it_takes(stage: Any, rep
     await asyncio.gather(*(call.task for call in calls))
     assert {call.status for call in calls} == {200}
     assert link_of(stage, "r1").breaker.state == "closed"
+
+
+async def test_a_replica_with_an_open_breaker_serves_again_once_it_is_back_where_there_is_no_other(
+    stage: Any, replica: Any, kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xi_server.breaker.PAUSE_FIRST", 30.0)
+    one = replica("r1", script=kit.answering(500, b"{}"))
+    await stage.serve("m", one)
+    for _ in range(5):
+        await stage.ask()
+    link, model = link_of(stage, "r1"), stage.gateway.table.models["m"]
+    link._lose("x")
+    assert model.usable() == []
+    await kit.until(lambda: link.alive)
+    assert link.breaker.state == "open"
+    assert (await stage.ask()).status == 500
+
+
+@pytest.mark.parametrize("load", [{"asleep": 1}, {"draining": True}, {"healthy": False}])
+async def test_a_late_replica_that_says_that_it_takes_nothing_gets_nothing(
+    stage: Any, replica: Any, kit: Any, load: dict[str, Any]
+) -> None:
+    one = replica("r1", script=kit.answering())
+    await stage.serve("m", one)
+    link, model = link_of(stage, "r1"), stage.gateway.table.models["m"]
+    await kit.until(lambda: one.pings >= 2)
+    one.silent = True
+    await kit.until(lambda: link.late)
+    assert model.usable(), "there is no other"
+    one.say(**load)
+    await kit.until(lambda: not link.fit)
+    assert (model.usable(), model.asleep) == ([], "asleep" in load)
+    assert (await stage.ask()).status == 503
+    assert one.submitted == []
 
 
 # ---- what routers are told ------------------------------------------------------------------------

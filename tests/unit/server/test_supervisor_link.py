@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from xi_core.cluster.messages import ListModels, Terminate
-from xi_core.errors import Unavailable
+from xi_core.errors import ChannelClosed, Unavailable
 
 
 def lose_links(supervisor: Any) -> None:
@@ -77,3 +77,27 @@ async def test_a_launch_is_asked_for_again_and_reads_are_not(stage: Any, losing:
     losing.append("ListModels")
     with pytest.raises(Unavailable, match="the supervisor is away"):
         await stage.gateway.supervisor.call(ListModels())
+
+
+async def test_a_launch_asked_for_as_the_supervisor_dies_is_answered_by_the_next(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The send finds the end of the connection before the link hears of it."""
+    link = stage.gateway.supervisor._link
+
+    def broken(message: bytes) -> None:
+        raise ChannelClosed("ipc://supervisor.sock: Broken pipe")
+
+    monkeypatch.setattr(link, "_send_bytes", broken)
+    call = await stage.control("POST", "/v1/models", {"model_name": "xi-tiny", "model_uid": "m"}, b"wait_ready=false")
+    assert call.status in (200, 202), call.json
+    assert [spec.model_uid for spec in stage.supervisor.launched] == ["m"]
+    assert link.closed.is_set()
+
+
+async def test_a_worker_that_the_supervisor_has_lost_is_no_reason_to_ask_again(stage: Any) -> None:
+    async def lost(spec: Any) -> None:
+        raise ChannelClosed("worker w1 has hung up")
+
+    stage.supervisor.on_launch = lost
+    call = await stage.control("POST", "/v1/models", {"model_name": "xi-tiny", "model_uid": "m"}, b"wait_ready=false")
+    assert (call.status, call.error["message"]) == (503, "worker w1 has hung up")
+    assert len(stage.supervisor.launched) == 1
