@@ -229,8 +229,8 @@ class EngineError(XiError):
 
 
 class ReplicaLost(XiError):
-    """The replica that served this request died or fell silent, and no other took it over. Another is started by itself; `xi logs` tells
-    why it ended. Retry: yes, after the seconds of `Retry-After`."""
+    """The replica that served this request died, fell silent or had no room for it, and no other took it over. One that died is started
+    again by itself; `xi logs` tells why it ended. Retry: yes, after the seconds of `Retry-After`."""
 
     status = 502
     code = "replica_lost"

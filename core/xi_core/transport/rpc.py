@@ -7,6 +7,7 @@ A conversation is the same on both sides once it stands: either may call, either
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -105,7 +106,8 @@ class Link:
         number, answer = next(self._ids), self._loop.create_future()
         self._waiting[number] = answer
         try:
-            self._send_bytes(encode(Call(number, Raw(encode(command)))))
+            with contextlib.suppress(ChannelClosed):  # the link ends with the next beat at most: the reason may still lie unread
+                self._send_bytes(encode(Call(number, Raw(encode(command)))))
             async with asyncio.timeout(timeout):
                 body = await answer
         except TimeoutError:
@@ -279,9 +281,8 @@ class Link:
         self._timer.cancel()
         self._reason = reason
         self.closed.set()
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(XiError.from_body(reason.body()))
+        for number in self._waiting:
+            self._settle(number, None, XiError.from_body(reason.body()))
 
 
 def dial(

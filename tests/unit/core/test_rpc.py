@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -380,3 +381,16 @@ async def test_a_cancelled_call_leaves_nothing(pair: Pair) -> None:
         await call
     assert not link._waiting
     assert await link.call(Add(1, 1)) == Sum(2)
+
+
+@pytest.mark.parametrize("word", [True, False])
+async def test_a_call_that_can_not_be_sent_any_more_ends_with_the_link(pair: Pair, monkeypatch: pytest.MonkeyPatch, word: bool) -> None:
+    """With the reason, where that lies unread."""
+    link = pair.dial()
+    await link.call(Add(1, 1))
+    if word:
+        pair.accepted[0].refuse(Unavailable("two are enough"))
+    monkeypatch.setattr(link, "_send_bytes", Mock(side_effect=ChannelClosed("Broken pipe")))
+    with pytest.raises(Unavailable if word else ChannelClosed, match="two are enough" if word else "Broken pipe"):
+        await link.call(Add(1, 1), timeout=None)
+    assert (link.closed.is_set(), pair.closed, link._waiting) == (True, 1, {})
