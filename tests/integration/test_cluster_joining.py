@@ -12,11 +12,11 @@ import pytest
 from joining_town import SOON, Town, refusal
 
 from xi_core.api.control import MemberRole
-from xi_core.cluster import joining
+from xi_core.cluster import joining, membership
 from xi_core.cluster import messages as m
 from xi_core.cluster.joining import JoinToken
 from xi_core.cluster.membership import enter
-from xi_core.errors import ChannelRefused, ConfigError, Conflict, Forbidden, InvalidRequest, ProtocolMismatch
+from xi_core.errors import ChannelClosed, ChannelRefused, ConfigError, Conflict, Forbidden, InvalidRequest, ProtocolMismatch
 from xi_core.testing.waiting import until
 from xi_core.transport import rpc
 from xi_core.transport.security import KeyPair
@@ -75,6 +75,26 @@ async def test_a_member_with_an_old_token_is_let_in_by_its_key(town: Town, monke
 async def test_a_token_for_another_role(town: Town, made_for: MemberRole, used_as: MemberRole) -> None:
     with pytest.raises(Forbidden, match=f"is for a {made_for}, not for a {used_as}; make one with `xi join-token --role {used_as}`"):
         await town.enter(town.identity(role=used_as), town.token(made_for))
+
+
+async def test_a_member_with_its_old_token_comes_back_where_the_port_for_joining_is_closed_now(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = town.token()
+    first = town.identity()
+    found = await town.enter(first, token)
+    tried = []
+
+    async def closed(*_: object) -> None:
+        tried.append(1)
+        raise ChannelClosed("nobody answers there")
+
+    monkeypatch.setattr(membership, "_join", closed)
+    monkeypatch.setattr(membership, "RETRY_FIRST", 0.01)
+    assert await town.enter(first, token) == found
+    assert len(tried) == membership.SHOWN, "it may have been struck off, and the token be new"
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(enter(town.identity("w2"), town.transport, town.endpoint, token), 0.3)
 
 
 async def test_a_token_that_nobody_made(town: Town) -> None:

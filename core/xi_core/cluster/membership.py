@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 ASK_TIMEOUT = 5.0
 RETRY_FIRST, RETRY_MOST = 0.25, 5.0
+SHOWN = 3
+"""Times that a token is shown where nobody answers, before a member that has joined that supervisor goes in by its key: the port for
+joining may well be closed to machines that have joined."""
 SAY = 5.0
 """Seconds between words about a supervisor that can't be reached."""
 AWAY = (ChannelClosed, DeadlineExceeded, Overloaded, Unavailable)
@@ -123,10 +126,11 @@ async def enter(identity: Identity, transport: Transport, endpoint: str, token_t
     `Forbidden` (the token is refused), `Conflict` (the name is taken), `ProtocolMismatch`.
     """
     token = joining.read(token_text) if token_text else None
-    wait, said_at = RETRY_FIRST, 0.0
+    wait, said_at, tried = RETRY_FIRST, 0.0, 0
     while True:
+        tried += 1
         try:
-            return await _entered(identity, transport, endpoint, token, api_key)
+            return await _entered(identity, transport, endpoint, token, api_key, enough=tried >= SHOWN)
         except AWAY as error:
             if time.monotonic() - said_at >= SAY:
                 said_at = time.monotonic()
@@ -135,8 +139,10 @@ async def enter(identity: Identity, transport: Transport, endpoint: str, token_t
         wait = min(2 * wait, RETRY_MOST)
 
 
-async def _entered(identity: Identity, transport: Transport, endpoint: str, token: JoinToken | None, api_key: str) -> Membership:
-    """One try."""
+async def _entered(
+    identity: Identity, transport: Transport, endpoint: str, token: JoinToken | None, api_key: str, *, enough: bool
+) -> Membership:
+    """One try. `enough`: a token that nobody answers to is left out where it isn't needed."""
     if endpoint.startswith(("http://", "https://")):
         endpoint = token.endpoints[0] if token is not None else await _asked(endpoint, api_key)
     join_port = joining.join_port(endpoint)
@@ -148,6 +154,10 @@ async def _entered(identity: Identity, transport: Transport, endpoint: str, toke
             if token.server not in identity.servers(endpoint):
                 raise
             log.info("the token is of no use (%s), and not needed: this %s has joined before", refusal, identity.role)
+        except AWAY as error:
+            if not enough or known != token.server:
+                raise
+            log.info("the token can't be shown (%s), and isn't needed: this %s has joined before", error, identity.role)
         if known != token.server:
             identity.remember(endpoint, token.server)
         known = token.server
