@@ -22,12 +22,15 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def encode_body(body: Any) -> bytes:
-    """`body` as JSON. Raises `InvalidRequest` for text that is not UTF-8, and for nan or an infinity, with its field."""
+    """`body` as JSON; what is JSON already, a `Raw`, as it is.
+
+    Raises `InvalidRequest` for text that is not UTF-8, and for nan or an infinity, with its field.
+    """
     try:
         data = msgspec.json.encode(body)
     except UnicodeEncodeError:  # Python reads other bytes as surrogates, which no encoding has
         raise InvalidRequest("the text is not UTF-8: write it, or convert its file, in that encoding") from None
-    if b"null" in data:  # so they would be written, and taken for a field that asks for nothing
+    if b"null" in data and not isinstance(body, msgspec.Raw):  # so they would be written, and taken for a field that asks for nothing
         _check_numbers(msgspec.to_builtins(body))
     return data
 

@@ -242,8 +242,8 @@ class PrivateModel:
                 losses += 1
                 if losses == MAX_TRIES:
                     raise
-            except (Unavailable, Overloaded) as error:  # this process stood still, or the replica is stopping
-                refusals += 1
+            except (Unavailable, Overloaded) as error:  # this process stood still, the replica is stopping, or others ask as well
+                refusals += isinstance(error, Unavailable)
                 if refusals == MAX_REFUSALS:
                     raise
                 await asyncio.sleep(error.retry_after or 1.0)
@@ -261,7 +261,7 @@ class PrivateModel:
                 on_done(place)
 
         slots = (await self._ready()).route.slots * self._replicas
-        most = slots + min(slots, self._config.queue_size)
+        most = slots + min(slots, self._config.queue_size // 2)  # which leaves room for what other threads ask
         workers = [asyncio.create_task(work()) for _ in range(min(most, len(bodies)))]
         try:
             await asyncio.gather(*workers)

@@ -10,6 +10,8 @@ from xi_core.errors import InvalidRequest
 Prompt: TypeAlias = str | list[int] | Mapping[str, Any]
 """A text, token ids, or as vLLM has it `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
 Conversation: TypeAlias = Sequence[Mapping[str, Any]]
+PART = 256
+"""Documents of one request: more are several, which replicas share."""
 
 
 def prompts_of(given: Prompt | Iterable[Prompt]) -> list[str | list[int]]:
@@ -22,14 +24,14 @@ def prompts_of(given: Prompt | Iterable[Prompt]) -> list[str | list[int]]:
 
 
 def pairs_of(first: str | Sequence[str], second: str | Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Queries, each with its documents: one query with all documents, or as many queries as documents, each with its own.
+    """Queries, each with some of its documents: one query with all of them, in parts, or as many queries as documents, each with its own.
 
     Raises `InvalidRequest` for numbers that don't go together.
     """
     queries = [first] if isinstance(first, str) else list(first)
     documents = [second] if isinstance(second, str) else list(second)
     if len(queries) == 1 and documents:
-        return [(queries[0], documents)]
+        return [(queries[0], documents[at : at + PART]) for at in range(0, len(documents), PART)]
     if not documents or len(queries) != len(documents):
         raise InvalidRequest(
             f"{len(queries)} queries for {len(documents)} documents; give one query, or one for each document", param="queries"

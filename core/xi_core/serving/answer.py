@@ -177,12 +177,12 @@ def _tool_chunk(call: ToolCallDelta) -> dict[str, Any]:
     if call.name is None:
         return {"index": call.index, "function": {"arguments": call.arguments}}
     function = {"name": call.name, "arguments": call.arguments}
-    return {"index": call.index, "id": call_id(), "type": "function", "function": function}
+    return {"index": call.index, "id": call.id or call_id(), "type": "function", "function": function}
 
 
 def call_id() -> str:
-    """A fresh id of a tool call."""
-    return f"call_{uuid.uuid4().hex[:24]}"
+    """A fresh id of a tool call: nine letters and digits, for the templates of Mistral's models take no others when it comes back."""
+    return uuid.uuid4().hex[:9]
 
 
 def completion_logprobs(entries: list[api.TokenLogprob], offset: int = 0) -> api.CompletionLogprobs:
@@ -231,7 +231,7 @@ class _Gathered:
         for piece in delta.tool_calls:
             if piece.name is not None:
                 function = api.CalledFunction(name=piece.name, arguments=piece.arguments)
-                self.calls.append(api.ToolCall(id=call_id(), function=function))
+                self.calls.append(api.ToolCall(id=piece.id or call_id(), function=function))
             else:
                 self.calls[piece.index].function.arguments += piece.arguments
 

@@ -30,6 +30,7 @@ class _Function(Struct):
 
 class _ToolCall(Struct):
     index: int = 0
+    id: str | None = None
     function: _Function = field(default_factory=_Function)
 
 
@@ -220,7 +221,7 @@ def _delta(part: _Part, choice: _EventChoice) -> Delta:
         delta.text = choice.delta.content or ""
         delta.reasoning = choice.delta.reasoning_content or ""
         delta.tool_calls = [
-            ToolCallDelta(index=call.index, name=call.function.name, arguments=call.function.arguments or "")
+            ToolCallDelta(index=call.index, name=call.function.name, arguments=call.function.arguments or "", id=call.id)
             for call in choice.delta.tool_calls or []
             if call.index == 0 or not part.run.job.one_call  # some engines don't honour it
         ]

@@ -14,6 +14,8 @@ class ToolCallDelta(Struct, kw_only=True, omit_defaults=True):
     index: int
     name: str | None = None
     arguments: str = ""
+    id: str | None = None
+    """With the name, where the engine has given the call one: a model may read it in the next prompt."""
 
 
 class Parsed(Struct):

@@ -7,6 +7,7 @@ The conventions are those of Hugging Face's `apply_chat_template` (https://huggi
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from datetime import datetime
@@ -21,6 +22,7 @@ from xi_core.errors import ArtifactError, InvalidRequest
 
 MAX_OUTPUT = 8 * 1024 * 1024
 MAX_SECONDS = 5.0
+_ASKS_FOR_NONE = re.compile(r"""content(?:['"]\])?\s+is\s+(?:not\s+)?none""", re.IGNORECASE)
 
 
 class _TooLong(TemplateError):
@@ -80,6 +82,8 @@ class ChatTemplate:
         self._environment.globals["raise_exception"] = _raise
         self._environment.globals["strftime_now"] = _strftime_now
         self._special = special_tokens or {}
+        self.knows_no_content = _ASKS_FOR_NONE.search(source) is not None
+        """Whether it tells a message without content (None) from one whose content is empty."""
         try:
             self._template = self._environment.from_string(source)
         except TemplateError as error:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -154,7 +155,17 @@ class TokenService(GenerationService):
     def _render(self, job: Job) -> str:
         if self._template is None:
             raise InvalidRequest(f"{self.plan.uid} has no chat template; use /v1/completions", param="messages")
-        return self._template.render([plain_message(message) for message in job.chat.messages], job.tools, **job.variables)
+        plain = partial(plain_message, null=self._template.knows_no_content)
+        try:
+            return self._template.render([plain(message) for message in job.chat.messages], job.tools, **job.variables)
+        except InvalidRequest:
+            if not any(message.tool_calls for message in job.chat.messages):
+                raise
+            try:  # templates of DeepSeek put a call's arguments between other text
+                return self._template.render([plain(message, texts=True) for message in job.chat.messages], job.tools, **job.variables)
+            except InvalidRequest:
+                log.debug("%s: arguments as text don't fit the chat template either", self.plan.uid)
+            raise
 
     def _take(self, output: StepOutput | EngineError) -> None:
         if isinstance(output, EngineError):
@@ -217,14 +228,18 @@ def as_engine_error(error: BaseException) -> EngineError:
     return EngineError(f"the engine failed: {message}")
 
 
-def plain_message(message: Message) -> dict[str, Any]:
-    """A message as templates expect it: text content, arguments of tool calls as objects, `developer` as `system`."""
+def plain_message(message: Message, *, null: bool = False, texts: bool = False) -> dict[str, Any]:
+    """A message as templates expect it: text content, arguments of tool calls as objects, or as `texts`, `developer` as `system`.
+
+    `null`: where there is a call and no content, that is None, and not empty.
+    """
     plain: dict[str, Any] = msgspec.to_builtins(message)
-    plain["content"] = message_text(message)
+    plain["content"] = None if null and message.tool_calls and message.content is None else message_text(message)
     if message.role == "developer":
         plain["role"] = "system"
     for call in plain.get("tool_calls") or []:
-        call["function"]["arguments"] = _arguments(call["function"]["arguments"])
+        given = call["function"]["arguments"]
+        call["function"]["arguments"] = (given or "{}") if texts else _arguments(given)
     return plain
 
 

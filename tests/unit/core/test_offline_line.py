@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from xi_core.cluster.messages import ReplicaRoute
-from xi_core.errors import ChannelClosed, Overloaded, ReplicaLost, Unavailable
+from xi_core.errors import ChannelClosed, Overloaded, ReplicaLost, Unavailable, XiError
 from xi_core.offline.line import Line
+from xi_core.offline.private import MAX_REFUSALS, PrivateModel
 from xi_core.testing.waiting import until
 from xi_core.transport.base import Channel, Transport
 from xi_core.wire import frames
@@ -130,3 +131,38 @@ async def test_it_pings_and_takes_pongs(wire):
     await until(lambda: len(script.of(Ping)) >= 2)
     script.on_message(frames.encode(Pong(1, "1", Load())))
     assert not line.lost
+
+
+class Refusing:
+    """A replica's line that refuses so often, and then answers."""
+
+    def __init__(self, refusals: list[XiError]) -> None:
+        self.refusals = refusals
+
+    async def ask(self, path: str, body: bytes) -> bytes:
+        if self.refusals:
+            raise self.refusals.pop()
+        return b"answer"
+
+
+def asking(line: Refusing) -> PrivateModel:
+    """As far as it asks; without its processes."""
+
+    async def ready() -> Refusing:
+        return line
+
+    model = object.__new__(PrivateModel)
+    model._ready = ready  # type: ignore[method-assign, assignment]
+    return model
+
+
+async def test_a_queue_that_is_full_is_waited_for_however_long_that_takes() -> None:
+    """Only this process asks: it is full of what other threads ask."""
+    model = asking(Refusing([Overloaded("full", retry_after=0.001) for _ in range(2 * MAX_REFUSALS)]))
+    assert await model._ask("/v1/completions", b"{}") == b"answer"
+
+
+async def test_a_replica_that_never_takes_anything_is_given_up() -> None:
+    model = asking(Refusing([Unavailable("it stops", retry_after=0.001) for _ in range(2 * MAX_REFUSALS)]))
+    with pytest.raises(Unavailable, match="it stops"):
+        await model._ask("/v1/completions", b"{}")

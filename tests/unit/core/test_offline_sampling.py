@@ -159,6 +159,14 @@ def test_queries_and_their_documents(queries, documents, pairs):
     assert pairs_of(queries, documents) == pairs
 
 
+def test_many_documents_of_a_query_are_asked_for_in_parts():
+    documents = [str(number) for number in range(3000)]
+    parts = pairs_of("q", documents)
+    assert [document for _, part in parts for document in part] == documents
+    assert max(len(part) for _, part in parts) <= 2048, "more than that a request may not have"
+    assert len(parts) > 2, "for replicas to share"
+
+
 @pytest.mark.parametrize(("queries", "documents"), [("q", []), ([], ["d"]), ([], []), (["p", "q"], ["d"]), (["p", "q"], ["d", "e", "f"])])
 def test_queries_that_dont_go_with_the_documents(queries, documents):
     with pytest.raises(InvalidRequest, match="give one query, or one for each document"):
