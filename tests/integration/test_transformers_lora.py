@@ -41,7 +41,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def plain() -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(XI_TINY)
+    """In 32 bits, as the engine here: in 16 the likeliest two tokens may be equal, and processors differ in which comes first."""
+    return transformers.AutoModelForCausalLM.from_pretrained(XI_TINY, dtype=torch.float32)
 
 
 def save(directory: Path, seed: int, target: Any = "all-linear", spread: float = 0.05, **config: Any) -> Path:
@@ -70,7 +71,9 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(adapters: dict[str, Path], **options: Any) -> TransformersEngine:
-    plan = plan_for("xi_plugins.engines.transformers.engine:TransformersEngine", str(XI_TINY), "pytorch", threads=1, **options)
+    plan = plan_for(
+        "xi_plugins.engines.transformers.engine:TransformersEngine", str(XI_TINY), "pytorch", threads=1, dtype="float32", **options
+    )
     plan.lora_modules = [LoraModule(name=name, path=str(path)) for name, path in adapters.items()]
     engine = TransformersEngine()
     engine.load(plan, lambda stage, share: None)
@@ -116,7 +119,7 @@ def test_one_batch_of_the_model_and_its_adapters_answers_as_each_alone_and_as_pe
 def test_what_one_adapter_has_read_is_not_taken_for_anothers(adapters: dict[str, Path]) -> None:
     """The same long prompt by one after the other: keys and values that are kept are those of one adapter."""
     engine = load({name: adapters[name] for name in ("one.v1", "two")})
-    prompt = [(7 * i + 3) % 900 for i in range(150)]
+    prompt = [(23 * i + 5) % 900 for i in range(150)]
     names = [None, "one.v1", "two", "one.v1", None]
     answers = [run(engine, [(prompt, name)])[0] for name in names]
     assert answers == [directly(adapters.get(name or ""), prompt) for name in names]
