@@ -29,7 +29,7 @@ MOST_COMPLAINTS = 10
 MAX_TRIES = 10
 """So often a request is sent that is answered with 429 or 503."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before another try, where the answer doesn't say; they double each time."""
+"""Seconds before another try, or more where the answer says so; they double each time."""
 
 Ask = Callable[[str, bytes], bytes]
 """Sends a body to a route and returns the answer's body. Raises `XiError`. Called from many threads."""
@@ -196,8 +196,9 @@ class _Work:
                     raise
                 if not tries_left:
                     return _refused(request, error)
+                # The server says each time when to look again, not when it will be well: it alone would have all tries spent in seconds.
                 # Spread a little, so that all don't come back in one moment.
-                pause = (error.retry_after if error.retry_after is not None else wait) * random.uniform(1.0, 1.2)
+                pause = max(error.retry_after or 0.0, wait) * random.uniform(1.0, 1.2)
                 wait = min(2 * wait, LONGEST_WAIT)
                 if self._stopped.wait(pause):
                     return None

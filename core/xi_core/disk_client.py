@@ -100,10 +100,12 @@ class DiskClient:
     def _waited(self, status: PullStatus, on_progress: Callable[[PullStatus], None] | None) -> PullStatus:
         """The status once all workers of the first one have ended. One that isn't there, or answers nothing, is waited for a while.
 
-        Raises `Unavailable` for one that stays away, once the others have ended.
+        One that refused knows nothing of the download: what the first status says of it is in each. Raises `Unavailable` for one that
+        stays away, once the others have ended.
         """
-        workers, missing, heard = {one.worker for one in status.workers}, set[str](), time.monotonic()
-        lost: set[str] = set()
+        refused = [one for one in status.workers if one.state == "FAILED"]
+        workers = {one.worker for one in status.workers if one not in refused}
+        missing, lost, heard = set[str](), set[str](), time.monotonic()
         while True:
             if on_progress is not None:
                 on_progress(status)
@@ -119,7 +121,9 @@ class DiskClient:
                 if late:
                     raise
                 continue
-            missing = workers - lost - {one.worker for one in status.workers}
+            there = {one.worker for one in status.workers}
+            status.workers += [one for one in refused if one.worker not in there]
+            missing = workers - lost - there
             if missing and late:
                 lost |= missing
                 missing = set()

@@ -37,9 +37,9 @@ class _Answer(NamedTuple):
 class Endpoint:
     """The xi server at `url` (`http://host:port`, with or without `/v1`). Raises `ConfigError` if the URL or the key can't be one.
 
-    Its methods raise the server's own error by its class, `Unavailable` if nobody answers, `ProtocolMismatch` if something answers that
-    isn't xi, `ChannelClosed` if an answer breaks off, `DeadlineExceeded` after `timeout` seconds of silence, and `InvalidRequest` for text
-    and numbers that no JSON can carry.
+    Its methods raise the server's own error by its class, `Unavailable` if nobody answers, or only a proxy, `ProtocolMismatch` if something
+    answers that isn't xi, `ChannelClosed` if an answer breaks off, `DeadlineExceeded` after `timeout` seconds of silence, and
+    `InvalidRequest` for text and numbers that no JSON can carry.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
@@ -161,14 +161,24 @@ class _Failure(Struct):
 
 def _refusal(endpoint: str, response: HTTPResponse) -> XiError:
     """The error that a response of another status than 2xx carries."""
+    after = response.getheader("Retry-After") or ""
+    retry_after = float(after) if after.isdigit() else None
     try:
         body = msgspec.json.decode(response.read(), type=_Failure).error
     except (msgspec.DecodeError, msgspec.ValidationError, OSError, HTTPException):
-        return _not_xi(endpoint, response, "its error isn't in OpenAI's envelope")
-    body.status = response.status
-    retry_after = response.getheader("Retry-After") or ""
-    body.retry_after = float(retry_after) if retry_after.isdigit() else None
+        return _of_a_proxy(endpoint, response.status, retry_after) or _not_xi(endpoint, response, "its error isn't in OpenAI's envelope")
+    body.status, body.retry_after = response.status, retry_after
     return XiError.from_body(body)
+
+
+def _of_a_proxy(endpoint: str, status: int, retry_after: float | None) -> XiError | None:
+    """The error where a proxy has answered in xi's place, as far as the status tells; None otherwise."""
+    told = f"{endpoint} answers {status} and not as xi does"
+    if status in (502, 503):
+        return Unavailable(f"{told}: a proxy before an xi that is away, or another service?", retry_after=retry_after)
+    if status == 504:
+        return DeadlineExceeded(f"{told}: a proxy before xi, it seems, waited no longer; let it wait longer, or ask for less")
+    return None
 
 
 def _not_xi(endpoint: str, response: HTTPResponse, detail: str) -> ProtocolMismatch:

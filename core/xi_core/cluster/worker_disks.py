@@ -76,6 +76,8 @@ class WorkerDisks:
     async def _removed(self, command: msgspec.Struct) -> list[Any]:
         """Not to have it is an error only where no worker has it; one that can't let go of it keeps the others from nothing."""
         answers, errors = await self._ask(command)
+        if not answers and not errors:
+            raise Unavailable("no worker is connected, so nothing was removed", retry_after=1.0)
         refused = [error for error in errors if not isinstance(error, NotFound)]
         if refused or (errors and not answers):
             raise (refused or errors)[0]

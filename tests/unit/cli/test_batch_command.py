@@ -48,6 +48,12 @@ def test_a_batch(xi, served, files):
     assert "0 of 3 requests answered, 3 were there already, 0 failed" in again.stderr
 
 
+def test_requests_with_null_are_sent_as_they_are(xi, served, files):
+    files[0].write_text(request("0", model="m", prompt="why null?", stop=None), encoding="utf-8")
+    assert go(xi, files).exit_code == 0
+    assert [call.body for call in served.calls("POST", CHAT)] == [{"messages": [], "model": "m", "prompt": "why null?", "stop": None}]
+
+
 def test_failures_are_told_and_tried_again(xi, served, files, words):
     served.script["POST", CHAT] = words.Turns([(400, words.error("too hot", "invalid_request", "temperature")), ANSWER])
     first = go(xi, files, "--concurrency", "1")

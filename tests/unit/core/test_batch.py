@@ -169,6 +169,21 @@ def test_retries_wait_as_long_as_the_server_says(source, target, monkeypatch):
     assert [low <= seconds <= low * 1.2 for low, seconds in zip([3.0, 1.0, 2.0], waited, strict=True)] == [True] * 3
 
 
+def test_a_server_that_says_soon_each_time_is_tried_for_two_minutes(source, target, monkeypatch):
+    waited = []
+    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: waited.append(timeout))
+
+    def ask(url, body):
+        raise Unavailable("it loads", retry_after=2.0)
+
+    with Results(target) as results:
+        work = batch._Work(read_requests(source(line()), None), ask, results, batch.Counts(total=1), lambda counts, result: None)
+        work.run()
+    assert isinstance(work.failure, Unavailable)
+    lows = [2.0, 2.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert [low <= seconds <= low * 1.2 for low, seconds in zip(lows, waited, strict=True)] == [True] * 9
+
+
 def test_retries_end(source, target, monkeypatch):
     monkeypatch.setattr(batch, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(batch, "LONGEST_WAIT", 0.002)

@@ -119,7 +119,7 @@ def test_retry_after(wire):
     "answer",
     [
         lambda wire: wire.http({"detail": "Not Found"}, 404),
-        lambda wire: wire.http(b"<html>", 502, "text/html"),
+        lambda wire: wire.http(b"<html>", 500, "text/html"),
         lambda wire: wire.http(b"", 302, headers="Location: /login\r\n"),
         lambda wire: wire.http(b"<html>hello</html>", kind="text/html"),
         lambda wire: wire.http({"data": 3}),
@@ -129,6 +129,29 @@ def test_retry_after(wire):
 def test_something_else_answers(wire, answer):
     wire.answers = [answer(wire)]
     with pytest.raises(ProtocolMismatch, match="is it another service"):
+        Client(wire.url).models()
+
+
+@pytest.mark.parametrize("code", [502, 503])
+def test_a_proxy_before_an_xi_that_is_away_is_as_no_server(wire, code):
+    wire.answers = [wire.http(b"<html>", code, "text/html")]
+    with pytest.raises(Unavailable, match=f"{wire.url} answers {code} and not as xi does: a proxy before an xi that is away") as caught:
+        Client(wire.url).models()
+    assert type(caught.value) is Unavailable
+    assert caught.value.retry_after is None
+
+
+def test_a_proxy_says_when_to_come_back(wire):
+    wire.answers = [wire.http(b"<html>", 503, "text/html", headers="Retry-After: 7\r\n")]
+    with pytest.raises(Unavailable) as caught:
+        Client(wire.url).models()
+    assert caught.value.retry_after == 7.0
+
+
+def test_a_proxy_that_waits_no_longer_is_no_server_that_is_away(wire):
+    """A batch goes on after it: the other requests may be shorter."""
+    wire.answers = [wire.http(b"<html>", 504, "text/html")]
+    with pytest.raises(DeadlineExceeded, match="a proxy before xi, it seems, waited no longer"):
         Client(wire.url).models()
 
 

@@ -184,6 +184,20 @@ def test_a_worker_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     assert client.stopped == ["1"]
 
 
+def test_the_reason_of_a_worker_that_refuses_is_told_once_the_others_have_ended() -> None:
+    told: list[dict[str, str]] = []
+    client = Scripted(status(a="FAILED", b="RUNNING"), status(b="RUNNING"), status(b="DONE"))
+    with pytest.raises(ArtifactError, match=r"^a: why$"):
+        client.pull(ORDER, lambda status: told.append({one.worker: one.state for one in status.workers}))
+    assert told == [{"a": "FAILED", "b": "RUNNING"}, {"a": "FAILED", "b": "RUNNING"}, {"a": "FAILED", "b": "DONE"}], "not one more"
+    assert client.stopped == []
+
+
+def test_a_worker_whose_answer_was_lost_and_that_downloads_all_the_same_has_not_failed() -> None:
+    client = Scripted(status(a="FAILED", b="RUNNING"), status(a="RUNNING", b="DONE"), status(a="DONE", b="DONE"))
+    assert [one.state for one in client.pull(ORDER).workers] == ["DONE", "DONE"]
+
+
 def test_a_failure_names_its_worker_and_a_stop_is_no_success() -> None:
     with pytest.raises(ArtifactError, match=r"^a: why$"):
         Scripted(status(a="FAILED", b="DONE")).pull(ORDER)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xi_core.cluster.messages import FoundModels, FreedModels, ListCache, RemoveCache
+from xi_core.cluster.messages import FoundModels, FreedModels, ListCache, RemoveCache, RemoveEnvironment
 from xi_core.cluster.worker_disks import WorkerDisks
 from xi_core.errors import ChannelClosed, Conflict, NotFound, Unavailable
 
@@ -54,3 +54,10 @@ async def test_only_where_no_worker_has_it_it_is_missing() -> None:
     assert (await disks(NONE, FreedModels(freed=7)).ask(RemoveCache(name="m"))).freed == 7
     with pytest.raises(NotFound):
         await disks(NONE, NONE, AWAY).ask(RemoveCache(name="m"))
+
+
+@pytest.mark.parametrize("command", [RemoveCache(name="m"), RemoveEnvironment(name="e")])
+async def test_a_removal_that_no_worker_hears_of_is_no_success(command: Any) -> None:
+    with pytest.raises(Unavailable, match="no worker is connected, so nothing was removed") as caught:
+        await disks().ask(command)
+    assert caught.value.retry_after == 1.0
