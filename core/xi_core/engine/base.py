@@ -39,6 +39,9 @@ class LoadedModel(Struct, kw_only=True):
     """May only narrow the descriptor's."""
     sleep: Ability = NO_SLEEP
     """Whether it can sleep: yes, limited to some levels (`limited("1")`), or no with what to do about it."""
+    sampling: dict[str, Any] = {}
+    """Of an `ApiEngine`: what the model's own files recommend for sampling fields that a request leaves open (as `default_sampling` of a
+    `TokenEngine`)."""
 
 
 class EngineStats(Struct, kw_only=True):

@@ -8,6 +8,8 @@ from typing import Any
 from xi_core.errors import ArtifactError
 from xi_core.models import inspect
 
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; empty when there is no such file. Raises `ArtifactError` when it is not a JSON object."""
@@ -77,7 +79,12 @@ def default_sampling(generation: dict[str, Any]) -> dict[str, Any]:
     """Sampling values that the model's own `generation_config.json` recommends; none where it means greedy decoding."""
     if generation.get("do_sample") is not True:
         return {}
-    return {name: generation[name] for name in ("temperature", "top_p", "top_k") if generation.get(name) is not None}
+    return {name: generation[name] for name in _SAMPLING if generation.get(name) is not None}
+
+
+def recommended_sampling(directory: Path) -> dict[str, Any]:
+    """The same of the model in `directory`. Raises `ArtifactError` for a file that can't be read."""
+    return default_sampling(read_json(directory / "generation_config.json"))
 
 
 def chat_template(directory: Path, tokenizer_config: dict[str, Any]) -> str | None:

@@ -52,6 +52,14 @@ WANTED_ENDINGS = (
     ".leading_dense_block_count",
     ".pooling_type",
 )
+SAMPLING = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+"""Sampling values that a file recommends, and what xi calls them (gguf-py/gguf/constants.py of llama.cpp)."""
 COUNTED = ("tokenizer.ggml.tokens",)
 """Arrays of which only the length is wanted."""
 
@@ -74,6 +82,12 @@ class Metadata(Struct, frozen=True):
     values: dict[str, Value]
     size: int
     """Bytes of the whole file."""
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """Sampling values that the file recommends, by xi's names. 32 bits of 0.6 are told as 0.6."""
+        found = {name: self.values.get(key) for key, name in SAMPLING.items()}
+        return {name: round(value, 6) for name, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)}
 
     def number(self, name: str) -> int:
         """The architecture's own value `name`, such as `context_length`; 0 if the file doesn't tell it as a positive whole number."""
@@ -134,7 +148,7 @@ class _Reader:
             kind = self._number(_U32)
             if key in COUNTED and kind == _ARRAY:
                 found[key] = self._array()[1]
-            elif key in WANTED or key.endswith(WANTED_ENDINGS):
+            elif key in WANTED or key in SAMPLING or key.endswith(WANTED_ENDINGS):
                 value = self._value(kind)
                 if value is not None:
                     found[key] = value

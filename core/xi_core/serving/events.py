@@ -112,6 +112,9 @@ class ApiService(GenerationService):
     def close(self, grace: float) -> None:
         self._engine.close(grace)
 
+    def _defaults(self) -> dict[str, Any]:
+        return self.model.sampling
+
     def _counts(self) -> tuple[int, int]:
         return self._slots.counts()
 

@@ -127,15 +127,18 @@ class Job(Struct, kw_only=True):
 def parse(route: str, body: bytes, manifest: Manifest, engine: str, defaults: dict[str, Any]) -> Job:
     """Validate `body` by the API and by what the loaded model honours.
 
-    `defaults` are sampling values for fields that the request leaves open. Raises `InvalidRequest`, `UnsupportedField` or `NotFound`.
+    `defaults` are sampling values for fields that the request leaves open, as far as the model honours them.
+
+    Raises `InvalidRequest`, `UnsupportedField` or `NotFound`.
     """
     if route == CHAT and manifest.serves(COMPLETIONS) and not manifest.serves(CHAT):
         raise InvalidRequest("this model has no chat template; use /v1/completions, or launch it with a template", param="messages")
     if route not in _decode or not manifest.serves(route):
         raise NotFound(f"this model does not serve {route}; it serves: {', '.join(manifest.endpoints)}", param="model")
     request = decode_request(_decode[route], body)
-    check_manifest(request, manifest.endpoints[route], engine)
-    return _job(request, defaults)
+    fields = manifest.endpoints[route]
+    check_manifest(request, fields, engine)
+    return _job(request, {name: value for name, value in defaults.items() if name in fields and fields[name].state != "no"})
 
 
 def check_manifest(request: Struct, fields: dict[str, Any], engine: str) -> None:

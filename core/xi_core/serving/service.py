@@ -256,8 +256,9 @@ class GenerationService(Service):
     def _start(self, run: Running) -> None:
         """Begin the choices of a validated request."""
 
+    @abstractmethod
     def _defaults(self) -> dict[str, Any]:
-        return {}
+        """Sampling values for what a request leaves open."""
 
     def _prompt_text(self, prompt: str | list[int]) -> str:
         """The text that an echoing completion of `prompt` begins with. Raises `InvalidRequest`."""

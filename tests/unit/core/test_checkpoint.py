@@ -103,6 +103,14 @@ def test_default_sampling_only_where_the_model_samples() -> None:
     assert checkpoint.default_sampling(values) == {}
     assert checkpoint.default_sampling({**values, "do_sample": False}) == {}
     assert checkpoint.default_sampling({**values, "do_sample": True}) == {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
+    more = {"do_sample": True, "min_p": 0.05, "repetition_penalty": 1.05, "no_repeat_ngram_size": 3}
+    assert checkpoint.default_sampling(more) == {"min_p": 0.05, "repetition_penalty": 1.05}
+
+
+def test_what_a_directory_recommends(tmp_path: Path) -> None:
+    assert checkpoint.recommended_sampling(tmp_path) == {}
+    write(tmp_path / "generation_config.json", {"do_sample": True, "temperature": 0.6})
+    assert checkpoint.recommended_sampling(tmp_path) == {"temperature": 0.6}
 
 
 def test_chat_template_from_file_text_or_list(tmp_path: Path) -> None:

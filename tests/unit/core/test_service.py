@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from service_clients import Client, Mute, Stuck, serving
 
-from xi_core.engine.base import EngineStats, LoadedModel, Progress, StepOutput
+from xi_core.engine.base import ApiRequest, ApiSink, EngineStats, LoadedModel, Progress, StepOutput
 from xi_core.testing.fake_plugin import full_manifest
 from xi_core.testing.fakes import CountingEngine
 from xi_core.wire.frames import Data, Open
+from xi_core.wire.manifest import no
 from xi_core.wire.plan import LaunchPlan
 
 ENDLESS = {"stream": True, "ignore_eos": True, "max_tokens": 400, "logit_bias": {"65": 1}}
@@ -126,6 +127,26 @@ async def test_a_broken_api_engine_is_a_500(events: list[bytes], message: str) -
         assert answer.status == 500
         assert answer.error is not None
         assert message in answer.error["message"]
+
+
+async def test_what_a_model_recommends_counts_where_a_request_leaves_it_open() -> None:
+    class Recommending(Mute):
+        def load(self, plan: LaunchPlan, progress: Progress) -> LoadedModel:
+            loaded = super().load(plan, progress)
+            loaded.sampling = {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.05}
+            loaded.manifest.endpoints["/v1/chat/completions"]["repetition_penalty"] = no("it has none")
+            return loaded
+
+        def submit(self, request: ApiRequest, sink: ApiSink) -> None:
+            super().submit(request, sink)
+            bodies.append(request.body)
+
+    bodies: list[dict[str, Any]] = []
+    async with serving(Recommending(), slots=2) as service:
+        Client(service, 1, temperature=None)
+        Client(service, 2, temperature=0.1, top_k=0)
+        asked = [(body["temperature"], body["top_k"], body["top_p"], body["repetition_penalty"]) for body in bodies]
+    assert asked == [(0.6, 20, 1.0, 1.0), (0.1, 0, 1.0, 1.0)], "and nothing that this engine can't honour"
 
 
 async def test_counts_of_one_wake_up_per_step() -> None:

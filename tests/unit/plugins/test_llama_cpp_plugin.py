@@ -120,6 +120,8 @@ def gguf(pairs: dict[str, Any], version: int = 3) -> bytes:
             data += struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_text, value))
         elif isinstance(value, list):
             data += struct.pack("<IIQ", 9, 4, len(value)) + struct.pack(f"<{len(value)}I", *value)
+        elif isinstance(value, float):
+            data += struct.pack("<If", 6, value)
         else:
             data += struct.pack("<II", 4, value)
     return data
@@ -158,6 +160,12 @@ def test_header(tmp_path: Path) -> None:
     assert read_header(path) == Header(
         architecture="qwen2", context_length=0, vocabulary_size=0, kv_values=0, has_chat_template=False, size=path.stat().st_size
     )
+
+
+def test_sampling_that_a_file_recommends(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf(PAIRS | {"general.sampling.temp": 0.6, "general.sampling.top_k": 20, "general.sampling.mirostat": 2}))
+    assert read_header(path).sampling == {"temperature": 0.6, "top_k": 20}
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ class LlamaCppEngine(ApiEngine):
         self._cache_prompt = options.cache_prompt
         self._threads = CallThreads(slots, "llama")
         self._server = server
-        return LoadedModel(context_length=context, slots=slots, manifest=self._manifest(header, plan, options))
+        manifest = self._manifest(header, plan, options)
+        return LoadedModel(context_length=context, slots=slots, manifest=manifest, sampling=header.sampling)
 
     def _adjust(self, library: Any, params: Any, size: Size) -> None:
         """Change what another kind of model needs otherwise."""

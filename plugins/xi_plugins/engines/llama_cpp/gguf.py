@@ -20,6 +20,8 @@ class Header(Struct, kw_only=True, frozen=True):
     size: int
     layers: int = 0
     """0 where the file doesn't tell."""
+    sampling: dict[str, float] = {}
+    """Values that the file recommends."""
 
 
 def read_header(path: Path) -> Header:
@@ -34,6 +36,7 @@ def read_header(path: Path) -> Header:
         has_chat_template="tokenizer.chat_template" in metadata.values,
         size=metadata.size,
         layers=metadata.number("block_count"),
+        sampling=metadata.sampling,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from xi_core import machine
@@ -17,6 +18,7 @@ from xi_core.engine.child_server import ChildServerEngine, ServerCall, ServerCom
 from xi_core.engine.child_sharding import spread
 from xi_core.errors import EngineError, EngineNotInstalled, UnknownOption, XiError
 from xi_core.models.adapter import read_adapter
+from xi_core.models.checkpoint import recommended_sampling
 from xi_core.models.inspect import has_chat_template
 from xi_core.models.special_tokens import special_tokens
 from xi_core.serving.parser import CallForm
@@ -38,7 +40,7 @@ _DEFAULTS = {
     "uvicorn_log_level": "warning",
     "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
 }
-"""xi spells out every sampling field, so that no default of the model's files counts; the log needs no line per request; and a model
+"""xi spells out every sampling field, what the model's files recommend included; the log needs no line per request; and a model
 that has nothing to say would write blanks between the parts of JSON for ever."""
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _LORAS = 8
@@ -134,7 +136,11 @@ class VllmEngine(ChildServerEngine):
 
     def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
         return LoadedModel(
-            context_length=card["max_model_len"], slots=slots(plan), manifest=manifest_for(plan), sleep=sleeping.ability(plan)
+            context_length=card["max_model_len"],
+            slots=slots(plan),
+            manifest=manifest_for(plan),
+            sleep=sleeping.ability(plan),
+            sampling=recommended_sampling(Path(plan.artifact.path)),
         )
 
     def sleep_calls(self, level: int) -> list[ServerCall]:
