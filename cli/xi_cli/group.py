@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 COMMANDS = "xi.commands"
 """Entry-point group of commands: `name = "module:click_command"`."""
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
-
 
 @dataclass
 class Common:

@@ -83,10 +83,14 @@ def measured(
     name = one_of(model_name, model, "model")
     if name is None and model_path is None and size_in_billions is None:
         raise click.UsageError("name a model (MODEL or -n), a path (--path) or a size (-s)")
+    if name is not None and model_path is not None:
+        raise click.UsageError("--path and a model's name (MODEL or -n): give one")
+    if model_format:
+        _check_format(model_format)
     spec, origin, stands_in = _spec(name, model_path, size_in_billions, model_format, quantization)
     figures = spec.architecture_figures
     if figures is None:
-        raise Failure(f"{spec.name} doesn't tell the sizes of its layers, so that its memory can't be reckoned; give a size (-s)")
+        raise Failure(f"{spec.name} doesn't tell the sizes of its layers, so that its memory can't be reckoned; give a size alone (-s)")
     wanted_format = catalog.FORMAT_ALIASES.get((model_format or spec.format).lower(), (model_format or spec.format).lower())
     wanted = quantization or (spec.quantization if wanted_format == spec.format else None) or "none"
     as_stored = wanted_format == spec.format and wanted == (spec.quantization or "none")
@@ -115,13 +119,27 @@ def _spec(name: str | None, path: str | None, size: str | None, form: str | None
     if path is None and name is not None and catalog.looks_like_path(name) and local_path(name).exists():
         path = name
     if path is not None:
-        return _of_path(path), f"figures: {path}", False
+        return _of_path(path, size), f"figures: {path}", False
     if name is not None:
         return _of_family(name, size, form, quantization)
     return _of_size("a model", _billions(size or ""))
 
 
-def _of_path(path: str) -> ModelSpec:
+def _check_format(given: str) -> None:
+    """Raises `BadParameter` for a format that neither an engine nor a family has."""
+    from xi_core.plugins import PluginHub
+
+    hub = PluginHub.load(settings().plugins)
+    known = {form for engine in hub.engines for form in engine.formats} | {spec.format for family in hub.families for spec in family.specs}
+    if catalog.FORMAT_ALIASES.get(given.lower(), given.lower()) not in known:
+        words = ", ".join(sorted(known))
+        raise click.BadParameter(f"'{given}' is no format that is known: {words}", param_hint="'-f' / '--model-format'")
+
+
+def _of_path(path: str, size: str | None) -> ModelSpec:
+    """The spec of files. Raises `UsageError` where a size is asked for too: they have the one that they have."""
+    if size is not None:
+        raise click.UsageError(f"the files at {path} tell the model's size: leave -s/--size-in-billions out")
     found = local_path(path)
     weights = any(found.glob("*.safetensors")) or any(found.glob("*.gguf")) if found.is_dir() else True
     return inspect(found) if weights else inspect_config(found)
@@ -135,7 +153,7 @@ def _of_family(name: str, size: str | None, form: str | None, quantization: str 
     RegisteredFamilies(families, settings().home_dir)
     family = catalog.find_family(name, families)
     if family is not None and family.path:
-        return _of_path(family.path), f"figures: {family.path}", False
+        return _of_path(family.path, size), f"figures: {family.path}", False
     asked = catalog.normalised(LaunchSpec(model_name=name, size_in_billions=size, model_format=form, quantization=quantization))
     found = catalog.candidates(asked, families)
     told = next((spec for spec in found if spec.architecture_figures is not None), None)

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 import click
 
-from xi_cli.group import LOG_LEVELS
-from xi_cli.options import common, verbose_option
+from xi_cli.options import verbose_option
+from xi_cli.server_command import level_of
 from xi_core.cluster import joining
 from xi_core.config import settings
 from xi_core.errors import ConfigError
+from xi_core.log_level import LOG_LEVELS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,6 +59,8 @@ def token_of(token: str | None, token_file: Path | None) -> str:
             token = token_file.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise click.UsageError(f"--token-file {token_file} can't be read: {error}") from None
+        if not token.strip():
+            raise click.UsageError(f"--token-file {token_file} is empty")
     return (token or settings().join_token).strip()
 
 
@@ -65,8 +68,7 @@ def member_process(
     ctx: click.Context, module: str, endpoint: str | None, token: str, name: str | None, log_level: str | None
 ) -> tuple[list[str], dict[str, str]]:
     """The command line of a member's process, and its environment, where the token travels: `ps` shows command lines to everybody."""
-    group = common(ctx)
-    level = log_level or group.log_level or ("debug" if group.verbose else settings().log_level)
+    level = level_of(ctx, log_level)
     command = [sys.executable, "-P", "-m", module, "--supervisor", endpoint_of(endpoint, token)]
     command += ["--name", name] if name else []
     environment = {**os.environ, "XI_LOG_LEVEL": level}

@@ -87,8 +87,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
 )
 
 
-def show(reports: list[PlacementReport]) -> bool:
-    """Print where each replica would go and why. Whether all found a place."""
+def show(reports: list[PlacementReport]) -> None:
+    """Print where each replica would go and why."""
     from xi_cli.draw import table
 
     rows = [
@@ -97,4 +97,3 @@ def show(reports: list[PlacementReport]) -> bool:
         for candidate in report.candidates
     ]
     table(("REPLICA", "WORKER", "DEVICE", "TAKEN", "WHY"), rows)
-    return all(report.placed for report in reports)

@@ -16,7 +16,8 @@ PREFACE = f"""\
 This page is made from the commands themselves: `python -m xi_cli.reference > docs/reference/cli.md`.
 
 Results go to stdout, talk and errors to stderr. Exit status: 0 when it worked, 1 when it failed, 2 for a wrong command line, 130 after
-Ctrl-C. Installed plugins may add commands, by the entry-point group [`{COMMANDS}`](hooks.md#commands); `xi --help` lists them.
+Ctrl-C, and of `xi serve`, `xi supervisor`, `xi worker` and `xi gateway` 78 where a wrong setting keeps them from starting. Installed
+plugins may add commands, by the entry-point group [`{COMMANDS}`](hooks.md#commands); `xi --help` lists them.
 """
 
 

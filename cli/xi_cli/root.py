@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from xi_cli.group import LOG_LEVELS, BuiltIn, Commands
+from xi_cli.group import BuiltIn, Commands
 from xi_core import __version__
+from xi_core.log_level import LOG_LEVELS
 
 BUILT_IN = {
     "serve": BuiltIn("xi_cli.commands.serve:serve", "Start xi on this machine: supervisor, worker and gateway."),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -27,7 +27,9 @@ from xi_core.api.openai import ChatCompletion, Completion, Model, ModelList
 from xi_core.api.sleep import SleepAnswer, SleepOrder
 from xi_core.cluster_client import ClusterClient
 from xi_core.deltas import Delta, Deltas, Event, deltas
-from xi_core.errors import ChannelClosed, ConfigError, LaunchCancelled, ModelNotFound, ProtocolMismatch, Unavailable
+from xi_core.errors import ChannelClosed, ConfigError, LaunchCancelled, ModelNotFound, NotFound, ProtocolMismatch, Unavailable
+
+T = TypeVar("T")
 
 __all__ = ["Client", "Delta", "Deltas", "Progress"]
 
@@ -98,7 +100,7 @@ class Client(ClusterClient):
         deadline = time.monotonic() + SETTLE
         while time.monotonic() < deadline:
             with suppress(Unavailable, ChannelClosed):  # the model is READY, whatever happens to the gateway now
-                served = self._call(_Served, "GET", f"/v1/models/{quote(uid, safe='')}").endpoints
+                served = self._ask(_Served, "GET", uid).endpoints
                 if served != [] and self._server.status("/ready", self._patience()) != 503:
                     return
             time.sleep(POLL_INTERVAL / 4)
@@ -109,15 +111,15 @@ class Client(ClusterClient):
 
     def model(self, uid: str) -> ModelStatus:
         """One launch with its replicas. Raises `ModelNotFound`."""
-        return self._call(ModelStatus, "GET", f"/v1/models/{quote(uid, safe='')}")
+        return self._ask(ModelStatus, "GET", uid)
 
     def terminate(self, uid: str) -> None:
         """End a launch and wait until its replicas are gone. Raises `ModelNotFound`."""
-        self._server.call(msgspec.Raw, "DELETE", f"/v1/models/{quote(uid, safe='')}", None, self.timeout)
+        self._ask(msgspec.Raw, "DELETE", uid, timeout=self.timeout)
 
     def scale(self, uid: str, replica: int) -> None:
         """Have so many replicas of a launch; returns when it is accepted. Raises `ModelNotFound`, `NoPlacement`, `Conflict`."""
-        self._call(msgspec.Raw, "PUT", f"/v1/models/{quote(uid, safe='')}/replicas", ReplicaCount(replica=replica))
+        self._ask(msgspec.Raw, "PUT", uid, "/replicas", ReplicaCount(replica=replica))
 
     def sleep(self, uid: str, level: int = 1) -> None:
         """Have a model give back its devices' memory until it is woken; returns when it is free. Running requests may end first.
@@ -125,11 +127,11 @@ class Client(ClusterClient):
         Level 1 keeps the weights in main memory, level 2 drops them. Raises `ModelNotFound`, `Conflict` unless it is READY,
         `UnsupportedField` where its engine can't, with what to do.
         """
-        self._server.call(SleepAnswer, "POST", f"/v1/models/{quote(uid, safe='')}/sleep", SleepOrder(level=level), self.timeout)
+        self._ask(SleepAnswer, "POST", uid, "/sleep", SleepOrder(level=level), self.timeout)
 
     def wake(self, uid: str) -> None:
         """Have a model that sleeps serve again; returns when it does. Raises `ModelNotFound`, `Conflict` unless it is READY."""
-        self._server.call(SleepAnswer, "POST", f"/v1/models/{quote(uid, safe='')}/wake", None, self.timeout)
+        self._ask(SleepAnswer, "POST", uid, "/wake", timeout=self.timeout)
 
     def log(self, uid: str, *, replica: int | None = None, rank: int = 0, start: int = -65536, previous: bool = False) -> LogPart:
         """A part of a replica's log from byte `start` on; below 0: so many before the end. With `previous`, of the log before.
@@ -138,7 +140,7 @@ class Client(ClusterClient):
         """
         query = {"rank": rank, "start": start, "replica": replica, "previous": "true" if previous else None}
         given = urlencode({name: value for name, value in query.items() if value is not None})
-        part = self._call(LogPart, "GET", f"/v1/models/{quote(uid, safe='')}/logs?{given}")
+        part = self._ask(LogPart, "GET", uid, f"/logs?{given}")
         if previous and not part.previous:
             raise ProtocolMismatch(f"{self.endpoint} or worker {part.worker} is an older xi, which shows no earlier logs; see `xi cluster`")
         return part
@@ -146,6 +148,15 @@ class Client(ClusterClient):
     def explain(self, spec: LaunchSpec) -> list[PlacementReport]:
         """Where each replica of a launch would go, and why; they end with the first that finds no place. Nothing is started."""
         return self._call(list[PlacementReport], "POST", "/v1/placements", _launch_body(spec))
+
+    def _ask(self, wanted: type[T], method: str, uid: str, rest: str = "", body: Any = None, timeout: float | None = None) -> T:
+        """Ask about one launch. Raises `ModelNotFound` for a name with a slash too: servers take that, however quoted, for the path's."""
+        try:
+            return self._server.call(wanted, method, f"/v1/models/{quote(uid, safe='')}{rest}", body, timeout or self._patience())
+        except NotFound as error:
+            if "/" not in uid or isinstance(error, ModelNotFound):
+                raise
+            raise ModelNotFound(f"no model '{uid}': a launch is called by its uid, which has no '/'; `xi list` shows them") from None
 
     # ---- generation -------------------------------------------------------------------------------
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
+from xi_cli.group import Failure
 from xi_cli.options import client_options, connect, finite, json_option, print_json, say
+from xi_cli.patience import Patience
+
+if TYPE_CHECKING:
+    from xi_core.client import Client
 
 POLL = 0.5
 
@@ -35,19 +41,29 @@ def drain(worker: str, timeout: float, undo: bool, wait: bool, as_json: bool, en
     """
     client = connect(endpoint, api_key)
     client.drain(worker, timeout, undo=undo)
-    left: list[str] = []
-    shown = -1
-    while wait and not undo:
-        left = next((w.replicas for w in client.workers() if w.name == worker), [])
-        if not left:
-            break
-        if len(left) != shown:
-            say(f"{worker}: {len(left)} replica(s) left: {', '.join(left)}")
-            shown = len(left)
-        time.sleep(POLL)
+    if wait and not undo:
+        _await_empty(client, worker)
     if as_json:
         print_json({"worker": worker, "draining": not undo})
     elif undo:
         say(f"{worker} takes replicas again")
     else:
         say(f"{worker} is empty" if wait else f"{worker} is being drained")
+
+
+def _await_empty(client: Client, worker: str) -> None:
+    """Wait until the worker is here and nothing runs on it. Raises `Failure` where it stays away, for what runs there isn't known then."""
+    patience, shown = Patience(), -1
+    while True:
+        listed = patience.ask(client.workers)
+        left = next((one.replicas for one in listed or [] if one.name == worker and one.state != "away"), None)
+        if left is not None:
+            patience.heard()
+            if not left:
+                return
+            if len(left) != shown:
+                say(f"{worker}: {len(left)} replica(s) left: {', '.join(left)}")
+                shown = len(left)
+        elif patience.over:
+            raise Failure(f"{worker} is away: what runs there isn't known; nothing new is placed on it")
+        time.sleep(POLL)

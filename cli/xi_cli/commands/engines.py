@@ -53,6 +53,8 @@ def engines(
     name = one_of(model_name, model, "model")
     if name is None and any(filters.values()):
         raise click.UsageError("name the model whose specs are asked for: xi engines NAME, or -n NAME")
+    if local and endpoint:
+        raise click.UsageError("--local looks at this environment: leave out -e")
     found = _probed(name, filters) if local else _asked(name, filters, endpoint, api_key)
     if as_json:
         print_json(found)

@@ -9,12 +9,13 @@ import click
 from xi_cli.commands.serve import become
 from xi_cli.member_options import member_options, member_process, token_of
 from xi_cli.options import allow_origin_option, common
+from xi_cli.server_command import ServerCommand
 from xi_core.access import allowed_origins, check_access
 from xi_core.config import settings
 from xi_core.errors import ConfigError
 
 
-@click.command()
+@click.command(cls=ServerCommand)
 @click.option("-H", "--host", metavar="HOST", help="The address to listen on. [env: XI_HOST; default: 127.0.0.1]")
 @click.option(
     "-p", "--port", type=click.IntRange(0, 65535), metavar="PORT", help="The port; 0: any free one. [env: XI_PORT; default: 9997]"

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +11,7 @@ import click
 
 from xi_cli import INTERRUPTED, engine_options, lora_option
 from xi_cli.group import Failure
+from xi_cli.interrupts import held_interrupt
 from xi_cli.options import client_options, connect, json_option, one_of, print_json, say
 from xi_cli.placement_options import placement_options, show
 from xi_core.errors import LaunchCancelled, LaunchError, ModelNotFound, UnknownModel, UnknownOption, XiError
@@ -161,7 +159,9 @@ def _explain(client: Client, spec: LaunchSpec, as_json: bool) -> None:
     reports = client.explain(spec)
     if as_json:
         print_json(reports)
-    elif not show(reports):
+    else:
+        show(reports)
+    if not all(report.placed for report in reports):
         raise Failure(f"replica {len(reports)} of {spec.replica} would find no place: {reports[-1].reason}")
 
 
@@ -194,7 +194,7 @@ def _await_server(client: Client) -> None:
 
 def _start(ctx: click.Context, client: Client, spec: LaunchSpec, name: str) -> tuple[str, bool]:
     """Send the launch. Answers its uid, and whether it is begun by this. Ctrl-C waits for that: without it nothing could be cancelled."""
-    with _held_interrupt() as interrupted:
+    with held_interrupt("cancel the launch") as interrupted:
         try:
             answer = client.begin(spec)
         except UnknownOption as error:
@@ -208,9 +208,9 @@ def _start(ctx: click.Context, client: Client, spec: LaunchSpec, name: str) -> t
 
 
 def _watch(ctx: click.Context, client: Client, uid: str, begun: bool) -> ModelStatus:
-    from xi_cli.progress import LaunchProgress
-
     try:
+        from xi_cli.progress import LaunchProgress  # in here, for it takes a while, in which Ctrl-C cancels too
+
         with LaunchProgress() as progress:
             return client.wait_ready(uid, progress)
     except KeyboardInterrupt:
@@ -237,24 +237,6 @@ def _cancel(ctx: click.Context, client: Client, uid: str, begun: bool) -> None:
         raise Failure(f"the launch of {uid} could not be cancelled: {error.message}. Try `xi terminate {uid}`") from error
     say(f"The launch of {uid} is cancelled.")
     ctx.exit(INTERRUPTED)
-
-
-@contextmanager
-def _held_interrupt() -> Iterator[list[int]]:
-    """Ctrl-C is noted in the list; the second one interrupts."""
-    noted: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-        say("\nInterrupted: waiting for the server's answer, to cancel the launch. Once more leaves at once.")
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _meant_flag(ctx: click.Context, option: str | None) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 
 import click
 
 from xi_cli.options import client_options, connect, say
+from xi_cli.patience import Patience
 
 POLL = 0.5
 TAIL = 65536
@@ -35,13 +37,25 @@ def logs(
     """
     if previous and follow:
         raise click.UsageError("--previous shows a log that nobody writes to any more: leave -f/--follow out")
-    client, start = connect(endpoint, api_key), -size
+    ask = partial(connect(endpoint, api_key).log, uid, replica=replica, rank=rank, previous=previous)
+    patience, source, start, left = Patience(), None, -size, size
     while True:
-        part = client.log(uid, replica=replica, rank=rank, start=start, previous=previous)
+        question = partial(ask, start=start)
+        part = patience.ask(question) if follow and source else question()
+        if part is None:
+            time.sleep(POLL)
+            continue
+        patience.heard()
+        before, source = source, (part.replica_id, part.worker)
+        if before not in (None, source):  # another one is the first now, or it has moved: its bytes are not counted from where we were
+            say(f"Now the log of {part.replica_id} (worker {part.worker}), from its beginning")
+            start = 0
+            continue
         sys.stdout.write(part.text)
         sys.stdout.flush()
-        more, start = part.next > part.start, part.next
-        if more:
+        read, start = part.next - part.start, part.next
+        left -= read
+        if read and (follow or left > 0):
             continue
         if not follow:
             if not part.next:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from xi_cli.interrupts import held_interrupt
 from xi_cli.options import client_options, connect, one_of, say, server_named
 from xi_core.config import settings
 from xi_core.errors import InvalidRequest
@@ -109,12 +110,14 @@ def _here(order: PullOrder) -> str:
 
 
 def _by_server(order: PullOrder, client: Client) -> list[str]:
-    """Where the model is on each worker."""
+    """Where the model is on each worker. Ctrl-C waits until the server has told of the download: without its id it could not be ended."""
     from xi_cli.progress import Bars
 
-    with Bars() as bars:
+    with Bars() as bars, held_interrupt("end the download") as interrupted:
 
         def show(status: PullStatus) -> None:
+            if interrupted:
+                raise KeyboardInterrupt
             for one in status.workers:
                 bars.show(one.worker, one.stage if one.state == "RUNNING" else one.state.lower(), one.progress, one.download)
 

@@ -7,17 +7,18 @@ import sys
 
 import click
 
-from xi_cli.group import LOG_LEVELS
 from xi_cli.options import allow_origin_option, common, verbose_option
+from xi_cli.server_command import ServerCommand, level_of
 from xi_core.access import allowed_origins, check_access
 from xi_core.cluster import init
 from xi_core.config import settings
 from xi_core.errors import ConfigError
+from xi_core.log_level import LOG_LEVELS
 
 LAUNCHER = "xi_core.cluster.launcher"
 
 
-@click.command()
+@click.command(cls=ServerCommand)
 @click.option("-H", "--host", metavar="HOST", help="The address to listen on. [env: XI_HOST; default: 127.0.0.1]")
 @click.option(
     "-p", "--port", type=click.IntRange(0, 65535), metavar="PORT", help="The port; 0: any free one. [env: XI_PORT; default: 9997]"
@@ -72,9 +73,7 @@ def launcher_command(
     ours, group = settings(), common(ctx)
     host = host or group.host or ours.host
     port = next(p for p in (port, group.port, ours.port) if p is not None)
-    log_level = log_level or group.log_level or ("debug" if group.verbose else ours.log_level)
-    if log_level not in LOG_LEVELS:
-        raise ConfigError(f"XI_LOG_LEVEL={log_level!r} is none of {', '.join(LOG_LEVELS)}", param="XI_LOG_LEVEL")
+    log_level = level_of(ctx, log_level)
     key, origins = api_key or ours.api_key, ",".join(allow_origins) or ours.allow_origins
     try:
         check_access(host, key, no_auth)

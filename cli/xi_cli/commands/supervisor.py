@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from xi_cli.commands.serve import become, launcher_command
-from xi_cli.group import LOG_LEVELS
 from xi_cli.options import allow_origin_option, verbose_option
+from xi_cli.server_command import ServerCommand
 from xi_core.config import CLUSTER_PORT
+from xi_core.log_level import LOG_LEVELS
 
 
-@click.command()
+@click.command(cls=ServerCommand)
 @click.option("-H", "--host", metavar="HOST", help="This machine's address, for clients and workers. [env: XI_HOST; default: 127.0.0.1]")
 @click.option(
     "-p", "--port", type=click.IntRange(0, 65535), metavar="PORT", help="HTTP port; 0: any free one. [env: XI_PORT; default: 9997]"

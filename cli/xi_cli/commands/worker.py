@@ -9,9 +9,10 @@ import click
 from xi_cli.commands.serve import become
 from xi_cli.member_options import member_options, member_process, token_of
 from xi_cli.options import common
+from xi_cli.server_command import ServerCommand
 
 
-@click.command()
+@click.command(cls=ServerCommand)
 @click.option("-H", "--host", metavar="HOST", help="The address at which gateways reach this machine. [default: that by which it dials]")
 @member_options
 @click.pass_context

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from xi_core import log_level
 from xi_core.cluster.sibling import CONFIG_STATUS
 from xi_core.errors import ConfigError, PluginError, XiError
 from xi_core.replica.lifeline import die_with_parent, watch_stdin
@@ -23,8 +24,10 @@ MANY_FILES = (65536, 10240)
 
 
 def set_up_logging(role: str, level: str) -> None:
-    """Log to stderr, each line with the role."""
-    logging.basicConfig(level=level.upper(), format=f"%(asctime)s {role:<10} %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    """Log to stderr, each line with the role. Raises `ConfigError` for a level that is none."""
+    logging.basicConfig(
+        level=log_level.checked(level).upper(), format=f"%(asctime)s {role:<10} %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
 
 
 def allow_many_files() -> None:

@@ -18,10 +18,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from xi_core import log_level
 from xi_core.access import allowed_origins, check_access, is_loopback
 from xi_core.cluster import addresses
 from xi_core.cluster.runtime import RuntimeFolder, sweep
-from xi_core.cluster.sibling import BACKOFF_MOST, Sibling
+from xi_core.cluster.sibling import BACKOFF_MOST, CONFIG_STATUS, Sibling
 from xi_core.config import settings
 from xi_core.errors import ConfigError, XiError
 
@@ -109,7 +110,7 @@ class Launcher:
             if sibling.has_ended():
                 if not self._started and (sibling.hopeless or sibling.deaths_in_row >= TRIES):
                     say(f"{sibling.role} could not be started: it {sibling.end}; the lines above say why")
-                    return 1
+                    return CONFIG_STATUS if sibling.hopeless else 1
                 say(f"{sibling.role:<11} {sibling.end}; starting it again")
             elif sibling.due():
                 self._start(sibling)
@@ -195,8 +196,8 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def check_ports(port: int, cluster_port: int) -> None:
-    """Raises `ConfigError` where HTTP is to have a port of the cluster; 0 is any port."""
+def check_ports(port: int, cluster_port: int | None) -> None:
+    """Raises `ConfigError` where HTTP is to have a port of the cluster; 0 is any port, None: there is no cluster."""
     if cluster_port and port in (cluster_port, cluster_port + 1):
         use = " for workers and gateways" if port == cluster_port else ", whose next one is where machines join"
         raise ConfigError(
@@ -250,7 +251,7 @@ def hold_standard_streams() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The process's entry. Answers its exit status."""
+    """The process's entry. Answers its exit status: `CONFIG_STATUS` where another start would end the same way."""
     parser = argparse.ArgumentParser(prog="python -m xi_core.cluster.launcher", description="Serve models on this machine.")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
@@ -265,18 +266,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["XI_LOG_LEVEL"] = given.log_level
     try:
         config = settings()
+        log_level.checked(config.log_level)
         host = given.host or config.host
         check_access(host, config.api_key, given.no_auth)
         allowed_origins(config.allow_origins, config.api_key)
-        cluster = None
         port = config.port if given.port is None else given.port
+        check_ports(port, given.cluster_port)
+    except ConfigError as error:
+        say(f"Error: {error.message}")
+        return CONFIG_STATUS
+    try:
+        cluster = None
         if given.cluster_port is not None:
-            check_ports(port, given.cluster_port)
             cluster = host, addresses.neighbours(addresses.resolved(host), given.cluster_port)
         listening = listen(host, port)
         sweep()
         runtime = RuntimeFolder()
-    except XiError as error:
+    except XiError as error:  # which the next start may not meet: a port is in use, or the network isn't up yet
         say(f"Error: {error.message}")
         return 1
     try:

@@ -36,6 +36,8 @@ class ScriptedServer:
     seen: list[Seen] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
     """A client closed its connection while a stream with `hold` was open."""
+    answering: threading.Event = field(default_factory=threading.Event)
+    """Cleared: requests are seen, and answered once it is set."""
     hold: bool = False
     """Keep streams open after their events, until the client leaves."""
 
@@ -81,6 +83,7 @@ def _wire(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else None
             server.seen.append(Seen(self.command, self.path, body, self.headers.get("Authorization")))
+            assert server.answering.wait(20)
             answer = server.next_answer(self.command, self.path)
             if isinstance(answer, bytes):
                 self._stream(answer)
@@ -110,7 +113,7 @@ def _wire(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
                 if gone:
                     server.left.set()
 
-        do_GET = do_POST = do_DELETE = _serve
+        do_GET = do_POST = do_PUT = do_DELETE = _serve
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -121,6 +124,7 @@ def _wire(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
     scripted = ScriptedServer()
+    scripted.answering.set()
     http = ThreadingHTTPServer(("127.0.0.1", 0), _wire(scripted))
     http.daemon_threads = True
     scripted.url = f"http://127.0.0.1:{http.server_address[1]}"

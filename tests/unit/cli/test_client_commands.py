@@ -75,6 +75,17 @@ def test_terminate_quotes_the_uid_and_shows_the_servers_error(xi, server, words)
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: no model 'a/b?'; models: none\n")
 
 
+@pytest.mark.parametrize("args", [["logs"], ["terminate"], ["scale", "2"], ["sleep"], ["wake"]])
+def test_a_hub_id_where_a_uid_is_wanted_is_told_so(xi, server, words, args):
+    """The server reads the slash as one of the path, even quoted, and says that there is no such page."""
+    command, *more = args
+    result = xi(command, "Qwen/X", *more)
+    (call,) = server.seen
+    assert call.path.startswith("/v1/models/Qwen%2FX")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: no model 'Qwen/X': a launch is called by its uid, which has no '/'; `xi list` shows them\n"
+
+
 def test_terminate_of_nothing(xi):
     assert xi("terminate").exit_code == 2
 
@@ -179,6 +190,13 @@ def test_engines_local_asks_no_server(xi, server):
     unknown = xi("engines", "--local", "no-such-model")
     assert unknown.exit_code == 1
     assert unknown.stderr.startswith("Error: unknown model 'no-such-model'; known models: ")
+    assert not server.seen
+
+
+def test_engines_local_with_a_server_is_refused(xi, server):
+    result = xi("engines", "--local", "-e", server.url)
+    assert result.exit_code == 2
+    assert "--local looks at this environment: leave out -e" in result.stderr
     assert not server.seen
 
 

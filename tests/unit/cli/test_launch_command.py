@@ -3,8 +3,10 @@
 import json
 import signal
 import socket
+import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -164,6 +166,21 @@ def test_ctrl_c_cancels_the_launch(spawn, launched, words):
     assert len(launched.calls(*END)) == 1
 
 
+def test_ctrl_c_while_the_progress_bars_are_imported_cancels_the_launch(xi, launched, monkeypatch):
+    class Slow(ModuleType):
+        def __getattr__(self, name):
+            if name == "LaunchProgress":
+                raise KeyboardInterrupt
+            raise AttributeError(name)
+
+    monkeypatch.setitem(sys.modules, "xi_cli.progress", Slow("xi_cli.progress"))
+    launched.script[END] = {}
+    result = xi("launch", "xi-tiny")
+    assert result.exit_code == 130
+    assert "The launch of xi-tiny is cancelled." in result.stderr
+    assert len(launched.calls(*END)) == 1
+
+
 def test_ctrl_c_leaves_what_this_command_has_not_begun(spawn, launched, words):
     launched.script[LAUNCH] = {"model_uid": "xi-tiny", "existed": True}
     launched.script[READY] = words.status("LOADING")
@@ -234,3 +251,16 @@ def test_waits_for_a_server_that_is_just_starting(xi):
         result = xi("launch", "xi-tiny", "-e", f"http://127.0.0.1:{port}")
     assert result.exit_code == 1
     assert "no xi server answers" not in result.stderr
+
+
+@pytest.mark.parametrize("placed", [True, False])
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_a_dry_run_that_finds_no_place_is_a_failure_in_either_form(xi, server, placed, option):
+    candidates = [{"worker": "w1", "taken": placed, "reason": "it has no devices"}]
+    server.script["POST", "/v1/placements"] = [{"placed": placed, "reason": "nothing fits", "candidates": candidates}]
+    result = xi("launch", "xi-tiny", "--explain", *option)
+    assert result.exit_code == (0 if placed else 1)
+    assert ("Error: replica 1 of 1 would find no place: nothing fits" in result.stderr) is not placed
+    assert "it has no devices" in result.stdout
+    if option:
+        assert json.loads(result.stdout)[0]["placed"] is placed

@@ -1,5 +1,6 @@
 """`xi supervisor`, `xi worker`, `xi gateway`, `xi join-token`: what they check, and what they become."""
 
+import os
 import sys
 
 import pytest
@@ -76,6 +77,7 @@ def test_worker_without_a_token(xi, became, monkeypatch):
         (["--token", "xi1.x"], "the join token can't be read"),
         (["--token", TOKEN, "--token-file", "x"], "give one"),
         (["--token-file", "no-such-file"], "--token-file no-such-file can't be read"),
+        (["--token-file", os.devnull], f"--token-file {os.devnull} is empty"),
         (["-e", "10.0.0.5:9998"], "write tcp://HOST:PORT"),
         (["-e", "tcp://10.0.0.5"], "write tcp://HOST:PORT"),
     ],
@@ -124,3 +126,21 @@ def test_durations(xi, ttl):
     result = xi("join-token", f"--ttl={ttl}")
     assert result.exit_code == 2
     assert "write 90s, 15m, 1h or 2d" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["supervisor", "worker", "gateway"])
+@pytest.mark.parametrize(("name", "value"), [("XI_LOG_LEVEL", "loud"), ("XI_GRACE", "-1")])
+def test_a_wrong_setting_ends_a_server_with_the_status_that_no_restart_helps(xi, became, monkeypatch, command, name, value):
+    monkeypatch.setenv(name, value)
+    result = xi(command, *(["-e", "tcp://h:1"] if command != "supervisor" else []))
+    assert result.exit_code == 78
+    assert f"Error: {name}='{value}'" in result.stderr
+    assert became == []
+
+
+@pytest.mark.parametrize("command", ["supervisor", "worker", "gateway"])
+def test_a_log_level_in_any_case_is_one(xi, became, monkeypatch, command):
+    monkeypatch.setenv("XI_LOG_LEVEL", "Warning")
+    assert xi(command, *(["-e", "tcp://h:1"] if command != "supervisor" else [])).exit_code == 0
+    ((words, environment),) = became
+    assert "warning" in (*words, environment["XI_LOG_LEVEL"])

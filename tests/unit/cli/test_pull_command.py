@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,30 @@ def test_a_worker_that_failed_is_named(xi: Any, server: Any) -> None:
     result = xi("pull", "a/m", "-e", server.url)
     assert result.exit_code == 1
     assert "one: the disk is full" in result.stderr
+
+
+def test_ctrl_c_while_the_server_is_asked_ends_the_download_that_it_begins(spawn: Any, server: Any, words: Any) -> None:
+    server.script[START] = server.script[STATUS] = server.script["DELETE", STATUS[1]] = status(("one", "RUNNING"))
+    server.answering.clear()
+    process = spawn("pull", "a/m", "-e", server.url)
+    words.eventually(lambda: server.calls(*START))
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "\n"
+    assert "waiting for the server's answer, to end the download" in process.stderr.readline()
+    server.answering.set()
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert len(server.calls("DELETE", STATUS[1])) == 1
+
+
+def test_ctrl_c_while_a_download_is_watched_ends_it(spawn: Any, server: Any, words: Any) -> None:
+    server.script[START] = server.script[STATUS] = server.script["DELETE", STATUS[1]] = status(("one", "RUNNING"))
+    process = spawn("pull", "a/m", "-e", server.url)
+    words.eventually(lambda: server.calls(*STATUS))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert len(server.calls("DELETE", STATUS[1])) == 1
 
 
 def test_a_registered_model_is_known_here(xi: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

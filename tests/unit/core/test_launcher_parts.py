@@ -5,14 +5,20 @@ from __future__ import annotations
 import io
 import os
 import socket
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from xi_core.cluster.launcher import Launcher, check_ports, listen, say, siblings_of, url_of
+from xi_core.cluster import launcher as module
+from xi_core.cluster.control_process import set_up_logging
+from xi_core.cluster.launcher import Launcher, check_ports, listen, main, say, siblings_of, url_of
 from xi_core.cluster.runtime import RuntimeFolder
 from xi_core.cluster.sibling import Sibling
+from xi_core.config import settings
 from xi_core.errors import ConfigError
 
 
@@ -90,3 +96,62 @@ def test_listen_and_its_url() -> None:
     with listen("127.0.0.1", 0) as found:
         assert url_of(found) == f"http://127.0.0.1:{found.getsockname()[1]}"
         assert not os.get_inheritable(found.fileno())
+
+
+@pytest.fixture
+def no_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`main` in this process, whose descriptors and settings stay as they are; nothing would start."""
+    for name in ("XI_API_KEY", "XI_HOST", "XI_ALLOW_ORIGINS", "XI_LOG_LEVEL"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(module, "hold_standard_streams", lambda: None)
+    monkeypatch.setattr(Launcher, "__init__", lambda *_, **__: pytest.fail("it would start"))
+    settings.cache_clear()
+    yield
+    settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "told"),
+    [
+        ({"XI_GRACE": "-1"}, [], "XI_GRACE='-1'"),
+        ({"XI_LOG_LEVEL": "loud"}, [], "XI_LOG_LEVEL='loud' is none of debug, info, warning, error"),
+        ({"XI_ALLOW_ORIGINS": "null"}, [], "'null' is no origin"),
+        ({"XI_HOST": "0.0.0.0"}, [], "set a key with XI_API_KEY"),
+        ({}, ["--port", "9998", "--cluster-port", "9998"], "port 9998 is asked for twice"),
+    ],
+)
+@pytest.mark.usefixtures("no_start")
+def test_wrong_settings_end_the_launcher_with_the_status_that_no_restart_helps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environment: dict[str, str], arguments: list[str], told: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main([*(arguments or ["--port", "0"])]) == 78
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_start")
+def test_a_port_in_use_is_nothing_that_no_restart_would_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["--port", str(taken.getsockname()[1])]) == 1
+    assert "is in use" in capsys.readouterr().err
+
+
+def test_a_sibling_that_wrong_settings_end_ends_the_launcher_with_its_status(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Launcher, "_catch_signals", lambda self: None)
+    with socket.socket() as listening:
+        for ends_with, status in ((78, 78), (1, 1)):
+            sibling = Sibling("gateway", ["nothing"], secret=False)
+            monkeypatch.setattr(module, "TRIES", 1)
+            sibling._process = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({ends_with})"], stdin=subprocess.PIPE)
+            sibling._process.wait(20)
+            assert Launcher(listening, [sibling], 1.0)._look() == status
+    assert "gateway could not be started: it ended with status 78" in capsys.readouterr().err
+
+
+def test_a_log_level_that_is_none_is_told_by_each_process() -> None:
+    with pytest.raises(ConfigError, match="XI_LOG_LEVEL='loud' is none of debug, info, warning, error") as told:
+        set_up_logging("worker", "loud")
+    assert told.value.param == "XI_LOG_LEVEL"

@@ -19,6 +19,7 @@ PROCESSES = {
     "cli/xi_cli/commands/serve.py": {"head"},
     "cli/xi_cli/commands/gateway.py": {"gateway"},
     "cli/xi_cli/member_options.py": {"gateway", "worker"},
+    "cli/xi_cli/server_command.py": {"head", "gateway", "worker"},
     "cli/xi_cli/": {"commands"},
     "core/xi_core/cluster/worker.py": {"worker"},
     "core/xi_core/cluster/pulls.py": {"worker"},
