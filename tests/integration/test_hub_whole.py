@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from xi_core.config import settings
-from xi_core.errors import ArtifactError
+from xi_core.errors import ArtifactError, LaunchCancelled
 from xi_core.models.cache import MANIFEST, CachedModel, ModelCache
 from xi_core.models.family import SourceRef
 from xi_core.models.hub import HubSource
@@ -84,3 +84,25 @@ def test_a_manifest_of_before_counts_as_whole(hub: HubStandIn, source: HubSource
     (path / MANIFEST).write_bytes(msgspec.json.encode(old))
     hub.stop()
     assert fetched(source, tmp_path) == path
+
+
+def test_a_launch_that_is_ended_while_the_other_files_are_hashed_publishes_nothing(
+    hub: HubStandIn, source: HubSource, tmp_path: Path
+) -> None:
+    """Those that are there already are verified for the manifest too; it is told, which gives the launch the time for it."""
+    fetched(source, tmp_path, *ONE)
+    before = manifest(tmp_path)
+    told: list[tuple[str, float | None]] = []
+
+    def progress(stage: str, share: float | None, *_: object) -> None:
+        told.append((stage, share))
+        if stage == "verifying the files":
+            raise LaunchCancelled("nobody wants it")
+
+    ref = SourceRef(source=source.name, id=ID, files=("*q8_0*.gguf",))
+    with pytest.raises(LaunchCancelled):
+        source.fetch(ref, tmp_path, progress)
+    assert told[-1] == ("verifying the files", 1.0), "the other file is read in one piece"
+    assert manifest(tmp_path) == before
+    source.fetch(ref, tmp_path, quiet)
+    assert {file.name for file in manifest(tmp_path).files} == {"m-Q4_K_M.gguf", "m-Q8_0.gguf"}

@@ -4,7 +4,7 @@ blobs/SHA256                     each file once, whatever models share it
 SOURCE/ID/COMMIT/…               a model: links to its blobs, and `.xi-manifest.json` with sizes and hashes, written last
 SOURCE/ID/refs/REVISION          which commit a revision's name meant when it was last asked for
 partial/SOURCE/ID/COMMIT/…       what is being downloaded; it is gone on with after a break
-locks/…                          who downloads what, and who verifies it (`+used`)
+locks/…                          who downloads what, who verifies it (`+used`), and who serves it (`+COMMIT`)
 
 A blob is in use while something else links to it: a model, or a download that has it already.
 """
@@ -12,7 +12,6 @@ A blob is in use while something else links to it: a model, or a download that h
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -29,6 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from xi_core.errors import ArtifactError, Conflict, NotFound
+from xi_core.models.cache_disk import disk_errors, link_to
 from xi_core.models.hashing import SHA256_DIGITS, CachedFile, checked_hash, checked_name, git_sha1_of, sha256_of, verify_files
 from xi_core.models.source import Progress
 
@@ -84,7 +84,7 @@ class ModelCache:
     def find(self, source: str, id: str, revision: str | None) -> Path | None:
         """The folder of a complete model, by commit or by a revision's name as it was last resolved; None where there is none."""
         place = self._place(source, id)
-        with _room(self.root):
+        with disk_errors(self.root):
             commit = self._commit(place, revision)
             path = place / commit if commit else None
             return path if path is not None and (path / MANIFEST).is_file() else None
@@ -124,12 +124,12 @@ class ModelCache:
     def sizes_of(self, one: Stored) -> tuple[Path, list[int]]:
         """The folder of what is stored, and the sizes of its files, with those that came in part. They may go meanwhile."""
         folders = [self.path_of(one), self._partials(one.source, one.id) / one.revision]
-        there, sizes = [folder for folder in folders if folder.is_dir()], []
-        for place, _, names in (step for folder in there for step in os.walk(folder)):
-            for name in set(names) - {MANIFEST}:
-                with contextlib.suppress(OSError):
-                    sizes.append(os.stat(os.path.join(place, name)).st_size)
-        return (there or folders)[0], sizes
+        there = [folder for folder in folders if folder.is_dir()]
+        return (there or folders)[0], [size for folder in there for size in _sizes(folder)]
+
+    def came(self, source: str, id: str) -> int:
+        """Bytes of a model that has been downloaded in part, by any process. It grows while bytes come."""
+        return sum(_sizes(self._partials(source, id)))
 
     def verify(self, path: Path, progress: Progress, names: set[str] | None = None) -> None:
         """Hash the model's files, or those of `names`, in parallel. `progress` may raise to end it.
@@ -138,7 +138,14 @@ class ModelCache:
         """
         model = self.manifest(path)
         wanted = [file for file in model.files if names is None or file.name in names]
-        found = verify_files(path, wanted, lambda done, total: progress("verifying the files", done / total if total else None))
+        before = 0
+
+        def told(done: int, total: int) -> None:
+            nonlocal before
+            grown, before = done > before, done
+            progress("verifying the files", done / total if grown else None)
+
+        found = verify_files(path, wanted, told)
         if found is not None:
             file, wrong = found
             raise ArtifactError(
@@ -152,7 +159,7 @@ class ModelCache:
     def held(self, source: str, id: str, waiting: Callable[[], None]) -> Iterator[None]:
         """Only one downloads a model at a time. `waiting` is called while another does, and may raise."""
         with contextlib.ExitStack() as stack:
-            with _room(self.root):
+            with disk_errors(self.root):
                 lock = stack.enter_context(self._lock(source, id))
             while True:
                 try:
@@ -171,6 +178,16 @@ class ModelCache:
                 fcntl.flock(stack.enter_context(self._lock(source, id, "+used")), fcntl.LOCK_SH)
             yield
 
+    @contextlib.contextmanager
+    def serving(self, artifact: Path) -> Iterator[None]:
+        """Nobody removes the commit of which this is the folder or a file. Otherwise as `used`; of what lies outside nothing is kept."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError, ValueError):  # ValueError: it is in another place
+                source, name, commit = artifact.relative_to(self.root).parts[:3]
+                lock = stack.enter_context(self._lock(source, name.replace("--", "/", 1), f"+{commit}"))
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+
     def _lock(self, source: str, id: str, suffix: str = "") -> IO[str]:
         """The file that who downloads a model locks. It is never deleted: somebody may wait for it."""
         name = self._place(source, id).name
@@ -180,7 +197,7 @@ class ModelCache:
 
     def partial(self, source: str, id: str, commit: str) -> Path:
         """The folder for what is being downloaded of this commit; it outlives breaks."""
-        with _room(self.root):
+        with disk_errors(self.root):
             path = self._partials(source, id) / _checked_commit(commit)
             (path / KEPT).mkdir(parents=True, exist_ok=True)
             return path
@@ -200,7 +217,7 @@ class ModelCache:
         with contextlib.suppress(OSError):
             if blob.stat().st_size == size and sha256_of(blob, each) == sha256:
                 with self._linking:
-                    _link(blob, folder / KEPT / sha256)
+                    link_to(blob, folder / KEPT / sha256)
                 return True
             log.warning("%s is damaged, and downloaded anew", blob)
             blob.unlink()  # models that link to it keep their copy, which is refused when it is verified
@@ -219,7 +236,7 @@ class ModelCache:
         `each`, as in `sha256_of`, may raise to end it, up to the last moment; the file stays where it is then. Raises `ArtifactError`
         where it isn't what was expected, and deletes it.
         """
-        with _room(self.root):
+        with disk_errors(self.root):
             found, size = sha256_of(file, each), file.stat().st_size
             wrong = f"its SHA-256 is {found}, and the source says {sha256}" if sha256 not in (None, found) else ""
             if not wrong and git_sha1 is not None and (there := git_sha1_of(file)) != git_sha1:
@@ -232,8 +249,8 @@ class ModelCache:
             self._blobs.mkdir(parents=True, exist_ok=True)
             file.chmod(0o444)
             with self._linking:  # a link to what is just being replaced would fail
+                link_to(self._blobs / found, folder / KEPT / found, file)  # first: a blob that nothing links to may be swept away
                 os.replace(file, self._blobs / found)
-                _link(self._blobs / found, folder / KEPT / found)
             return found, size
 
     def _blob(self, sha256: str) -> Path:
@@ -243,14 +260,14 @@ class ModelCache:
         """Make a model of blobs that are there, at once. `revision` is the name that was asked for."""
         place = self._place(model.source, model.id)
         path = place / _checked_commit(model.revision)
-        with _room(self.root):
+        with disk_errors(self.root):
             place.mkdir(parents=True, exist_ok=True)
             fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=place))
             try:
                 for file in model.files:
                     target = fresh / checked_name(file.name)
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    _link(self._blob(file.sha256), target)
+                    link_to(self._blob(file.sha256), target)
                 (fresh / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(model)))
                 fresh.chmod(0o755)
                 old = fresh.with_name(f"{fresh.name}.old")
@@ -268,7 +285,7 @@ class ModelCache:
     def remove(self, source: str, id: str, revision: str | None = None) -> int:
         """Delete a model, or one commit of it, with what was downloaded of it in part. Answers the bytes that are free now.
 
-        Raises `NotFound`; `Conflict` while it is being downloaded or verified; `ArtifactError` where the disk refuses.
+        Raises `NotFound`; `Conflict` while it is being downloaded, verified or served; `ArtifactError` where the disk refuses.
         """
         place, partials = self._place(source, id), self._partials(source, id)
         gone = [path for path in (*_below(place), *_below(partials)) if path.name != "refs" and revision in (None, path.name)]
@@ -278,11 +295,14 @@ class ModelCache:
         def refuse() -> None:
             raise Conflict(f"'{id}' is being downloaded; terminate the launch that does, or wait for its end", param="model_name")
 
-        with self.held(source, id, refuse), _room(self.root), self._lock(source, id, "+used") as use:
-            try:
-                fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Conflict(f"'{id}' is being verified for a launch; terminate that first", param="model_name") from None
+        served = {f"+{path.name}" for path in gone if _COMMIT.fullmatch(path.name)}
+        with self.held(source, id, refuse), disk_errors(self.root), contextlib.ExitStack() as stack:
+            for suffix in ("+used", *served):
+                try:
+                    fcntl.flock(stack.enter_context(self._lock(source, id, suffix)), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    why = "used by a replica of another worker with the same XI_HOME" if suffix in served else "being verified for a launch"
+                    raise Conflict(f"'{id}' is {why}; terminate that first", param="model_name") from None
             parts = [file for path in gone if path.parent == partials for file in path.glob("*") if file.is_file()]
             freed = sum(file.stat().st_size for file in parts)
             for path in (*gone, *place.glob(".new-*")):  # these were left by a `publish` that was killed
@@ -345,35 +365,11 @@ def _below(path: Path) -> list[Path]:
     return [one for one in path.glob("*") if one.is_dir()]
 
 
-def _link(blob: Path, target: Path) -> None:
-    """A hard link, so that the model's folder stands by itself; a symbolic one where the file system has none."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(blob, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        target.symlink_to(os.path.relpath(blob, target.parent))
-
-
-@contextlib.contextmanager
-def _room(path: Path) -> Iterator[None]:
-    """What the disk says, as an `ArtifactError` that tells what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(path, error) from error
-
-
-def disk_error(path: Path, error: OSError) -> ArtifactError:
-    """An error of the disk below `path`, in words. The cache stays as it was."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        what = "allows no file as large as this" if error.errno == errno.EFBIG else "is full"
-        return ArtifactError(
-            f"the disk of {path} {what}; what came is kept. Make room (xi cached, xi remove-cache), or set XI_HOME to another disk, "
-            f"and launch again"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        where = error.filename or path
-        return ArtifactError(f"{where} can't be written: {error.strerror}; give this user the right to, or set XI_HOME to another folder")
-    return ArtifactError(f"{error.filename or path}: {error.strerror or error}")
+def _sizes(folder: Path) -> list[int]:
+    """The sizes of a model's files below a folder. They may go meanwhile."""
+    sizes = []
+    for place, _, names in os.walk(folder):
+        for name in set(names) - {MANIFEST}:
+            with contextlib.suppress(OSError):
+                sizes.append(os.stat(os.path.join(place, name)).st_size)
+    return sizes

@@ -18,9 +18,11 @@ from typing import TypeVar
 
 from msgspec import Struct
 
+from xi_core.byte_size import in_words
 from xi_core.config import settings
 from xi_core.errors import ArtifactError
-from xi_core.models.cache import CachedModel, ModelCache, disk_error
+from xi_core.models.cache import CachedModel, ModelCache
+from xi_core.models.cache_disk import disk_error
 from xi_core.models.downloading import INTERVAL, Download, Downloads, Transient
 from xi_core.models.family import SourceRef
 from xi_core.models.hashing import CachedFile
@@ -84,7 +86,7 @@ class HubSource(Source):
                 path = self._cached(cache, ref)
                 if path is not None:
                     return self._verified(cache, path, ref, progress)
-            with cache.held(self.name, ref.id, lambda: progress(f"another launch downloads {ref.id}", None)):
+            with cache.held(self.name, ref.id, _waiting(cache, ref, self.name, progress)):
                 if self._cached(cache, ref) is None:
                     return _artifact(self._pull(cache, ref, progress), cache, ref)  # its files were hashed when they came
 
@@ -132,7 +134,7 @@ class HubSource(Source):
         got = self._got(pull, wanted, progress)
         try:
             others = [one for name, one in have.items() if name not in {file.name for file in got}]
-            kept = [one for one in others if cache.reuse(one.sha256, one.size, pull.folder)]
+            kept = _kept(pull, others, progress)
         except OSError as error:
             raise disk_error(cache.root, error) from error
         whole = not ref.files or (earlier is not None and earlier.whole and len(kept) == len(others))
@@ -172,6 +174,7 @@ class HubSource(Source):
                         f"launch again later (the model may just have changed at {self.name})"
                     ) from None
                 log.warning("%s: %s came damaged: %s; it is downloaded again", ref.id, file.name, error.message)
+                download.furthest = 0  # it comes anew: each byte of it is progress once more
                 continue
             _note(folder, file, sha256)
             return CachedFile(name=file.name, size=size, sha256=sha256)
@@ -215,6 +218,34 @@ def _artifact(path: Path, cache: ModelCache, ref: SourceRef) -> Path:
     if ref.files and ref.files[0].endswith(".gguf"):
         return path / sorted(named([file.name for file in cache.manifest(path).files], (ref.files[0],)))[0]
     return path
+
+
+def _waiting(cache: ModelCache, ref: SourceRef, source: str, progress: Progress) -> Callable[[], None]:
+    """What a launch tells while another downloads its model. A share, which gives it more time, only where bytes have come."""
+    before: int | None = None
+
+    def tell() -> None:
+        nonlocal before
+        there = cache.came(source, ref.id)
+        grown, before = before is not None and there > before, there
+        # Its files aren't known here, nor how much of them this is.
+        progress(f"another launch downloads {ref.id}: {in_words(there)} there", 0.0 if grown else None)
+
+    return tell
+
+
+def _kept(pull: _Pull, files: list[CachedFile], progress: Progress) -> list[CachedFile]:
+    """Those of the files that are undamaged. They are kept for this download. `progress` may raise to end it."""
+    total, done, told_at = sum(file.size for file in files), 0, -INTERVAL
+
+    def each(count: int) -> None:
+        nonlocal done, told_at
+        done += count
+        if (now := time.monotonic()) - told_at >= INTERVAL:
+            told_at = now
+            progress("verifying the files", done / total)
+
+    return [file for file in files if pull.cache.reuse(file.sha256, file.size, pull.folder, each)]
 
 
 def _absent(pull: _Pull, files: list[HubFile]) -> list[HubFile]:

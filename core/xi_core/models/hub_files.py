@@ -21,6 +21,8 @@ WEIGHTS = ("*.safetensors", "*.gguf")
 PICKLED = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
 """Pickled weights that torch's `weights_only` loading reads."""
 CODE = ".py"
+PROJECTOR = "mmproj"
+"""In the name of a GGUF file: it turns images into what the model reads, which lies in another."""
 UNWANTED = (
     "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite", "*.mlmodel", "*.pkl",
     "*.md", ".gitattributes", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.pdf", "original/*", "onnx/*", "openvino/*", "coreml/*", "figures/*",
@@ -106,13 +108,18 @@ def _names_code(auto_map: object) -> bool:
 
 
 def named(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """Those of the names that a pattern (`*q4_k_m*.gguf`, `*.gguf`) has, in any case, in the patterns' order."""
+    """Those of the names that a pattern (`*q4_k_m*.gguf`, `*.gguf`) has, in any case, in the patterns' order.
+
+    The projector of a model that sees, `mmproj-….gguf`, is had by its full name alone: it is no model by itself.
+    """
     listed = sorted(names)
     return list(dict.fromkeys(name for one in patterns for name in listed if name == one or _matches(name.lower(), one.lower())))
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """A quantization is a whole word of the name: `q6_k` is not `q6_k_l`, nor `f16` `bf16`."""
+    """A quantization is a whole word of the name: `q6_k` is not `q6_k_l`, nor `f16` `bf16`. Both are in lower case."""
+    if PROJECTOR in Path(name).name:
+        return False
     word = _QUANTIZATION.fullmatch(pattern)
     if word is None:
         return fnmatchcase(name, pattern)
@@ -148,8 +155,8 @@ def _check_named(names: list[str], ref: SourceRef) -> None:
 def _check_pattern(pattern: str, names: list[str], ref: SourceRef) -> None:
     """A pattern has to mean one file, or the parts of one."""
     found = named(names, (pattern,))
-    kind = sorted(name for name in names if name.endswith(Path(pattern).suffix)) if Path(pattern).suffix else sorted(names)
     if not found:
+        kind = named(names, (f"*{Path(pattern).suffix}",))
         hint = " (a quantization is a whole word: q4_k_m, not q4)" if _QUANTIZATION.fullmatch(pattern) else ""
         raise ArtifactError(f"'{ref.id}' has no file {pattern}{hint}; it has {', '.join(kind[:30]) or 'none of this kind'}")
     _check_one(pattern, found, ref)

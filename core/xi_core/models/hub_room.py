@@ -15,7 +15,8 @@ from pathlib import Path
 
 from xi_core.byte_size import in_words
 from xi_core.errors import ArtifactError
-from xi_core.models.cache import KEPT, disk_error
+from xi_core.models.cache import KEPT
+from xi_core.models.cache_disk import disk_error
 from xi_core.models.downloading import part_path
 from xi_core.models.hub_files import HubFile
 

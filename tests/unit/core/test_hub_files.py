@@ -82,6 +82,21 @@ def test_several_files_in_the_cache_are_refused_as_those_of_the_hub_are() -> Non
     check_cached(("m-Q4_0.gguf", "m-Q8_0.gguf"), ref("*q8_0*.gguf"))
 
 
+VISION = ("mmproj-m-Q8_0.gguf", "m-Q8_0.gguf", "m-mmproj-f16.gguf")
+
+
+@pytest.mark.parametrize("pattern", ["*q8_0*.gguf", "*.gguf"])
+def test_a_pattern_means_the_model_and_not_its_projector_of_images(pattern: str) -> None:
+    assert names(VISION, ref(pattern)) == ["m-Q8_0.gguf"]
+    check_cached(VISION, ref(pattern))
+
+
+def test_a_projector_of_images_comes_by_its_full_name_alone() -> None:
+    assert names(VISION, ref("mmproj-m-Q8_0.gguf")) == ["mmproj-m-Q8_0.gguf"]
+    with pytest.raises(ArtifactError, match=r"has no file \*f16\*\.gguf.*; it has m-Q8_0\.gguf$"):
+        names(VISION, ref("*f16*.gguf"))
+
+
 @pytest.mark.parametrize(
     ("listed", "wanted", "message"),
     [

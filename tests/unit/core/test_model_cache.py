@@ -7,13 +7,15 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from xi_core.errors import ArtifactError, Conflict, LaunchCancelled, NotFound
 from xi_core.models import cache as cache_module
-from xi_core.models.cache import MANIFEST, CachedModel, ModelCache
+from xi_core.models import hashing
+from xi_core.models.cache import KEPT, MANIFEST, CachedModel, ModelCache
 from xi_core.models.hashing import CachedFile, Stopped, checked_name, git_sha1_of, verify_files
 
 COMMIT, LATER = "a" * 40, "b" * 40
@@ -153,6 +155,31 @@ def test_a_removal_leaves_what_a_download_has_where_links_are_symbolic(tmp_path:
     assert blobs(tmp_path) == {sha256}
 
 
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_a_removal_leaves_a_file_that_just_comes_among_the_blobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, symbolic: bool) -> None:
+    """At no moment has a blob neither a second link nor its download's word that it is wanted."""
+
+    def unknown(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    if symbolic:
+        monkeypatch.setattr(cache_module.os, "link", unknown)
+    cache, replace = ModelCache(tmp_path), os.replace
+    stored(cache, "a/first", own=b"first")
+    folder = cache.partial("hub", "a/second", COMMIT)
+    (folder / "part").write_bytes(b"second")
+
+    def at_once(file: Path, blob: Path) -> None:
+        replace(file, blob)
+        assert ModelCache(tmp_path).remove("hub", "a/first") == 5
+
+    monkeypatch.setattr(cache_module.os, "replace", at_once)
+    sha256, _ = cache.take(folder / "part", folder)
+    assert blobs(tmp_path) == {sha256}
+    assert (folder / KEPT / sha256).read_bytes() == b"second"
+    assert (folder / KEPT / sha256).is_symlink() is symbolic
+
+
 def test_only_one_downloads_a_model_at_a_time(tmp_path: Path) -> None:
     waited = threading.Event()
     order: list[str] = []
@@ -219,6 +246,29 @@ def test_verifying_tells_how_far_it_is_and_can_be_ended(tmp_path: Path) -> None:
 
     with pytest.raises(LaunchCancelled):
         cache.verify(path, cancelled)
+
+
+def test_verifying_tells_no_share_while_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share gives a launch more time. A disk that doesn't answer has it end by its deadline."""
+    cache = ModelCache(tmp_path)
+    path = stored(cache, "a/b", one=b"1" * 100)
+    told: list[float | None] = []
+    answers, hashed = threading.Event(), hashing.sha256_of
+
+    def slow(path: Path, each: Callable[[int], None]) -> str:
+        each(50)
+        assert answers.wait(30)
+        return hashed(path)
+
+    def progress(stage: str, share: float | None) -> None:
+        told.append(share)
+        if len(told) == 4:
+            answers.set()
+
+    monkeypatch.setattr(hashing, "sha256_of", slow)
+    cache.verify(path, progress)
+    assert len(told) >= 4
+    assert [share for share in told if share is not None] == [0.5]
 
 
 def test_a_model_that_comes_again_is_there_while_the_old_one_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
