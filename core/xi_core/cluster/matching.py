@@ -9,7 +9,7 @@ from msgspec import Struct
 from xi_core.api.control import EngineStatus, LaunchSpec, SpecVerdict
 from xi_core.cluster.messages import Inspect, MatchEngines, Register
 from xi_core.engine.info import EngineInfo, HostInfo, Support
-from xi_core.errors import LaunchError, TransportError, Unavailable, XiError
+from xi_core.errors import DeadlineExceeded, LaunchError, TransportError, Unavailable, XiError
 from xi_core.models import catalog
 from xi_core.models.family import ModelSpec
 from xi_core.plugins import DISTRIBUTION, PluginHub
@@ -50,19 +50,19 @@ class Matching:
                 return found
             except LaunchError as error:
                 errors.insert(0, error)
-            except TransportError as error:
+            except (TransportError, DeadlineExceeded) as error:
                 errors.append(_lost(worker, error))
         raise errors[0]
 
     async def match(self, models: Sequence[ModelSpec]) -> list[dict[str, Support]]:
-        """For each model, per engine the best answer of any worker. Raises `Unavailable` where all were lost meanwhile."""
+        """For each model, per engine the best answer of any worker. Raises `Unavailable` or `DeadlineExceeded` where none gave any."""
         best: list[dict[str, Support]] = [{} for _ in models]
         lost: list[XiError] = []
         workers = (await self._workers()).values()
         for worker in workers:
             try:
                 answers: list[dict[str, Support]] = (await worker.link.call(MatchEngines(models=list(models)))).models
-            except TransportError as error:
+            except (TransportError, DeadlineExceeded) as error:
                 lost.append(_lost(worker, error))
                 continue
             for known, told in zip(best, answers, strict=True):
@@ -86,8 +86,10 @@ class Matching:
         return [status(self._hub, info, best_probe(info, workers), models, matches) for info in ([given] if given else self._hub.engines)]
 
 
-def _lost(worker: WorkerLink, error: TransportError) -> XiError:
-    """What to tell of a worker that went away while it was asked. Others may answer."""
+def _lost(worker: WorkerLink, error: TransportError | DeadlineExceeded) -> XiError:
+    """What to tell of a worker that went away while it was asked, or gave no answer in time. Others may answer."""
+    if isinstance(error, DeadlineExceeded):
+        return error
     return Unavailable(f"worker {worker.register.worker} went away while it was asked: {error.message}", retry_after=1.0)
 
 

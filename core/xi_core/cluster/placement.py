@@ -111,7 +111,7 @@ class PlacementRequest(Struct, kw_only=True, frozen=True):
             return f"holds {device.replicas} replica(s), and XI_ALLOW_MULTI_REPLICA_PER_GPU=0 allows one per device"
         if self.gpu_pool is not None:
             held = {(a.worker, name) for a in self.held for name in a.devices}
-            if len(held) + self.n_gpu > self.gpu_pool and (worker.worker, device.device) not in held:
+            if len(held) + self.n_gpu * self.n_worker > self.gpu_pool and (worker.worker, device.device) not in held:
                 return f"the pool of {self.gpu_pool} device(s) is used up by others"
         need = self.need(device)
         if device.memory and need > device.memory_free:

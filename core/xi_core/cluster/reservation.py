@@ -25,7 +25,7 @@ def reserved(spec: LaunchSpec, model: ModelSpec, engine: EngineInfo, n_gpu: int)
     if n_gpu == 0:
         return 0
     devices = n_gpu * spec.n_worker
-    figures, weights = model.architecture_figures, _weights(model)
+    figures, weights = model.architecture_figures, _weights(model, spec.options.get("quantize"))
     if weights is None:
         return 0
     if engine.memory_share or engine.memory_share_option:
@@ -52,13 +52,18 @@ def of_main_memory(spec: LaunchSpec, model: ModelSpec) -> int:
     return math.ceil((_weights(model) or 0) / spec.n_worker)
 
 
-def _weights(model: ModelSpec) -> int | None:
-    """Bytes of the files themselves, else reckoned from the figures; None where nobody knows."""
-    if model.weight_bytes is not None:
+def _weights(model: ModelSpec, quantize: object = None) -> int | None:
+    """Bytes of the files themselves, else reckoned from the figures; None where nobody knows.
+
+    `quantize`: into what they are quantized while they are loaded; then the figures alone tell what stays of them.
+    """
+    if model.weight_bytes is not None and not quantize:
         return model.weight_bytes
     if model.architecture_figures is None:
         return None
     try:
+        if quantize:
+            return memory.weight_bytes(model.architecture_figures, "pytorch", str(quantize))
         return memory.weight_bytes(model.architecture_figures, model.format, model.quantization)
     except InvalidRequest:  # a quantization of which nobody knows the size: that is no reason to refuse the launch
         return None

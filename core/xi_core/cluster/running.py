@@ -25,6 +25,7 @@ from xi_core.cluster.threads import in_thread, surely
 from xi_core.cluster.vitals import Vitals
 from xi_core.errors import ArtifactError, Conflict, LaunchCancelled, LaunchError, LaunchFailed, XiError
 from xi_core.models.adapter import read_adapter
+from xi_core.models.cache import ModelCache
 from xi_core.models.family import SourceRef
 from xi_core.models.inspect import local_path
 from xi_core.models.source import Progress
@@ -94,6 +95,8 @@ class RunningReplica:
         self._start, self._build = start, build
         self.artifact: Path | None = None
         """What was fetched for it, from then on."""
+        self._serving = contextlib.ExitStack()
+        """Keeps it in the cache, which other workers may have too."""
         self.python: Path | None = None
         """The interpreter of its own environment, once that is built."""
         self._secret = secret
@@ -165,6 +168,7 @@ class RunningReplica:
             # The thread ends what it runs, such as uv with its processes, once it looks: it must, for this worker may be about to end.
             await asyncio.wait({fetching}, timeout=FETCH_TIMEOUT)
             await self._clean_up()
+            self._serving.close()
         if self._failure is not None and self.prepared is not None and not self.final:
             await self._others_told()
         if self.prepared is not None and not self.prepared.done():
@@ -183,6 +187,7 @@ class RunningReplica:
         self.python = self._build(self._start, self._progress)
         try:
             self.artifact = self._fetch(self.record.model.source, self._progress)
+            self._serving.enter_context(ModelCache(self._home).serving(self.artifact))
             return self.artifact
         except OSError as error:
             raise ArtifactError(f"{self.record.model.source.id}: {error.strerror or error}") from error

@@ -27,8 +27,8 @@ from xi_core.cluster import messages as m
 from xi_core.cluster.cached_models import CachedModels
 from xi_core.cluster.control_process import announce, announce_stop, exit_status, first_of, set_up_logging, stop_event, unless
 from xi_core.cluster.data_plane import placed
-from xi_core.cluster.device_watch import DeviceWatch
-from xi_core.cluster.devices import Device
+from xi_core.cluster.device_watch import LOOK, DeviceWatch
+from xi_core.cluster.devices import Device, real
 from xi_core.cluster.environments import Environments
 from xi_core.cluster.fetching import fetcher
 from xi_core.cluster.guard import Guard
@@ -79,8 +79,7 @@ class Worker:
     ) -> None:
         """`address` is the host under which other machines reach this one. `security`: where the supervisor knows this worker by its key,
         and replicas listen for gateways of other machines. `command` starts a replica, without its arguments."""
-        self._address = address
-        self.name = name
+        self.name, self._address = name, address
         self.stop_asked = asyncio.Event()
         """Set when the supervisor has told this worker to stop."""
         self._hub, self._settings, self._runtime, self._supervisor, self._command = hub, config, runtime, supervisor, command
@@ -89,6 +88,7 @@ class Worker:
         self._devices = self._find_devices()
         self._host = host.host_info(self._devices)
         self._engines = host.probe_engines(hub.engines, self._host)
+        self._watch = DeviceWatch(self._devices, self._find_devices, self._beat)
         self._guard = Guard()
         live = self._running = dict[str, RunningReplica]()
         calls: Calls = {
@@ -127,7 +127,7 @@ class Worker:
         Raises the supervisor's error if it isn't let in at all.
         """
         try:
-            lasting = (self._link.keep(), self._watch_keeper(), DeviceWatch(self._devices, self._find_devices, self._beat).run())
+            lasting = (self._link.keep(), self._watch_keeper(), self._watch.run())
             keeping = [asyncio.ensure_future(work) for work in lasting]
             await first_of(stop, self.stop_asked, self._link.refused)
             if self.stop_asked.is_set() and tell is not None:
@@ -297,6 +297,9 @@ class Worker:
             block.release()
         if replica.error:
             log.warning("%s", replica.error)
+        looked = self._watch.look() if real(plan.devices) else None
+        if looked is not None and replica.error is None:  # the next is placed by what was told last; a crash is told at once
+            await asyncio.wait({looked}, timeout=LOOK)
         gone = m.ReplicaGone(
             replica_id=plan.replica_id,
             uid=plan.uid,
@@ -326,10 +329,9 @@ class Worker:
         return self._environments.build(packages, spec.virtual_env_find_links, overlay, progress)
 
     async def _list_environments(self, command: m.ListEnvironments) -> m.FoundEnvironments:
-        found = await in_thread(self._environments.found)
-        return m.FoundEnvironments(
-            [EnvironmentStatus(worker=self.name, name=one.name, packages=one.packages, used=one.used, size=one.size) for one in found]
-        )
+        found, here = await in_thread(self._environments.found), self.name
+        told = [EnvironmentStatus(worker=here, name=one.name, packages=one.packages, used=one.used, size=one.size) for one in found]
+        return m.FoundEnvironments(told)
 
     async def _remove_environment(self, command: m.RemoveEnvironment) -> m.Done:
         users = [r.plan.replica_id for r in self._running.values() if r.python is not None and command.name in r.python.parts]
@@ -340,6 +342,7 @@ class Worker:
 
     async def _stop_all(self) -> None:
         self._stopping = True
+        self._watch.close()
         with contextlib.suppress(XiError):  # it will notice
             await self._link.call(m.Leaving(self.name), timeout=LEAVE_TIMEOUT)
         for replica in self._running.values():
@@ -366,8 +369,7 @@ async def run(arguments: argparse.Namespace) -> None:
             return
         supervisor, security = found.endpoint, found.security
         address = addresses.of_member(arguments.host, supervisor)
-    runtime = Path(arguments.runtime)
-    worker = Worker(hub, config, name=name, runtime=runtime, supervisor=supervisor, address=address, security=security)
+    worker = Worker(hub, config, name=name, runtime=Path(arguments.runtime), supervisor=supervisor, address=address, security=security)
     serving = asyncio.ensure_future(worker.serve(stop, partial(announce_stop, "worker") if arguments.watch_stdin else None))
     ready = asyncio.ensure_future(worker.registered.wait())
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -386,9 +388,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m xi_core.cluster.worker", description="The worker of one machine.")
     parser.add_argument("--supervisor", required=True, help="endpoint of the supervisor, or URL of a gateway of its cluster")
     parser.add_argument("--runtime", default="", help="directory for sockets: the supervisor is on this machine and needs no keys")
-    parser.add_argument(
-        "--host", default="", help="this machine's address at which gateways reach it; default: that by which it reaches them"
-    )
+    parser.add_argument("--host", default="", help="this machine's address for gateways; default: that by which it reaches them")
     parser.add_argument("--name", default=socket.gethostname(), help="this worker's name; default: the machine's")
     parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends")
     arguments = parser.parse_args()

@@ -25,6 +25,12 @@ def test_three_replicas_on_pools_of_two_and_one() -> None:
     assert devices(lives) == ["cuda:0"] * 3
 
 
+def test_a_pool_counts_the_devices_that_a_sharded_replica_takes_of_all_its_workers() -> None:
+    lives = starts(cluster(*(member(f"w{n}", 1) for n in range(4))).accept(0.0, wanted(n_gpu=1, n_worker=2, replica=2, gpu_pool=3)))
+    assert [len(life.assignments) for life in lives] == [2, 2]
+    assert len({(a.worker, name) for life in lives for a in life.assignments for name in a.devices}) <= 3
+
+
 def test_three_on_two_devices_are_refused_where_each_takes_one_only() -> None:
     core = cluster(member("w1", 2))
     with pytest.raises(NoPlacement, match=r"replica 3 of 3 .*cuda:0: holds 1 replica.*cuda:1: holds 1 replica"):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
-from xi_core.cluster import host
+from xi_core.cluster import device_watch, host
 from xi_core.cluster.device_watch import DeviceWatch, noticeable
 from xi_core.cluster.devices import Device, DeviceProbe, DeviceProbeInfo, real
 from xi_core.cluster.process import environment, seen_by_engine
 from xi_core.testing.harness import plan_for
+from xi_core.testing.waiting import until
 from xi_core.wire.plan import LaunchPlan, RankAddress, Rendezvous
 
 MIB = 2**20
@@ -90,7 +92,76 @@ async def test_a_machine_without_devices_is_not_looked_at() -> None:
     def never() -> list[Device]:
         raise AssertionError("looked")
 
-    await asyncio.wait_for(DeviceWatch([], never, lambda devices: False, interval=0.001).run(), 1)
+    watch = DeviceWatch([], never, lambda devices: False, interval=0.001)
+    await asyncio.wait_for(watch.run(), 1)
+    await asyncio.wait_for(watch.look(), 1)
+
+
+async def test_a_look_that_is_asked_for_doesnt_wait_for_the_pause() -> None:
+    told: list[list[Device]] = []
+    freed = [device(free=2000)]
+
+    def tell(devices: list[Device]) -> bool:
+        told.append(devices)
+        return True
+
+    watch = DeviceWatch([device()], lambda: freed, tell, interval=60.0)
+    watching = asyncio.ensure_future(watch.run())
+    asked = [watch.look(), watch.look()]
+    await asyncio.wait_for(asyncio.gather(*asked), 1)
+    assert told == [freed]
+    freed = [device(free=500)]
+    await asyncio.wait_for(watch.look(), 1)
+    assert told[1:] == [freed]
+    watching.cancel()
+
+
+async def test_a_look_that_began_before_it_was_asked_for_is_not_the_one() -> None:
+    looks, go_on = 0, threading.Event()
+
+    def probe() -> list[Device]:
+        nonlocal looks
+        looks += 1
+        assert go_on.wait(10)
+        return [device()]
+
+    watch = DeviceWatch([device()], probe, lambda devices: True, interval=60.0)
+    watching = asyncio.ensure_future(watch.run())
+    first = watch.look()
+    await until(lambda: looks == 1, 10.0)
+    second = watch.look()
+    go_on.set()
+    await asyncio.wait_for(first, 1)
+    assert not second.done()
+    await asyncio.wait_for(second, 1)
+    assert looks == 2
+    watching.cancel()
+
+
+async def test_after_a_look_that_was_asked_for_the_next_is_not_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking takes long here, so that the pause would be; but a driver may take a moment to free what a dead process had."""
+    monkeypatch.setattr(device_watch, "MOST_BUSY", 1e-9)
+    found, told = [device()], asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def tell(devices: list[Device]) -> bool:
+        loop.call_soon(told.set)
+        return True
+
+    watch = DeviceWatch([device()], lambda: found, tell, interval=0.01)
+    watching = asyncio.ensure_future(watch.run())
+    await asyncio.wait_for(watch.look(), 1)
+    found = [device(free=2000)]
+    await asyncio.wait_for(told.wait(), 1)
+    watching.cancel()
+
+
+async def test_nobody_waits_for_a_look_that_will_not_come() -> None:
+    watch = DeviceWatch([device()], lambda: [device()], lambda devices: True, interval=60.0)
+    before = watch.look()
+    watch.close()
+    for asked in (before, watch.look()):
+        await asyncio.wait_for(asked, 1)
 
 
 class Three(DeviceProbe):

@@ -11,7 +11,7 @@ from xi_core.api.control import LaunchSpec
 from xi_core.cluster.matching import Matching, WorkerLink
 from xi_core.cluster.messages import Inspect, Inspected, Matches, Register
 from xi_core.engine.info import Support
-from xi_core.errors import ArtifactError, ChannelClosed, ConfigError, InvalidRequest, Unavailable
+from xi_core.errors import ArtifactError, ChannelClosed, ConfigError, DeadlineExceeded, InvalidRequest, Unavailable
 from xi_core.models.family import ModelSpec, SourceRef
 from xi_core.plugins import PluginHub
 
@@ -30,6 +30,13 @@ class Breaking:
 
     async def call(self, command: Any) -> Any:
         raise ChannelClosed("worker w1 has been silent for 1.5 s")
+
+
+class Hanging:
+    """A link of which the other side doesn't answer: a mount hangs there."""
+
+    async def call(self, command: Any) -> Any:
+        raise DeadlineExceeded("worker w1 did not answer Inspect within 30 s")
 
 
 class Unreadable(Answering):
@@ -58,6 +65,21 @@ async def test_the_others_answer_for_one_that_is_lost() -> None:
     assert await matching(Breaking(), Answering()).match([MODEL]) == [{"e": Support(ok=True)}]
     assert (await matching(Breaking(), Answering())._inspect("/x")).name == "toy"
     assert (await matching(Unreadable(), Breaking(), Answering())._inspect("/x")).name == "toy"
+
+
+async def test_the_others_answer_for_one_that_hangs() -> None:
+    assert await matching(Hanging(), Answering()).match([MODEL]) == [{"e": Support(ok=True)}]
+    assert (await matching(Hanging(), Answering())._inspect("/x")).name == "toy"
+    assert (await matching(Unreadable(), Hanging(), Answering())._inspect("/x")).name == "toy"
+
+
+async def test_where_all_hang_nobody_is_said_to_have_gone_away() -> None:
+    with pytest.raises(DeadlineExceeded, match=r"^worker w1 did not answer Inspect within 30 s$"):
+        await matching(Hanging(), Hanging()).match([MODEL])
+    with pytest.raises(DeadlineExceeded):
+        await matching(Hanging())._inspect("/x")
+    with pytest.raises(ArtifactError, match="missing here"):
+        await matching(Hanging(), Unreadable())._inspect("/x")
 
 
 async def test_where_all_are_lost_that_is_said_and_may_be_tried_again() -> None:

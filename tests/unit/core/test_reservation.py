@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -15,6 +15,7 @@ from xi_core.models.architecture import Architecture
 from xi_core.models.family import ModelSpec, SourceRef
 from xi_core.models.memory import OVERHEAD, estimate
 from xi_core.wire.manifest import Manifest
+from xi_plugins.engines.transformers.plugin import Quantization
 
 GIB = 2**30
 FIGURES = Architecture.from_config(json.loads((Path(__file__).parents[2] / "data" / "architectures" / "llama-3.1-70b.json").read_text()))
@@ -97,6 +98,27 @@ def test_main_memory_holds_the_weights() -> None:
 def test_an_engine_that_takes_its_share_needs_room_for_the_weights() -> None:
     assert kept(model(), engine(memory_share=0.9), n_gpu=4) == WEIGHTS / 4
     assert kept(model(architecture_figures=None), engine(memory_share=0.9)) == 0
+
+
+@pytest.mark.parametrize(("quantize", "bits"), [(name, 4.5 if "4" in name else 8.5) for name in get_args(Quantization)])
+def test_weights_that_are_quantized_while_they_are_loaded_take_less_than_their_files(quantize: str, bits: float) -> None:
+    files = model(weight_bytes=WEIGHTS)
+    of_weights = WEIGHTS - (kept(files) - kept(files, quantize=quantize))
+    assert of_weights < WEIGHTS * (bits / 16 + 0.03), "embeddings and the output layer stay as they are"
+    assert kept(files, quantize=quantize) == kept(model(), quantize=quantize)
+    assert kept(files, engine(memory_share=0.9), quantize=quantize) == of_weights
+
+
+def test_four_bits_are_kept_for_where_sixteen_are_quantized() -> None:
+    assert kept(model(weight_bytes=WEIGHTS), quantize="bitsandbytes-4bit") < kept(model(weight_bytes=WEIGHTS)) / 2
+    assert kept(model(weight_bytes=WEIGHTS), quantize=None) == kept(model(weight_bytes=WEIGHTS))
+
+
+@pytest.mark.parametrize("unknown", [{"architecture_figures": None}, {"of": "of-tomorrow"}])
+def test_what_quantizing_leaves_is_not_guessed(unknown: dict[str, Any]) -> None:
+    quantize = unknown.get("of", "bitsandbytes-4bit")
+    fields = {name: value for name, value in unknown.items() if name != "of"}
+    assert kept(model(weight_bytes=WEIGHTS, **fields), quantize=quantize) == 0
 
 
 def test_what_generates_no_text_keeps_no_cache() -> None:

@@ -8,14 +8,17 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from xi_core.api.control import LaunchSpec
 from xi_core.cluster import running, worker
+from xi_core.cluster.device_watch import DeviceWatch
+from xi_core.cluster.devices import Device
 from xi_core.cluster.guard import Guard
-from xi_core.cluster.messages import Prepare, StartReplica, StopReplica
+from xi_core.cluster.messages import Prepare, ReplicaGone, StartReplica, StopReplica, WorkerBeat
 from xi_core.cluster.running import RunningReplica
 from xi_core.cluster.worker import Worker
 from xi_core.config import Settings
@@ -271,3 +274,90 @@ async def test_a_rank_that_waits_for_others_is_told_of_until_it_is_told_to_end(h
     await asyncio.wait({prepared}, timeout=10)
     assert prepared.done()
     assert prepared.exception() is None or isinstance(prepared.exception(), LaunchCancelled)
+
+
+# ---- what it frees ------------------------------------------------------------------------------
+
+
+class Beside:
+    """What a worker tells the supervisor of its device and of replicas that are gone; the device is looked at only when that is asked for."""
+
+    def __init__(self, host: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told: list[type] = []
+        self.may_look = threading.Event()
+        self.may_look.set()
+        monkeypatch.setattr(host._link, "notify", self._note)
+        monkeypatch.setattr(worker, "LOOK", 60.0)
+        host._watch = DeviceWatch([self._device(5)], self._probe, host._beat, interval=60.0)
+        self.watching = asyncio.ensure_future(host._watch.run())
+
+    def _note(self, notice: Any, **_: Any) -> bool:
+        if isinstance(notice, (WorkerBeat, ReplicaGone)):
+            self.told.append(type(notice))
+        return True
+
+    def _device(self, free: int) -> Device:
+        return Device(id="cuda:0", kind="cuda", memory=80 * 2**30, memory_free=free * 2**30)
+
+    def _probe(self) -> list[Device]:
+        assert self.may_look.wait(30)
+        return [self._device(80)]
+
+
+@pytest.fixture
+async def beside(host: Worker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Beside]:
+    made = Beside(host, monkeypatch)
+    yield made
+    made.may_look.set()
+    made.watching.cancel()
+    host._watch.close()
+
+
+async def serve_on(host: Worker, tmp_path: Path, *devices: str) -> RunningReplica:
+    one = life(tmp_path, "first")
+    one.plan = replace(one.plan, devices=list(devices))
+    await host._start(one)
+    await until((tmp_path / "deaf").exists, 10.0)
+    return host._running["under-test-0"]
+
+
+async def test_what_a_stopped_replica_has_freed_is_told_before_it_is_gone(host: Worker, tmp_path: Path, beside: Beside) -> None:
+    """Else the next launch is refused for what is free again."""
+    (await serve_on(host, tmp_path, "cuda:0")).stop(0.0)
+    await until(lambda: ReplicaGone in beside.told, 10.0)
+    assert beside.told == [WorkerBeat, ReplicaGone]
+
+
+async def test_a_crash_is_told_at_once_and_what_it_has_freed_soon(host: Worker, tmp_path: Path, beside: Beside) -> None:
+    beside.may_look.clear()
+    process = (await serve_on(host, tmp_path, "cuda:0"))._process
+    assert process is not None
+    process.kill()
+    await until(lambda: beside.told == [ReplicaGone], 10.0)
+    beside.may_look.set()
+    await until(lambda: beside.told == [ReplicaGone, WorkerBeat], 10.0)
+
+
+@pytest.mark.parametrize("devices", [(), ("fake:0",)])
+async def test_a_replica_without_a_device_waits_for_no_look(host: Worker, tmp_path: Path, beside: Beside, devices: tuple[str, ...]) -> None:
+    beside.may_look.clear()
+    (await serve_on(host, tmp_path, *devices)).stop(0.0)
+    await until(lambda: beside.told == [ReplicaGone], 10.0)
+
+
+async def test_a_worker_that_stops_waits_for_no_look(host: Worker, tmp_path: Path, beside: Beside) -> None:
+    beside.may_look.clear()
+    replica = await serve_on(host, tmp_path, "cuda:0")
+    replica.stop(0.0)
+    await asyncio.wait_for(replica.ended.wait(), 10)
+    await asyncio.wait_for(host._stop_all(), 10)
+    assert beside.told == [ReplicaGone]
+
+
+async def test_a_look_that_takes_long_keeps_nobody_from_hearing_of_an_end(
+    host: Worker, tmp_path: Path, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside.may_look.clear()
+    monkeypatch.setattr(worker, "LOOK", 0.05)
+    (await serve_on(host, tmp_path, "cuda:0")).stop(0.0)
+    await until(lambda: beside.told == [ReplicaGone], 10.0)
