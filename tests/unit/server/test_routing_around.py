@@ -203,7 +203,8 @@ async def test_a_replica_that_fails_request_after_request_gets_none_for_a_while(
     assert len(one.submitted) == 7
 
 
-async def test_a_client_that_leaves_a_trial_makes_room_for_the_next(stage: Any, replica: Any, kit: Any, fast_breaker: None) -> None:
+async def on_trial(stage: Any, replica: Any, kit: Any) -> tuple[Any, Any, Any]:
+    """A replica whose breaker lets one request try it, its link, and that request, which it has and hasn't answered."""
     one, two = replica("r1", script=kit.answering(500, b"{}")), replica("r2", script=kit.answering())
     await stage.serve("m", one, two)
     for _ in range(5):
@@ -214,6 +215,11 @@ async def test_a_client_that_leaves_a_trial_makes_room_for_the_next(stage: Any, 
     trying = stage.start()
     await kit.until(lambda: len(one.submitted) == 6)
     assert not link.usable
+    return one, link, trying
+
+
+async def test_a_client_that_leaves_a_trial_makes_room_for_the_next(stage: Any, replica: Any, kit: Any, fast_breaker: None) -> None:
+    _, link, trying = await on_trial(stage, replica, kit)
     trying.leave()
     await trying.task
     assert link.usable
@@ -223,16 +229,7 @@ async def test_an_answer_that_crosses_its_leaving_client_makes_room_for_the_next
     stage: Any, replica: Any, kit: Any, fast_breaker: None
 ) -> None:
     """The client is seen to have left, and before the request's coroutine goes on the answer begins too."""
-    one, two = replica("r1", script=kit.answering(500, b"{}")), replica("r2", script=kit.answering())
-    await stage.serve("m", one, two)
-    for _ in range(5):
-        await stage.ask()
-    link = link_of(stage, "r1")
-    await kit.until(lambda: link.usable)
-    one.script = None
-    trying = stage.start()
-    await kit.until(lambda: len(one.submitted) == 6)
-    assert not link.usable
+    one, link, trying = await on_trial(stage, replica, kit)
     trying.leave()
     one.answer(one.submitted[-1])
     await trying.task
