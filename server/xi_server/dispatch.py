@@ -197,7 +197,7 @@ class Exchange:
 
     async def _wait_while_stalled(self, model: ServedModel, tried: list[ReplicaRoute]) -> None:
         """Where no replica can take the request, but one may that stands still: in seconds it goes on, or is lost."""
-        while model.may_take(tried) and not model.has_other(tried):
+        while model.stalled and model.may_take(tried) and not model.has_other(tried):
             if self.gone:
                 raise ClientGone
             await asyncio.sleep(STALLED_POLL)

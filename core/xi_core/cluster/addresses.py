@@ -8,7 +8,7 @@ import socket
 import time
 
 from xi_core.access import is_loopback
-from xi_core.errors import ConfigError
+from xi_core.errors import ConfigError, Unavailable
 
 EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
 TRIES = 20
@@ -32,11 +32,11 @@ def split(endpoint: str) -> tuple[str, int]:
 
 
 def resolved(host: str) -> str:
-    """The numeric address of `host`. Raises `ConfigError`, naming it."""
+    """The numeric address of `host`. Raises `Unavailable`, naming it: the machine's network may not be up yet."""
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
-        raise ConfigError(f"host '{host}' leads to no address: {error.strerror or error}; name another with --host", param="host") from None
+        raise Unavailable(f"host '{host}' leads to no address: {error.strerror or error}; name another with --host", param="host") from None
 
 
 def reachable(host: str) -> str:
@@ -63,7 +63,8 @@ def of_member(given: str, supervisor: str) -> str:
 
 
 def check_own(host: str) -> None:
-    """Raises `ConfigError`, naming `host`, unless replicas of this machine can listen there and others can dial it."""
+    """That replicas of this machine can listen at `host` and others can dial it. Raises `ConfigError` for one that never can be, naming it,
+    and `Unavailable` for one that this machine hasn't got, or not yet."""
     address = resolved(host)
     if address in EVERYWHERE:
         raise _everywhere(host)
@@ -72,7 +73,7 @@ def check_own(host: str) -> None:
     except OSError as error:
         foreign = error.errno == errno.EADDRNOTAVAIL
         why = "is no address of this machine" if foreign else f"can't be listened at ({error.strerror or error})"
-        raise ConfigError(
+        raise Unavailable(
             f"host '{host}' {why}, and the models here would listen there; name one of its own with --host", param="host"
         ) from None
 

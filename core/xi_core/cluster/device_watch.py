@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 INTERVAL = 3.0
 """Seconds between looks."""
 MOST_BUSY = 0.02
-"""Part of the time that looking may take: `nvidia-smi` takes a second on a large machine, so that the pause grows."""
+"""Part of the time that looking may take: `nvidia-smi` takes a second on a large machine, so that the pause grows. Not where something was
+freed."""
 LOOK = 2.0
 """Seconds that the word of a replica's end waits for a look at what it has freed."""
 MEMORY_STEP = 64 * 2**20

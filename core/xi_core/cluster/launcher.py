@@ -24,7 +24,7 @@ from xi_core.cluster import addresses
 from xi_core.cluster.runtime import RuntimeFolder, sweep
 from xi_core.cluster.sibling import BACKOFF_MOST, CONFIG_STATUS, Sibling
 from xi_core.config import settings
-from xi_core.errors import ConfigError, XiError
+from xi_core.errors import ConfigError, Unavailable, XiError
 
 BACKLOG = 2048
 LOCAL_SOCKETS = hasattr(socket, "AF_UNIX")
@@ -81,12 +81,12 @@ class Launcher:
         self._signals += 1
 
     def _start(self, sibling: Sibling) -> None:
-        """Start one; where the system has no room for a process now, try again later. Raises `ConfigError` where nothing runs yet."""
+        """Start one; where the system has no room for a process now, try again later. Raises `Unavailable` where nothing runs yet."""
         try:
             sibling.start()
         except OSError as error:
             if not self._started:
-                raise ConfigError(f"{sibling.role} can't be started: {error}") from None
+                raise Unavailable(f"{sibling.role} can't be started: {error}") from None
             say(f"{sibling.role:<11} can't be started now ({error}); trying again in {BACKOFF_MOST:g} s")
             sibling.start_at = time.monotonic() + BACKOFF_MOST
             return
@@ -287,6 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         return Launcher(listening, siblings_of(listening, runtime, cluster, restore=not given.no_restore), config.grace, given.json).run()
+    except XiError as error:
+        say(f"Error: {error.message}")
+        return 1
     finally:
         listening.close()
         runtime.remove()

@@ -26,12 +26,7 @@ class OverLaunches:
 
     def add(self, now: float, launch: LaunchEntry, since: float) -> None:
         """Nothing is left of this one. Those that were over before `since` are forgotten."""
-        self._newest.pop(launch.uid, None)
-        self._newest[launch.uid] = launch.wanted.created, now
+        before, _ = self._newest.pop(launch.uid, (0, now))
+        self._newest[launch.uid] = max(before, launch.wanted.created), now
         while self._newest[oldest := next(iter(self._newest))][1] < since:
             del self._newest[oldest]
-
-    def discard(self, launch: LaunchEntry) -> None:
-        """This one begins, within the second in which another of its uid did."""
-        if (launch.uid, launch.wanted.created) in self:
-            self._newest.pop(launch.uid, None)

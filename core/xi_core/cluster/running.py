@@ -188,6 +188,8 @@ class RunningReplica:
         try:
             self.artifact = self._fetch(self.record.model.source, self._progress)
             self._serving.enter_context(ModelCache(self._home).serving(self.artifact))
+            if self.ended.is_set():  # it was not waited for
+                self._serving.close()
             return self.artifact
         except OSError as error:
             raise ArtifactError(f"{self.record.model.source.id}: {error.strerror or error}") from error
@@ -221,6 +223,8 @@ class RunningReplica:
         self._tell("STARTING", "starting the process")
         try:
             log_to = await in_thread(lambda: logs.open_log(self._home, plan.replica_id, rank_of(self.record)))
+        except BlockingIOError:
+            raise  # there was no thread for it, now
         except OSError as error:
             path = self._log_file
             raise LaunchFailed(f"the log file {path} can't be written: {error.strerror or error}; XI_HOME says where logs go") from error
@@ -229,6 +233,8 @@ class RunningReplica:
                 env = environment(os.environ, plan, self.record.spec.env, self.python)
                 command = [str(self.python or self._command[0]), *self._command[1:]]
                 self._process = ReplicaProcess(command, seen_by_engine(self._with_secret(plan)), env, log_to)
+        except BlockingIOError:
+            raise  # the system has no room for a process, now
         except OSError as error:
             raise LaunchFailed(f"the process of {plan.replica_id} could not be started: {error.strerror or error}") from error
         self._guard.add(self._process.pid, tag(plan))
@@ -259,7 +265,8 @@ class RunningReplica:
             if report is not None:
                 self._heed(report, vitals)
             if logs.is_large(self._log_file):
-                await in_thread(lambda: logs.bound(self._log_file))
+                with contextlib.suppress(BlockingIOError):  # there is no thread for it: at the next look
+                    await in_thread(lambda: logs.bound(self._log_file))
             reason = vitals.overdue(ready=self.record.status.state == "READY")
             if reason:
                 self.error = reason

@@ -59,7 +59,6 @@ class ClusterState:
         self.launches.pop(launch.uid, None)
         self.launches[launch.uid] = launch
         launch.number = next(self._numbers)
-        self.over.discard(launch)
         self.touched.touch(launch)
 
     def forget(self, launch: LaunchEntry) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from xi_core.api.control import MemberRole
-from xi_core.errors import ConfigError, Conflict, Forbidden
+from xi_core.errors import Conflict, Forbidden, Unavailable
 from xi_core.transport.security import KeyPair
 
 _TABLES = """
@@ -58,7 +58,7 @@ class Store:
     """The database. Every method is one transaction, on any thread. What writes may wait for the disk: not on the supervisor's loop."""
 
     def __init__(self, home: Path) -> None:
-        """Open or make the one of this XI_HOME. Raises `ConfigError` where it can't be, `Conflict` where another supervisor has it."""
+        """Open or make the one of this XI_HOME. Raises `Unavailable` where it can't be, `Conflict` where another supervisor has it."""
         self.path = home / "cluster" / "state.db"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -72,7 +72,7 @@ class Store:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_TABLES)
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"the supervisor's memory {self.path} can't be opened: {error}; XI_HOME says where it is") from None
+            raise Unavailable(f"the supervisor's memory {self.path} can't be opened: {error}; XI_HOME says where it is") from None
         members = self._db.execute("SELECT key, role, name FROM members")
         self._allowed: dict[str, Entry] = {key: Entry(role, name) for key, role, name in members}
         self._struck: dict[str, Entry] = {
@@ -125,13 +125,13 @@ class Store:
     # ---- epochs and keys ------------------------------------------------------------------------
 
     def next_epoch(self) -> int:
-        """A number larger than at any start before. Raises `ConfigError` where it can't be written down."""
+        """A number larger than at any start before. Raises `Unavailable` where it can't be written down."""
         try:
             with self._transaction():
                 self._db.execute("INSERT INTO counters VALUES ('epoch', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1")
                 return int(self._db.execute("SELECT value FROM counters WHERE name = 'epoch'").fetchone()[0])
         except sqlite3.Error as error:
-            raise ConfigError(f"the supervisor's memory {self.path} can't be written: {error}; XI_HOME says where it is") from None
+            raise Unavailable(f"the supervisor's memory {self.path} can't be written: {error}; XI_HOME says where it is") from None
 
     def keys(self, name: str) -> KeyPair:
         """The key pair of this name, made when it is first asked for."""

@@ -35,7 +35,7 @@ from xi_core.cluster.schedulers import schedulers_of
 from xi_core.cluster.store import Entry, Store
 from xi_core.cluster.table import RoutingTable
 from xi_core.config import CLUSTER_PORT, Settings, settings
-from xi_core.errors import ChannelClosed, ConfigError, Conflict, ProtocolMismatch, XiError
+from xi_core.errors import ChannelClosed, Conflict, ProtocolMismatch, Unavailable, XiError
 from xi_core.plugins import PluginHub
 from xi_core.transport.rpc import Calls, Link, LinkServer
 from xi_core.transport.schemes import by_scheme, scheme_of
@@ -254,6 +254,7 @@ class Supervisor:
             link.notify(self._executor.table.snapshot())
         except XiError as error:
             log.warning("gateway %s doesn't take the routing table: %s", gateway.name, error)
+            link.lose(error)  # it begins anew
         else:
             self._executor.gateways[link] = gateway
 
@@ -287,6 +288,7 @@ def _lives(worker: WorkerLink) -> bool:
 async def run(arguments: argparse.Namespace) -> None:
     """Be the supervisor until told to stop."""
     config = settings()
+    set_up_logging("supervisor", config.log_level)
     stop = stop_event(arguments.watch_stdin)
     cluster = (arguments.cluster_host, arguments.cluster_port) if arguments.cluster_host else None
     store = _store(config, required=cluster is not None)
@@ -305,12 +307,15 @@ async def run(arguments: argparse.Namespace) -> None:
 
 
 def _store(config: Settings, required: bool) -> Store | None:
-    """The supervisor's memory. A second `xi serve` of the same XI_HOME goes without; a cluster can't. Raises `ConfigError`."""
+    """The supervisor's memory. A second `xi serve` of the same XI_HOME goes without; a cluster can't.
+
+    Raises `Unavailable`, `Conflict`: no setting is wrong, and the next start may find it.
+    """
     try:
         return Store(config.home_dir)
-    except (Conflict, ConfigError) as error:
+    except (Conflict, Unavailable) as error:
         if required:
-            raise ConfigError(error.message, param="XI_HOME") from None
+            raise
         log.warning("what is launched won't be remembered over a restart: %s", error.message)
         return None
 
@@ -340,7 +345,6 @@ def main() -> int:
     parser.add_argument("--no-restore", action="store_true", help="forget what was launched before")
     parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends")
     arguments = parser.parse_args()
-    set_up_logging("supervisor", settings().log_level)
     gc.set_threshold(*COLLECT)
     allow_many_files()
     return exit_status(run(arguments))

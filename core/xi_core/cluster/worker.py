@@ -354,6 +354,7 @@ class Worker:
 async def run(arguments: argparse.Namespace) -> None:
     """Be a worker until told to stop: beside its supervisor (`--runtime`), or as a member of a cluster."""
     config = settings()
+    set_up_logging("worker", config.log_level)
     token = token_of(os.environ)
     stop = stop_event(arguments.watch_stdin)
     hub = PluginHub.load(config.plugins)
@@ -392,7 +393,6 @@ def main() -> int:
     parser.add_argument("--name", default=socket.gethostname(), help="this worker's name; default: the machine's")
     parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends")
     arguments = parser.parse_args()
-    set_up_logging("worker", settings().log_level)
     return exit_status(run(arguments))
 
 

@@ -150,6 +150,8 @@ class StepOutput(Struct):
 
     tokens: list[TokenOut]
     errors: list[SequenceError] = field(default_factory=list)
+    unbegun: list[int] = field(default_factory=list)
+    """Of the batcher, where the engine has failed: sequences that it had not taken in."""
 
 
 class Tokenizer(ABC):

@@ -12,7 +12,7 @@ from msgspec import Struct
 from xi_core.engine.base import SamplingParams, SequenceError, StepOutput, TokenEngine
 from xi_core.engine.inbox_thread import InboxThread
 from xi_core.engine.turns import Turns
-from xi_core.errors import Unavailable, XiError
+from xi_core.errors import XiError
 
 
 class _Sequence(Struct):
@@ -56,11 +56,12 @@ class Batcher(InboxThread):
         return bool(self._running or self._waiting)
 
     def _work(self) -> None:
-        errors = self._admit()
         try:
+            errors = self._admit()
             output = self._engine.step() if self._running else StepOutput([])
         except BaseException:
-            self._on_step(StepOutput([], self._unbegun()))
+            self._take_in()
+            self._on_step(StepOutput([], unbegun=[self._waiting.pop().id for _ in range(len(self._waiting))]))
             raise
         output.errors.extend(errors)
         for token in output.tokens:
@@ -69,13 +70,6 @@ class Batcher(InboxThread):
         for error in output.errors:
             self._running.discard(error.id)
         self._on_step(output)
-
-    def _unbegun(self) -> list[SequenceError]:
-        """What waits, of which the engine has not heard: others may well serve it."""
-        return [
-            SequenceError(self._waiting.pop().id, "the engine has failed before it took this in", Unavailable.status)
-            for _ in range(len(self._waiting))
-        ]
 
     def _drop(self, id: int) -> None:
         if id in self._running:

@@ -26,6 +26,7 @@ import os
 import threading
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -39,6 +40,7 @@ from xi_core.engine.child_process import Child
 from xi_core.engine.child_sleep import ask_all
 from xi_core.engine.child_words import ServerCall, ServerCommand, ServerWords, last_lines
 from xi_core.errors import EngineError, Unavailable
+from xi_core.models.checkpoint import recommended_sampling
 from xi_core.wire.frames import EngineCounters
 from xi_core.wire.manifest import Manifest
 from xi_core.wire.plan import LaunchPlan
@@ -181,6 +183,8 @@ class ChildServerEngine(ServerWords, ApiEngine):
         follows = plan.rendezvous is not None and plan.rendezvous.rank > 0
         await self._until_ready(child, address, plan.limits.launch_timeout * LAUNCH_SHARE, joined if follows else None)
         model = _FOLLOWER if follows else self.loaded(plan, await self._card(address, plan.uid))
+        if not follows and not model.sampling:
+            model.sampling = recommended_sampling(Path(plan.artifact.path))
         ready, calls = True, Calls(self, plan.uid, address)
         self._calls = calls
         self._tasks = [asyncio.ensure_future(self._until_dead(child, calls))]

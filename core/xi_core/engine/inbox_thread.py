@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -66,6 +67,12 @@ class InboxThread(ABC):
             if self._has_work() and not self._stopping:
                 return True
         return False
+
+    def _take_in(self) -> None:
+        """After a failure, take what has come: it is to be told of as well."""
+        while not self._inbox.empty():
+            with contextlib.suppress(Exception):  # of an engine that has failed
+                self._inbox.get()()
 
     def _fill(self) -> None:
         """After idleness, wait a moment for others to come."""

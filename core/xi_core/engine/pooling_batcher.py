@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from xi_core.engine.inbox_thread import InboxThread
 from xi_core.engine.pooling import PoolingInput
-from xi_core.errors import XiError
+from xi_core.errors import Unavailable, XiError
 
 Value = bytes | float
 """What becomes of an input: a vector or a score."""
@@ -76,7 +76,14 @@ class PoolingBatcher(InboxThread):
 
     def _work(self) -> None:
         work, batch = self._next_batch()
-        self._on_output(self._done(work, batch))
+        try:
+            output = self._done(work, batch)
+        except BaseException:
+            self._take_in()
+            unbegun = [id for id, request in self._waiting.items() if len(request.order) == len(request.inputs)]
+            self._on_output(BatchOutput([], unbegun, Unavailable("the engine has failed before it took this in", retry_after=1.0)))
+            raise
+        self._on_output(output)
 
     def _add(self, request: _Waiting) -> None:
         self._waiting[request.id] = request

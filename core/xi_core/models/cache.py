@@ -182,7 +182,7 @@ class ModelCache:
     def serving(self, artifact: Path) -> Iterator[None]:
         """Nobody removes the commit of which this is the folder or a file. Otherwise as `used`; of what lies outside nothing is kept."""
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError, ValueError):  # ValueError: it is in another place
+            with contextlib.suppress(OSError, ValueError, ArtifactError):  # it is in another place, or no model of a source
                 source, name, commit = artifact.relative_to(self.root).parts[:3]
                 lock = stack.enter_context(self._lock(source, name.replace("--", "/", 1), f"+{commit}"))
                 fcntl.flock(lock, fcntl.LOCK_SH)

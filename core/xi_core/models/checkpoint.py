@@ -7,8 +7,7 @@ from typing import Any
 
 from xi_core.errors import ArtifactError
 from xi_core.models import inspect
-
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+from xi_core.models.sampling import recommended
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def default_sampling(generation: dict[str, Any]) -> dict[str, Any]:
     """Sampling values that the model's own `generation_config.json` recommends; none where it means greedy decoding."""
     if generation.get("do_sample") is not True:
         return {}
-    return {name: generation[name] for name in _SAMPLING if generation.get(name) is not None}
+    return recommended(generation)
 
 
 def recommended_sampling(directory: Path) -> dict[str, Any]:

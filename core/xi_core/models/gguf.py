@@ -9,10 +9,12 @@ from __future__ import annotations
 import mmap
 import struct
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
 from xi_core.errors import ArtifactError
+from xi_core.models.sampling import recommended
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -84,10 +86,10 @@ class Metadata(Struct, frozen=True):
     """Bytes of the whole file."""
 
     @property
-    def sampling(self) -> dict[str, float]:
+    def sampling(self) -> dict[str, Any]:
         """Sampling values that the file recommends, by xi's names. 32 bits of 0.6 are told as 0.6."""
         found = {name: self.values.get(key) for key, name in SAMPLING.items()}
-        return {name: round(value, 6) for name, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+        return recommended({name: round(value, 6) if isinstance(value, float) else value for name, value in found.items()})
 
     def number(self, name: str) -> int:
         """The architecture's own value `name`, such as `context_length`; 0 if the file doesn't tell it as a positive whole number."""

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from xi_core.engine.base import ApiEngine, ApiRequest, ApiSink
 from xi_core.engine.turns import Turns
-from xi_core.errors import EngineError, ErrorBody, InvalidRequest, XiError
+from xi_core.errors import EngineError, ErrorBody, InvalidRequest, Unavailable, XiError
 from xi_core.serving.loop_queue import LoopQueue
 from xi_core.serving.service import Run
 
@@ -73,7 +73,8 @@ class _Sink(ApiSink):
 
     def failed(self, id: int, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         default = InvalidRequest.code if status < 500 else EngineError.code
-        self._queue.put(Failed(id, ErrorBody(message=message, status=status, param=param, code=code or default)))
+        again = 1.0 if status == Unavailable.status else None
+        self._queue.put(Failed(id, ErrorBody(message=message, status=status, param=param, code=code or default, retry_after=again)))
 
     def hand_over(self, engine: ApiEngine, request: ApiRequest) -> None:
         """Submit a request. What `submit` raises comes as its failure, as everything else does, so that its slot is freed."""

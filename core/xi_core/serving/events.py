@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import msgspec
@@ -19,6 +20,9 @@ from xi_core.serving.request import Job, message_text
 from xi_core.serving.service import GenerationService, Running
 from xi_core.serving.structured import engine_fields
 from xi_core.wire.plan import LaunchPlan
+
+_MADE_UP = re.compile(r"(?:call_|chatcmpl-tool-)[0-9a-f]{16,}")
+"""Ids of calls that vLLM and SGLang give where the model's form has none."""
 
 # ---- what is read of an engine's events -----------------------------------------------------------
 
@@ -199,6 +203,11 @@ def engine_body(job: Job, index: int, stops: ModelStops = NO_STOPS) -> dict[str,
     return body
 
 
+def _telling(id: str | None) -> str | None:
+    """A call's id, unless the server has made it up: then xi's own, which templates of all families take, is as good."""
+    return None if id is None or _MADE_UP.fullmatch(id) else id
+
+
 def _message(message: Message) -> dict[str, Any]:
     """A message with its content as one text, so that it reads the same in every engine."""
     plain: dict[str, Any] = msgspec.to_builtins(message)
@@ -224,7 +233,7 @@ def _delta(part: _Part, choice: _EventChoice) -> Delta:
         delta.text = choice.delta.content or ""
         delta.reasoning = choice.delta.reasoning_content or ""
         delta.tool_calls = [
-            ToolCallDelta(index=call.index, name=call.function.name, arguments=call.function.arguments or "", id=call.id)
+            ToolCallDelta(index=call.index, name=call.function.name, arguments=call.function.arguments or "", id=_telling(call.id))
             for call in choice.delta.tool_calls or []
             if call.index == 0 or not part.run.job.one_call  # some engines don't honour it
         ]

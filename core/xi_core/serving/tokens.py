@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from xi_core.api.openai import Message
-from xi_core.engine.base import LoadedModel, SamplingParams, SequenceError, StepOutput, TokenEngine, TokenOut
+from xi_core.engine.base import LoadedModel, SamplingParams, StepOutput, TokenEngine, TokenOut
 from xi_core.engine.batcher import Batcher
 from xi_core.engine.grammar import Grammar
 from xi_core.engine.sequence_check import check_ids
@@ -176,13 +176,20 @@ class TokenService(GenerationService):
             if part is None:  # it was stopped while this step ran
                 continue
             self._attempt(part[0], self._token, *part, token)
-        unbegun = {error.id for error in output.errors if error.status == Unavailable.status}
         for error in output.errors:
             part = self._parts.get(error.id)
             if part is not None:
                 run, choice = part
-                whole = len(run.parts) == run.job.choices and unbegun.issuperset(run.parts)
-                self.fail(run, run.job.blame(run.job.prompt_of(choice.index), _cause(error, whole)))
+                cause = InvalidRequest(error.message, param=error.param) if error.status < 500 else EngineError(error.message)
+                self.fail(run, run.job.blame(run.job.prompt_of(choice.index), cause))
+        if output.unbegun:
+            self._send_away(set(output.unbegun))
+
+    def _send_away(self, unbegun: set[int]) -> None:
+        """The engine has failed: requests of which it had taken in nothing may be served elsewhere. Why, the others are told next."""
+        for run in {run for part in unbegun if (run := self._parts.get(part, (None,))[0]) is not None}:
+            if len(run.parts) == run.job.choices and unbegun.issuperset(run.parts):
+                self.fail(run, Unavailable("the engine has failed before it took this in", retry_after=1.0))
 
     def _token(self, run: Running, choice: Choice, token: TokenOut) -> None:
         if token.cached is not None:  # of several choices of a prompt, what none of them had to read
@@ -200,13 +207,6 @@ class TokenService(GenerationService):
     def _stop_part(self, part: int) -> None:
         self._parts.pop(part, None)
         self._batcher.remove(part)
-
-
-def _cause(error: SequenceError, unbegun: bool) -> XiError:
-    """Why a request failed with one of its sequences; `unbegun`: with all of them, of which the engine has begun none."""
-    if unbegun:
-        return Unavailable(error.message, retry_after=1.0)
-    return InvalidRequest(error.message, param=error.param) if error.status < 500 else EngineError(error.message)
 
 
 def _params(job: Job, index: int, most: int, grammar: Grammar | None) -> SamplingParams:

@@ -100,6 +100,7 @@ def test_an_engine_that_breaks_is_reported_once() -> None:
         def step(self) -> StepOutput:
             asked.wait(5)
             if next(steps):
+                run.batcher.submit(4, [1], GREEDY)
                 raise RuntimeError("out of memory")
             return StepOutput([])
 
@@ -110,8 +111,8 @@ def test_an_engine_that_breaks_is_reported_once() -> None:
         assert str(run.failures.get(timeout=5)) == "out of memory"
         run.batcher.stop(5.0)
         assert run.failures.empty()
-        assert run.queue.get(timeout=5).errors == []
-        assert [(error.id, error.status) for error in run.queue.get(timeout=5).errors] == [(3, 503)], "which waited"
+        assert run.queue.get(timeout=5).unbegun == []
+        assert run.queue.get(timeout=5).unbegun == [3, 4], "which waited, and which came while it failed"
 
 
 def test_after_idleness_it_waits_to_fill_the_batch() -> None:

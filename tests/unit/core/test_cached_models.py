@@ -88,3 +88,9 @@ async def test_another_commit_than_the_one_that_serves_is_removed(tmp_path: Path
     assert (old.exists(), new.exists()) == (False, True)
     one.stop(0.0)
     await asyncio.wait_for(life, 10)
+
+
+async def test_a_folder_that_only_looks_like_a_cached_model_may_serve(tmp_path: Path) -> None:
+    folder = ModelCache(tmp_path).root / "mine" / "my model" / "v1"
+    with ModelCache(tmp_path).serving(folder), ModelCache(tmp_path).serving(tmp_path):
+        pass

@@ -15,7 +15,7 @@ import pytest
 from xi_core.cluster import addresses, joining, worker
 from xi_core.cluster.joining import JoinToken
 from xi_core.cluster.membership import Identity, token_of
-from xi_core.errors import ConfigError
+from xi_core.errors import ConfigError, Unavailable
 from xi_core.transport.security import KeyPair
 
 TOKEN = JoinToken(["tcp://10.0.0.5:9998"], KeyPair.new().public, joining.new_secret(), 2e9, "worker")
@@ -142,7 +142,7 @@ def test_addresses() -> None:
     assert addresses.own_address("127.0.0.1") == "127.0.0.1"
     assert addresses.reachable("10.0.0.5") == "10.0.0.5"
     assert addresses.reachable("0.0.0.0") not in ("0.0.0.0", "")
-    with pytest.raises(ConfigError, match=r"host 'no\.such\.host\.invalid' leads to no address") as raised:
+    with pytest.raises(Unavailable, match=r"host 'no\.such\.host\.invalid' leads to no address") as raised:
         addresses.resolved("no.such.host.invalid")
     assert raised.value.param == "host"
 
@@ -183,7 +183,7 @@ async def test_a_worker_with_a_host_that_is_not_its_own_does_not_join(
 ) -> None:
     monkeypatch.setenv("XI_HOME", str(tmp_path))
     given = argparse.Namespace(watch_stdin=False, name="w1", supervisor="tcp://127.0.0.1:1", runtime="", host=host)
-    with pytest.raises(ConfigError, match=f"host '{host}'.*{words}.*--host") as raised:
+    with pytest.raises((ConfigError, Unavailable), match=f"host '{host}'.*{words}.*--host") as raised:
         await asyncio.wait_for(worker.run(given), 5.0)
     assert raised.value.param == "host"
     assert not (tmp_path / "cluster").exists(), "its token, if it has one, is not used up"
@@ -192,5 +192,5 @@ async def test_a_worker_with_a_host_that_is_not_its_own_does_not_join(
 def test_an_own_address() -> None:
     addresses.check_own("127.0.0.1")
     addresses.check_own("localhost")
-    with pytest.raises(ConfigError, match=r"host '192\.0\.2\.6' is no address of this machine.*--host"):
+    with pytest.raises(Unavailable, match=r"host '192\.0\.2\.6' is no address of this machine.*--host"):
         addresses.check_own("192.0.2.6")

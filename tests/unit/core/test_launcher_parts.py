@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from xi_core.cluster.launcher import Launcher, check_ports, listen, main, say, s
 from xi_core.cluster.runtime import RuntimeFolder
 from xi_core.cluster.sibling import Sibling
 from xi_core.config import settings
-from xi_core.errors import ConfigError
+from xi_core.errors import ConfigError, Unavailable
 
 
 @pytest.mark.parametrize(("host", "exposed"), [("127.0.0.1", False), ("0.0.0.0", True)])
@@ -46,12 +47,30 @@ def test_a_sibling_for_which_there_is_no_room_is_tried_again_later(
             raise BlockingIOError(11, "Resource temporarily unavailable")
 
         monkeypatch.setattr(sibling, "start", full)
-        with pytest.raises(ConfigError, match=r"gateway can't be started: .*unavailable"):
+        with pytest.raises(Unavailable, match=r"gateway can't be started: .*unavailable"):
             launcher._start(sibling)
         launcher._started, sibling.start_at = True, 0.0
         assert launcher._look() == 0
     assert sibling.start_at > time.monotonic()
     assert "can't be started now" in capsys.readouterr().err
+
+
+def test_a_first_start_for_which_there_is_no_room_is_told_and_may_be_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(sibling: Sibling) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setenv("XI_HOME", str(tmp_path))
+    monkeypatch.setattr(Sibling, "start", full)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)}
+    try:
+        assert main(["--host", "127.0.0.1", "--port", "0"]) == 1
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "Error: supervisor can't be started: [Errno 11] Resource temporarily unavailable" in capsys.readouterr().err
 
 
 def test_nobody_reads_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:

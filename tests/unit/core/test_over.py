@@ -47,13 +47,23 @@ def test_with_a_launch_those_before_it_of_its_name_are_over() -> None:
     assert ("m", 3) not in core._state.over
 
 
+def test_a_clock_that_was_set_back_brings_nothing_to_life() -> None:
+    core = cluster(member("w1"))
+    brief(core, 1.0, "m", created=5)
+    brief(core, 2.0, "m", created=3)
+    assert ("m", 4) in core._state.over
+
+
 def test_another_launch_of_that_name_is_another() -> None:
     core = cluster(member("w1"))
     brief(core, 1.0, "m", created=1)
     brief(core, 1.0, "m", created=1)
-    core.accept(2.0, wanted(uid="m"))
-    assert ("m", 1) not in core._state.over
-    assert [launch.uid for launch in core.listed()] == ["m"]
+    (start,) = starts(core.accept(1.0, wanted(uid="m")))
+    assert ready(core, start, now=2.0) == []
+    assert core.worker_joined(3.0, member("w1"), [record(start, wanted(uid="m"))]) == [], (
+        "it is wanted, created in the same second as it is"
+    )
+    assert [(launch.uid, launch.state) for launch in core.listed()] == [("m", "READY")]
 
 
 def test_launches_that_come_and_go_leave_no_times_behind() -> None:

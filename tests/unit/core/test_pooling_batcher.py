@@ -160,6 +160,22 @@ def test_anything_else_ends_the_batcher(values: Any) -> None:
         assert isinstance(run.failures.get(timeout=10), RuntimeError | ValueError)
 
 
+def test_what_waits_when_it_ends_may_be_served_elsewhere() -> None:
+    def breaks(inputs: list[PoolingInput]) -> Sequence[float]:
+        run.submit(3, 5)
+        raise RuntimeError("out of memory")
+
+    with Batches(most=1) as run:
+        run.busy()
+        run.submit(1, 2, 2, work=breaks)
+        run.submit(2, 4)
+        run.open()
+        assert isinstance(run.failures.get(timeout=10), RuntimeError)
+        assert run.outputs.get(timeout=10).values == [(0, 0, 1.0)]
+        last = run.outputs.get(timeout=10)
+    assert (last.failed, last.error and last.error.status) == ([2, 3], 503), "not the request whose input broke it"
+
+
 def test_stopping_does_not_wait_for_the_interval() -> None:
     with Batches(interval=60.0) as run:
         run.submit(1, 5)

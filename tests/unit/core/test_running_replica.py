@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import threading
 import time
@@ -248,6 +249,31 @@ async def test_a_replica_ends_wholly_where_there_can_be_no_more_threads(
     await until(lambda: not host._running, 10.0)
     assert process.returncode is not None
     assert replica.record.status.pid is None
+
+
+@pytest.mark.parametrize("first", [1, 2])
+async def test_a_launch_that_is_short_of_threads_later_may_be_tried_again(
+    host: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """Its log file is well, and so is its home."""
+    started, real = itertools.count(), threading.Thread.start
+
+    def some(thread: threading.Thread) -> None:
+        if next(started) >= first:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", some)
+    await host._start(life(tmp_path, "first"))
+    replica = host._running["under-test-0"]
+    if first == 1:
+        await until(lambda: not host._running, 10.0)
+        assert "can't start new thread" in (replica.error or "")
+        assert not replica.final
+    else:
+        await until((tmp_path / "deaf").exists, 10.0)
+        replica.stop(0.0)
+        await until(lambda: not host._running, 10.0)
 
 
 async def test_a_replica_for_which_there_is_no_thread_has_ended(host: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Services beyond what the engine kit checks: queues, failures, draining, broken events."""
 
 import asyncio
+import json
 import threading
 from typing import Any
 
@@ -94,7 +95,10 @@ async def test_a_request_of_which_a_part_ran_when_the_engine_broke_is_not_tried_
     async with serving(engine) as service:
         client = Client(service, 1, n=2, **(ENDLESS | {"stream": False}))
         engine.asked.set()
-        assert (await client.answer()).status == 500
+        answer = await client.answer()
+        assert answer.status == 500
+        assert answer.error is not None
+        assert "CUDA out of memory" in answer.error["message"]
 
 
 async def test_drain_waits_then_ends_with_a_typed_error() -> None:
@@ -147,6 +151,31 @@ async def test_what_a_model_recommends_counts_where_a_request_leaves_it_open() -
         Client(service, 2, temperature=0.1, top_k=0)
         asked = [(body["temperature"], body["top_k"], body["top_p"], body["repetition_penalty"]) for body in bodies]
     assert asked == [(0.6, 20, 1.0, 1.0), (0.1, 0, 1.0, 1.0)], "and nothing that this engine can't honour"
+
+
+async def test_a_refusal_for_now_says_when_to_come_back() -> None:
+    engine = Mute()
+    async with serving(engine) as service:
+        client = Client(service)
+        engine.sink.failed(engine.taken[0], 503, "its server has died", code="unavailable")
+        assert (await client.answer()).status == 503
+    assert isinstance(client.frames[0], Open)
+    assert client.frames[0].retry_after == 1.0
+
+
+@pytest.mark.parametrize(("given", "kept"), [("call_" + "0a" * 12, False), ("chatcmpl-tool-" + "0a" * 16, False), ("functions.f:0", True)])
+async def test_ids_of_calls_that_a_server_has_made_up_are_xis_own(given: str, kept: bool) -> None:
+    call = {"index": 0, "id": given, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    event = {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}
+    engine = Mute()
+    async with serving(engine) as service:
+        client = Client(service)
+        engine.sink.event(engine.taken[0], json.dumps(event).encode())
+        engine.sink.done(engine.taken[0])
+        answer = await client.answer()
+    (told,) = json.loads(answer.raw)["choices"][0]["message"]["tool_calls"]
+    assert (told["id"] == given) is kept
+    assert kept or len(told["id"]) == 9
 
 
 async def test_counts_of_one_wake_up_per_step() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from xi_core.cluster.store import Entry, Store
-from xi_core.errors import ConfigError
+from xi_core.errors import Unavailable
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_full_disk_is_told_as_one_and_changes_nothing(full: Store) -> None:
 
 def test_an_epoch_that_can_not_be_written_down_is_told_with_its_place(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     full._db.execute("PRAGMA query_only = 1")
-    with pytest.raises(ConfigError, match=r"state\.db can't be written: .*XI_HOME"):
+    with pytest.raises(Unavailable, match=r"state\.db can't be written: .*XI_HOME"):
         full.next_epoch()
 
 

@@ -76,3 +76,13 @@ def test_what_the_server_is_sent(model: Path, tmp_path: Path, choice: Any) -> No
     assert "look" in grammar
     function = {"name": "look", "parameters": {"type": "object"}}
     assert sent == {"messages": [], "tools": [{"type": "function", "function": function}], "tool_choice": "auto"}
+
+
+@pytest.mark.parametrize("name", ["speculative_config", "speculative-config", "speculative-config.method"])
+def test_with_drafts_it_takes_fewer_fields(model: Path, name: str) -> None:
+    """A recommended min_p would have every request refused otherwise."""
+    loaded = VllmEngine().loaded(plan(model, **HERMES, **{name: "ngram"}), {"max_model_len": 9})
+    for fields in loaded.manifest.endpoints.values():
+        assert (fields["min_p"].state, fields["logit_bias"].state, fields["top_p"].state) == ("no", "no", "yes")
+    assert "--speculative-config" in loaded.manifest.endpoints[CHAT]["min_p"].reason
+    assert VllmEngine().loaded(plan(model), {"max_model_len": 9}).manifest.endpoints[CHAT]["min_p"].state == "yes"

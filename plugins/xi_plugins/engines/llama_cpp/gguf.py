@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -20,7 +21,7 @@ class Header(Struct, kw_only=True, frozen=True):
     size: int
     layers: int = 0
     """0 where the file doesn't tell."""
-    sampling: dict[str, float] = {}
+    sampling: dict[str, Any] = {}
     """Values that the file recommends."""
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, ClassVar
 
 from xi_core.engine.base import ApiRequest, LoadedModel
@@ -17,7 +16,6 @@ from xi_core.engine.child_server import ChildServerEngine, ServerCall, ServerCom
 from xi_core.engine.child_sharding import threads_in_quota
 from xi_core.engine.child_translate import to_server
 from xi_core.errors import EngineError, EngineNotInstalled, XiError
-from xi_core.models.checkpoint import recommended_sampling
 from xi_core.models.inspect import has_chat_template
 from xi_core.models.special_tokens import added_tokens, special_of
 from xi_core.serving.parser import CallForm
@@ -71,11 +69,7 @@ class SglangEngine(ChildServerEngine):
 
     def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
         return LoadedModel(
-            context_length=card["max_model_len"],
-            slots=slots_of(plan),
-            manifest=manifest_for(plan),
-            sleep=sleeping.ability(plan),
-            sampling=recommended_sampling(Path(plan.artifact.path)),
+            context_length=card["max_model_len"], slots=slots_of(plan), manifest=manifest_for(plan), sleep=sleeping.ability(plan)
         )
 
     def body(self, request: ApiRequest) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from xi_core import machine
@@ -18,7 +17,6 @@ from xi_core.engine.child_server import ChildServerEngine, ServerCall, ServerCom
 from xi_core.engine.child_sharding import spread
 from xi_core.errors import EngineError, EngineNotInstalled, UnknownOption, XiError
 from xi_core.models.adapter import read_adapter
-from xi_core.models.checkpoint import recommended_sampling
 from xi_core.models.inspect import has_chat_template
 from xi_core.models.special_tokens import special_tokens
 from xi_core.serving.parser import CallForm
@@ -72,6 +70,7 @@ _STAGES = {
     "Capturing CUDA graphs": "capturing CUDA graphs",
     "Starting vLLM": "starting to serve",
 }
+_WITH_DRAFTS = dict.fromkeys(("min_p", "logit_bias"), no("vLLM doesn't take it with --speculative-config"))
 _NO_ROOM = re.compile(
     r"out of memory|(?:can't|cannot) allocate memory(?! in static TLS)|no available memory"
     r"|less than (?:desired|requested) (?:[CG]PU )?memory|larger than the available KV cache memory",
@@ -136,11 +135,7 @@ class VllmEngine(ChildServerEngine):
 
     def loaded(self, plan: LaunchPlan, card: dict[str, Any]) -> LoadedModel:
         return LoadedModel(
-            context_length=card["max_model_len"],
-            slots=slots(plan),
-            manifest=manifest_for(plan),
-            sleep=sleeping.ability(plan),
-            sampling=recommended_sampling(Path(plan.artifact.path)),
+            context_length=card["max_model_len"], slots=slots(plan), manifest=manifest_for(plan), sleep=sleeping.ability(plan)
         )
 
     def sleep_calls(self, level: int) -> list[ServerCall]:
@@ -179,7 +174,14 @@ def _ascii(expression: str) -> str:
 
 
 def manifest_for(plan: LaunchPlan) -> Manifest:
-    """What this launch honours: chat needs a template, and tools need a parser that the launch names."""
+    """What this launch honours: chat needs a template, and tools need a parser that the launch names; drafts exclude some fields."""
+    found = _by_template(plan)
+    if not any(name.replace("-", "_").partition(".")[0] == "speculative_config" for name in plan.options):
+        return found
+    return Manifest(endpoints={route: fields | _WITH_DRAFTS for route, fields in found.endpoints.items()})
+
+
+def _by_template(plan: LaunchPlan) -> Manifest:
     if not (plan.chat_template or plan.options.get("chat_template") or has_chat_template(plan.artifact.path)):
         return Manifest(endpoints={COMPLETIONS: MANIFEST.endpoints[COMPLETIONS]})
     if not (plan.options.get("enable_auto_tool_choice") and plan.options.get("tool_call_parser")):

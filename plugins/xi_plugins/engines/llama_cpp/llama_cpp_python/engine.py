@@ -76,7 +76,7 @@ class LlamaCppPythonEngine(TokenEngine):
         self._context = Context(model, options, size, threads_for(header, options, fewer_than_cores()), self._batch)
         self._reuses = options.cache_prompt and model.rewinds and (not model.window or options.swa_full)
         self._slots = Slots(size.slots, self._length if self._reuses else 0)
-        self._default_sampling = model.default_sampling
+        self._default_sampling = header.sampling
         self._read_tokens(model)
         if options.warmup:
             _warm_up(self._context, min(self._ends, default=0))

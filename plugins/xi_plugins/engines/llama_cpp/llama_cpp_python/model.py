@@ -16,8 +16,6 @@ _NUMA = {"off": 0, "distribute": 1, "isolate": 2, "numactl": 3}
 _SPLIT = {"none": 0, "layer": 1, "row": 2}
 _VALUE = 1024
 """Longest metadata value that is asked for."""
-_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
-"""Keys `general.sampling.…` of a GGUF file, and what xi calls them."""
 
 
 class Model:
@@ -45,12 +43,6 @@ class Model:
         return found.decode("utf-8", "replace") if found else None
 
     @property
-    def default_sampling(self) -> dict[str, Any]:
-        """Sampling values that the file recommends."""
-        found = {name: self.metadata(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
-        return {name: _number(name, value) for name, value in found.items() if value is not None}
-
-    @property
     def rewinds(self) -> bool:
         """Whether the end of a sequence can be taken off its cache: not from the state of a recurrent model."""
         library = self.library
@@ -61,13 +53,6 @@ class Model:
         """Tokens of sliding-window attention, 0 without it."""
         found: int = self.library.llama_model_n_swa(self.pointer)
         return found
-
-
-def _number(name: str, value: str) -> float | int:
-    try:
-        return int(value) if name == "top_k" else float(value)
-    except ValueError:
-        raise ArtifactError(f"the file's metadata recommends {name} {value!r}, which is no number") from None
 
 
 def load_model(library: Any, plan: LaunchPlan, options: LlamaCppPythonOptions, progress: Progress) -> Model:
