@@ -243,7 +243,7 @@ def _kept(pull: _Pull, files: list[CachedFile], progress: Progress) -> list[Cach
         done += count
         if (now := time.monotonic()) - told_at >= INTERVAL:
             told_at = now
-            progress("verifying the files", done / total)
+            progress("verifying the files", done / total if total else None)
 
     return [file for file in files if pull.cache.reuse(file.sha256, file.size, pull.folder, each)]
 

@@ -156,13 +156,15 @@ class TokenService(GenerationService):
         if self._template is None:
             raise InvalidRequest(f"{self.plan.uid} has no chat template; use /v1/completions", param="messages")
         plain = partial(plain_message, null=self._template.knows_no_content)
+        messages = [plain(message) for message in job.chat.messages]
         try:
-            return self._template.render([plain(message) for message in job.chat.messages], job.tools, **job.variables)
+            return self._template.render(messages, job.tools, **job.variables)
         except InvalidRequest:
             if not any(message.tool_calls for message in job.chat.messages):
                 raise
+            messages = [plain(message, texts=True) for message in job.chat.messages]
             try:  # templates of DeepSeek put a call's arguments between other text
-                return self._template.render([plain(message, texts=True) for message in job.chat.messages], job.tools, **job.variables)
+                return self._template.render(messages, job.tools, **job.variables)
             except InvalidRequest:
                 log.debug("%s: arguments as text don't fit the chat template either", self.plan.uid)
             raise

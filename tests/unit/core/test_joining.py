@@ -15,7 +15,7 @@ import pytest
 from xi_core.cluster import addresses, joining, worker
 from xi_core.cluster.joining import JoinToken
 from xi_core.cluster.membership import Identity, token_of
-from xi_core.errors import ConfigError, Unavailable
+from xi_core.errors import ConfigError, Unavailable, XiError
 from xi_core.transport.security import KeyPair
 
 TOKEN = JoinToken(["tcp://10.0.0.5:9998"], KeyPair.new().public, joining.new_secret(), 2e9, "worker")
@@ -176,14 +176,15 @@ def test_a_members_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "words"), [("203.0.113.9", "is no address of this machine"), ("0.0.0.0", "no address that others can dial")]
+    ("host", "words", "kind"),
+    [("203.0.113.9", "is no address of this machine", Unavailable), ("0.0.0.0", "no address that others can dial", ConfigError)],
 )
 async def test_a_worker_with_a_host_that_is_not_its_own_does_not_join(
-    host: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: str, words: str, kind: type[XiError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XI_HOME", str(tmp_path))
     given = argparse.Namespace(watch_stdin=False, name="w1", supervisor="tcp://127.0.0.1:1", runtime="", host=host)
-    with pytest.raises((ConfigError, Unavailable), match=f"host '{host}'.*{words}.*--host") as raised:
+    with pytest.raises(kind, match=f"host '{host}'.*{words}.*--host") as raised:
         await asyncio.wait_for(worker.run(given), 5.0)
     assert raised.value.param == "host"
     assert not (tmp_path / "cluster").exists(), "its token, if it has one, is not used up"

@@ -47,6 +47,12 @@ async def test_a_template_that_takes_neither_is_told_with_its_first_reason() -> 
         await rendered(DEEPSEEK + "{{ raise_exception('no calls, please') }}")
 
 
+@pytest.mark.parametrize("source", [QWEN, DEEPSEEK])
+async def test_arguments_that_are_no_json_are_refused_whatever_the_template_takes(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="a tool call's arguments are not valid JSON"):
+        await rendered(source, arguments="{Paris")
+
+
 async def test_xis_own_ids_are_such_as_every_template_takes() -> None:
     assert await rendered(MISTRAL) == "well"
 
